@@ -1,0 +1,41 @@
+"""peftkit: full fine-tuning, LoRA or QLoRA by one recipe, compared, and exported as an ordinary model."""
+
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peftkit.methods import Method, Quantization, full, lora, qlora
+    from peftkit.recipe import DataConfig, ModelConfig, Recipe
+    from peftkit.run import main
+    from peftkit.tasks import SequenceClassification
+
+__version__ = "0.1.0"
+
+# It announces on import that an optional kernel package is absent, even where nothing is in 4 bits.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+_HOMES = {
+    "DataConfig": "recipe",
+    "Method": "methods",
+    "ModelConfig": "recipe",
+    "Quantization": "methods",
+    "Recipe": "recipe",
+    "SequenceClassification": "tasks",
+    "full": "methods",
+    "lora": "methods",
+    "main": "run",
+    "qlora": "methods",
+}
+
+__all__ = [
+    "DataConfig", "Method", "ModelConfig", "Quantization", "Recipe", "SequenceClassification",
+    "full", "lora", "main", "qlora",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that `import peftkit` loads no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'peftkit' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"peftkit.{_HOMES[name]}"), name)

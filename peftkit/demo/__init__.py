@@ -1,0 +1,1 @@
+"""The embedded default: a pretrained model and real text that need no network."""

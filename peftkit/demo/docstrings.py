@@ -1,0 +1,174 @@
+"""Real text that every machine with peftkit has: which library does a docstring speak of?
+
+Docstrings are read with `ast`, so nothing is imported. Names of the libraries are masked, near-duplicates are
+dropped, classes are balanced, and a module's docstrings all fall into one split.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import random
+import re
+import sysconfig
+from importlib.metadata import version
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_from_disk
+from datasets.config import HF_DATASETS_CACHE
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.preprocessing import normalize
+
+from peftkit.files import new_folder
+from peftkit.log import logger
+
+# Label -> the package whose docstrings carry it; None is the standard library.
+LIBRARIES: dict[str, str | None] = {
+    "dataframes": "pandas",
+    "deep learning": "torch",
+    "language models": "transformers",
+    "machine learning": "sklearn",
+    "numerical arrays": "numpy",
+    "scientific computing": "scipy",
+    "standard library": None,
+}
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+MASKED = re.compile(
+    r"\b(?:pandas|pd|(?:py)?torch(?:script)?|transformers?|hugging\s?face|hf|sklearn|scikit[- ]?learn|scikit|numpy|"
+    r"np|scipy|c?python|stdlib)\b(?:\.\w+)*",
+    re.IGNORECASE,
+)
+ROWS_PER_LIBRARY = {"train": 360, "validation": 60, "test": 120}
+SHARES = {"train": 0.62, "validation": 0.12, "test": 0.26}
+MAX_WORDS = 40
+FILES_PER_LIBRARY = 260
+NEAR_DUPLICATE = 0.7
+SEED = 20
+BUILDER = 1
+
+
+def load_docstrings() -> DatasetDict:
+    """Splits `train`, `validation` and `test` with columns `text`, `label` and `module`; built once, then cached.
+
+    The rows depend on the installed versions of the libraries, which the report's fingerprint tells apart.
+    """
+    versions = [f"{name} {version(DISTRIBUTIONS.get(name, name))}" for name in LIBRARIES.values() if name]
+    settings = f"{sysconfig.get_python_version()} {versions} {ROWS_PER_LIBRARY} {SHARES} {MAX_WORDS} {SEED} {BUILDER}"
+    settings += f" {FILES_PER_LIBRARY} {NEAR_DUPLICATE} {MASKED.pattern}"
+    folder = Path(HF_DATASETS_CACHE) / "peftkit" / f"docstrings-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
+    if not (folder / "dataset_dict.json").exists():
+        logger.info("building the docstring data from installed packages (once)")
+        built = build_docstrings()
+        # Another rank may finish first; then its folder stands and this one is dropped.
+        try:
+            with new_folder(folder) as temporary:
+                built.save_to_disk(str(temporary))
+        except Exception:
+            if not (folder / "dataset_dict.json").exists():
+                raise
+    return load_from_disk(str(folder))
+
+
+def build_docstrings() -> DatasetDict:
+    """Read, mask, deduplicate, split by module and balance. Deterministic for given package versions."""
+    rows = [
+        {"text": text, "label": label, "module": module}
+        for label, package in LIBRARIES.items()
+        for module, text in _docstrings(package)
+    ]
+    random.Random(SEED).shuffle(rows)
+    rows = _without_near_duplicates(rows)
+    features = Features({"text": Value("string"), "label": ClassLabel(names=list(LIBRARIES)), "module": Value("string")})
+    return DatasetDict(
+        {split: Dataset.from_list(found, features=features) for split, found in _split_by_module(rows).items()}
+    )
+
+
+def _folder(package: str | None) -> Path:
+    if package is None:
+        return Path(sysconfig.get_path("stdlib"))
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def _docstrings(package: str | None) -> list[tuple[str, str]]:
+    """(module, text) of one library, from a seeded choice of its files."""
+    root = _folder(package)
+    skipped = {"tests", "test", "testing", "site-packages", "idlelib", "lib2to3", "_vendor", "__pycache__", "externals"}
+    files = sorted(p for p in root.rglob("*.py") if not skipped & set(p.relative_to(root).parts))
+    random.Random(f"{SEED} {package}").shuffle(files)
+    found = []
+    for path in files[:FILES_PER_LIBRARY]:
+        module = ".".join([package or "stdlib", *path.relative_to(root).with_suffix("").parts])
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = prose(ast.get_docstring(node) or "")
+                if len(text.split()) >= 8:
+                    found.append((module, text))
+    return found
+
+
+def prose(docstring: str) -> str:
+    """The opening prose of a docstring: before its first section, list or example; names masked, 40 words at most."""
+    kept: list[str] = []
+    for line in docstring.splitlines():
+        stripped = line.strip()
+        if re.match(r"(>>>|\.\. |:param|:return|[-*=~^]{3,}|@|```|\w[\w ]*:$)", stripped) or re.match(
+            r"(parameters?|returns?|args|arguments|examples?|raises|warn(?:s|ings?)|yields|notes?|see also|attributes)\b\W*$", stripped, re.I
+        ):
+            break
+        kept.append(stripped)
+    text = re.sub(r":\w+(?::\w+)?:|[`*]+", "", " ".join(kept))
+    text = MASKED.sub("[MASK]", re.sub(r"https?://\S+", "", text))
+    return " ".join(text.split()[:MAX_WORDS])
+
+
+def _without_near_duplicates(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Keep the first of rows whose word pairs overlap by a cosine of at least `NEAR_DUPLICATE`."""
+    counts = CountVectorizer(ngram_range=(1, 2), binary=True, token_pattern=r"\w+").fit_transform(r["text"] for r in rows)
+    unit = normalize(counts).tocsr()
+    dropped: set[int] = set()
+    for start in range(0, len(rows), 1000):
+        near = (unit[start : start + 1000] @ unit.T).tocoo()
+        close = near.data >= NEAR_DUPLICATE
+        dropped |= {
+            int(row) + start
+            for row, column in zip(near.row[close], near.col[close], strict=True)
+            if column < row + start
+        }
+    return [row for index, row in enumerate(rows) if index not in dropped]
+
+
+def _split_by_module(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """Give each module to one split by a hash of its name, then take equally many rows of each class."""
+    splits: dict[str, list[dict[str, str]]] = {split: [] for split in SHARES}
+    taken = {(split, label): 0 for split in SHARES for label in LIBRARIES}
+    for row in rows:
+        place = int(hashlib.sha256(f"{SEED} {row['module']}".encode()).hexdigest()[:8], 16) / 16**8
+        split = next((s for s, edge in _edges() if place < edge), "test")
+        if taken[split, row["label"]] < ROWS_PER_LIBRARY[split]:
+            taken[split, row["label"]] += 1
+            splits[split].append(row)
+    for split in SHARES:
+        fewest = min(taken[split, label] for label in LIBRARIES)
+        if fewest < ROWS_PER_LIBRARY[split]:
+            kept = {label: 0 for label in LIBRARIES}
+            balanced = []
+            for row in splits[split]:
+                kept[row["label"]] += 1
+                if kept[row["label"]] <= fewest:
+                    balanced.append(row)
+            splits[split] = balanced
+    return splits
+
+
+def _edges() -> list[tuple[str, float]]:
+    total, edges = 0.0, []
+    for split, share in SHARES.items():
+        total += share
+        edges.append((split, total))
+    return edges

@@ -1,0 +1,86 @@
+"""One process or many, with DeepSpeed or without: what must be settled before training arguments are made."""
+
+import importlib.util
+import json
+import os
+import socket
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftkit.errors import UserError
+from peftkit.log import logger
+from peftkit.recipe import Recipe
+
+
+def split_launcher_words(words: Sequence[str]) -> tuple[list[str], bool]:
+    """The words without the `--local_rank` that the `deepspeed` launcher adds, and whether it was there."""
+    kept, launched, skip = [], False, False
+    for word in words:
+        if skip:
+            skip = False
+        elif word.startswith(("--local_rank", "--local-rank")):
+            launched, skip = True, "=" not in word
+        else:
+            kept.append(word)
+    return kept, launched
+
+
+def config_folder() -> Path:
+    """The folder `ds_configs`: in the wheel inside the package, in a checkout beside it."""
+    package = Path(__file__).resolve().parent
+    inside = package / "ds_configs"
+    return inside if inside.is_dir() else package.parent / "ds_configs"
+
+
+def usual_deepspeed_config(recipe: Recipe) -> Path:
+    """The ZeRO stage for a run that the `deepspeed` launcher started without naming one, and say why.
+
+    ZeRO-2 shards gradients and optimizer state, which for full fine-tuning are three times the weights and for an
+    adapter are a few MB: there stage 1, with the least communication, is as good.
+    """
+    if recipe.method.peft is None:
+        stage, why = "zero2", "full fine-tuning: shards gradients and optimizer state"
+    else:
+        stage, why = "zero1", "an adapter's optimizer state is small: nothing is gained by sharding more"
+    logger.info("deepspeed without --training.deepspeed: chose ds_configs/%s.json (%s)", stage, why)
+    return config_folder() / f"{stage}.json"
+
+
+def deepspeed_config(name: str | dict[str, Any]) -> dict[str, Any]:
+    """Read a DeepSpeed config; a relative path is looked up here, then beside peftkit. Raises UserError."""
+    if isinstance(name, dict):
+        return name
+    for path in (Path(name).expanduser(), config_folder().parent / name, config_folder() / Path(name).name):
+        if path.is_file():
+            try:
+                return json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"training.deepspeed: {name}: not JSON ({error})") from None
+    raise UserError(f"training.deepspeed: {name}: no such file")
+
+
+def start(*, deepspeed: bool, use_cpu: bool) -> None:
+    """Join the other ranks. With DeepSpeed also alone: without the launcher a world of one is made."""
+    if not deepspeed or torch.distributed.is_initialized():
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError("training.deepspeed: deepspeed is not installed; run: pip install deepspeed")
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    import deepspeed as library
+
+    # The Trainer asks for the world's size before it would join it; the batch size must already know all ranks.
+    library.init_distributed("gloo" if use_cpu else "nccl", timeout=timedelta(minutes=30), verbose=False)
+
+
+def finish() -> None:
+    """Leave the other ranks in order."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

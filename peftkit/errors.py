@@ -1,0 +1,39 @@
+"""The errors that are part of peftkit's contract with its user, and the exit codes they end in."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can put right: one line saying what is wrong, where, and what to do. Exit code 2."""
+
+
+class AuditError(Exception):
+    """The run did not train what it said it would train, or did not save it. Exit code 1."""
+
+
+def exit_code_of(act: Callable[[], None], *, debug: bool = False) -> int:
+    """Run `act` and turn how it ended into an exit code, saying a failure in one line on standard error.
+
+    0 done; 1 failed; 2 the user can put it right; 130 interrupted. With `debug` a traceback comes first. One process
+    a host speaks: the others there would say the same.
+    """
+    try:
+        act()
+    except KeyboardInterrupt:
+        code, line = 130, "interrupted"
+    except UserError as error:
+        code, line = 2, str(error)
+    except AuditError as error:
+        code, line = 1, str(error)
+    except Exception as error:
+        code, line = 1, f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (--debug shows more)"
+    else:
+        return 0
+    if debug:
+        traceback.print_exc()
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"peftkit: {line}", file=sys.stderr)
+    return code

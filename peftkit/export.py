@@ -1,0 +1,148 @@
+"""A run's folder to an ordinary model, and the proof that it is the one that was trained."""
+
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from peftkit.errors import AuditError, UserError
+from peftkit.files import new_folder, write_json
+from peftkit.log import logger
+from peftkit.measure import environment
+from peftkit.parsing import recipe_to_dict
+from peftkit.run_folder import Trained, load_run, read_held_out
+from peftkit.training import first_output
+
+RECEIPT = "receipt.json"
+FULL_TOLERANCE = 1e-4
+HALF_TOLERANCE = 5e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """How far the exported model is from the trained one, on held-out rows; differences are the largest of a logit.
+
+    Attributes:
+        rows: How many held-out rows were asked.
+        tolerance: The most that a gated difference may be.
+        exported_difference: The exported model, loaded afresh by plain transformers, against the trained weights in
+            full precision: the live model's own logits, or for a quantized run its adapter on the unquantized base.
+        label_agreement: Share of rows on which the exported and the live model name the same label.
+        reload_difference: The run read back from disk as it was trained, against the live model.
+        live_difference: The exported against the live model. For a quantized run this is what leaving 4 bits
+            changes, and is not gated.
+    """
+
+    rows: int
+    tolerance: float
+    exported_difference: float
+    label_agreement: float
+    reload_difference: float
+    live_difference: float
+
+
+def export(run: Path, out: Path, *, tolerance: float | None = None) -> Receipt:
+    """Merge the run's adapter into its base in full precision, save to `out`, and prove it in a fresh process.
+
+    `tolerance` is the largest difference of a logit that passes: 1e-4, or 5e-2 where 16-bit arithmetic was part of
+    the run. Raises AuditError past it, and UserError for a method that can't be merged; `out` then does not appear.
+    """
+    held_out = read_held_out(run)
+    live = held_out.pop("logits")
+    with new_folder(out) as folder:
+        trained = load_run(run)
+        quantized = trained.recipe.method.quantization is not None
+        reloaded = _logits(trained, held_out)
+        if quantized:
+            trained = load_run(run, full_precision=True)
+        reference = _logits(trained, held_out) if quantized else live
+        if tolerance is None:
+            tolerance = HALF_TOLERANCE if _half_precision(trained, run) else FULL_TOLERANCE
+        merged = _merged(trained)
+        merged.save_pretrained(folder)
+        trained.tokenizer.save_pretrained(folder)
+        auto_class = trained.recipe.task.auto_model.__name__
+        recipe = trained.recipe
+        del merged, trained
+        exported = _fresh_logits(folder, held_out, auto_class)
+        receipt = Receipt(
+            rows=len(live),
+            tolerance=tolerance,
+            exported_difference=_largest(exported - reference),
+            label_agreement=float((exported.argmax(-1) == live.argmax(-1)).float().mean()),
+            reload_difference=_largest(reloaded - live),
+            live_difference=_largest(exported - live),
+        )
+        for what, difference in (
+            ("the run read back differs from the model that was trained", receipt.reload_difference),
+            ("the exported model differs from the trained one", receipt.exported_difference),
+        ):
+            if not difference <= tolerance:
+                raise AuditError(f"export: {what} by {difference:.3g} in a logit (tolerance {tolerance:g}); not exported")
+        write_json(
+            folder / RECEIPT,
+            {**vars(receipt), "recipe": recipe_to_dict(recipe), "environment": environment()},
+        )
+    logger.info(
+        "exported to %s: largest logit difference %.2g on %d held-out rows (tolerance %g), labels agree on %.1f %%",
+        out, receipt.exported_difference, receipt.rows, receipt.tolerance, 100 * receipt.label_agreement,
+    )  # fmt: skip
+    if quantized:
+        logger.info("the 4-bit model that was trained differs from it by up to %.2g in a logit", receipt.live_difference)
+    return receipt
+
+
+def _half_precision(trained: Trained, run: Path) -> bool:
+    """Whether 16-bit arithmetic took part: in the weights, the Trainer's mixed precision or the 4-bit products."""
+    recipe = trained.recipe
+    if recipe.model.dtype != "float32" or recipe.training.get("bf16") or recipe.training.get("fp16"):
+        return True
+    quantization = recipe.method.quantization
+    if quantization is None or quantization.bnb_4bit_compute_dtype == "float32":
+        return False
+    from peftkit.report import read_report
+
+    return quantization.bnb_4bit_compute_dtype != "auto" or bool(read_report(run).environment.get("gpus"))
+
+
+def _merged(trained: Trained) -> Any:
+    if not isinstance(trained.model, PeftModel):
+        return trained.model
+    if not hasattr(trained.model.base_model, "merge_and_unload"):
+        kind = trained.model.active_peft_config.peft_type.value
+        raise UserError(f"export: {kind} adds no weights that could be merged; the run's folder is its only form")
+    try:
+        return trained.model.merge_and_unload(safe_merge=True)
+    except (NotImplementedError, ValueError) as error:
+        raise UserError(f"export: peft can't merge this adapter: {' '.join(str(error).split())}") from error
+
+
+@torch.no_grad()
+def _logits(trained: Trained, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits in float32, of shape (rows, labels)."""
+    return first_output(trained.model(**batch).logits).float()
+
+
+def _fresh_logits(folder: Path, batch: dict[str, torch.Tensor], auto_class: str) -> torch.Tensor:
+    """What a new process, with plain transformers alone, makes of the folder. Raises AuditError when it fails."""
+    script = Path(__file__).with_name("fresh_process.py")
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs, output = Path(scratch) / "inputs.safetensors", Path(scratch) / "output.safetensors"
+        save_file(batch, inputs)
+        words = [sys.executable, "-I", "-W", "ignore", script, folder, inputs, auto_class, output]
+        done = subprocess.run([str(word) for word in words], capture_output=True, text=True)  # noqa: S603
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            raise AuditError(f"export: a fresh process can't load the exported model: {said}")
+        return load_file(output)["logits"]
+
+
+def _largest(difference: torch.Tensor) -> float:
+    # A NaN is no agreement: infinity fails every tolerance.
+    return float(difference.abs().nan_to_num(nan=float("inf")).max())

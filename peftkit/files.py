@@ -1,0 +1,60 @@
+"""Files appear whole or not at all, and carry no home path. Standard library only."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from peftkit.errors import UserError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` in UTF-8 under a temporary name, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON; NaN and infinity are refused by raising ValueError."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary sibling of `path` to fill; rename it to `path` at the end, remove it on any failure.
+
+    Raises UserError when `path` already exists and is not an empty folder.
+    """
+    path = path.resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path.name}: already exists; name another folder or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def without_home(path: str | Path) -> str:
+    """Return the path with the user's home folder written as `~`, so that saved files name no one."""
+    text, home = str(path), str(Path.home())
+    if home != "/" and (text == home or text.startswith(home + os.sep)):
+        return "~" + text[len(home) :]
+    return text

@@ -1,0 +1,39 @@
+"""One logger, and only rank 0 speaks."""
+
+import logging
+import os
+import sys
+import warnings
+
+logger = logging.getLogger("peftkit")
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that speaks and writes: rank 0 of the launcher, or the only process."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def set_up_logging(*, debug: bool = False) -> None:
+    """Send peftkit's messages to standard error, and keep the libraries to their warnings.
+
+    Messages of ranks other than 0 are dropped. With `debug`, the libraries speak too.
+    """
+    import datasets
+    import transformers
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("peftkit: %(message)s"))
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    logger.disabled = not is_rank_zero()
+    if debug:
+        return
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    # Notes between libraries on names that one has not yet taken over from the other.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*is deprecated and will be removed in v6")
+    for name in ("DeepSpeed", "deepspeed", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)

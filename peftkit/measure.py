@@ -1,0 +1,91 @@
+"""What a run cost: peak memory, parameters, the machine it ran on."""
+
+import os
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("peftkit", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "evaluate", "accelerate")
+
+
+def process_peak_bytes() -> int:
+    """Largest resident memory of this process so far, in bytes.
+
+    On Linux from `VmHWM`, which starts anew with each program: `ru_maxrss` is inherited from the process that
+    started this one, so a small run launched by a large program would look large.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory() -> dict[str, int]:
+    """Peak memory in bytes: `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`; maximum over ranks."""
+    peaks = {"process_peak": process_peak_bytes()}
+    if torch.cuda.is_available():
+        peaks["allocated_peak"] = torch.cuda.max_memory_allocated()
+        peaks["reserved_peak"] = torch.cuda.max_memory_reserved()
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        every: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(every, peaks)
+        peaks = {name: max(rank[name] for rank in every) for name in peaks}
+    return peaks
+
+
+def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
+    """Number of `trainable` and `total` weights; a 4-bit weight counts as one, a ZeRO-3 shard as the whole."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        count = getattr(parameter, "ds_numel", parameter.numel())
+        if hasattr(parameter, "quant_state"):
+            count = parameter.quant_state.shape.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return {"trainable": trainable, "total": total}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, Any]:
+    """Python, package versions, processor, cores usable here, memory in bytes, GPUs, number of processes."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": versions,
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error is the machine's memory or the GPU's running out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,0 +1,74 @@
+"""A recipe is one value: the whole of a run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from peftkit.methods import Method
+from peftkit.tasks import SequenceClassification, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The pretrained model; names as in `from_pretrained`.
+
+    Args:
+        name_or_path: A hub id, a local folder, or `demo`: the small BERT that the extra `demo` installs.
+        revision: Branch, tag or commit on the hub.
+        dtype: What the weights are loaded as: `float32`, `bfloat16`, `float16`, or `auto`, as the checkpoint has them.
+        trust_remote_code: Run code that the checkpoint brings. Only for a source that you trust.
+    """
+
+    name_or_path: str = "demo"
+    revision: str | None = None
+    dtype: str = "float32"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Labelled data; names as in `datasets.load_dataset`.
+
+    Args:
+        path: A hub id, a local folder, a file (csv, tsv, json, jsonl, parquet, arrow), or `demo`: docstrings of
+            installed packages.
+        name: The data set's configuration on the hub.
+        revision: Branch, tag or commit on the hub.
+        data_files: Files by split, such as `{train: a.jsonl, test: b.jsonl}`, relative to `path` when it is a folder.
+        train_split: Name of the training split.
+        validation_split: Name of the validation split; made from train when absent.
+        test_split: Name of the test split; made from train when absent.
+        max_train_samples: Use at most so many training rows, drawn with the seed.
+        max_eval_samples: The same for validation and for test.
+    """
+
+    path: str = "demo"
+    name: str | None = None
+    revision: str | None = None
+    data_files: dict[str, str] | None = None
+    train_split: str = "train"
+    validation_split: str = "validation"
+    test_split: str = "test"
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The whole of a run.
+
+    Args:
+        name: What its folder and its tables are called.
+        model: The pretrained model.
+        data: The labelled data.
+        task: What is learned; a data class of `peftkit.tasks`.
+        method: How the weights are adapted.
+        training: Keywords of `transformers.TrainingArguments`, by their own names.
+    """
+
+    name: str = "run"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    task: Task = field(default_factory=SequenceClassification)
+    method: Method = field(default_factory=Method)
+    training: Mapping[str, Any] = field(default_factory=dict)

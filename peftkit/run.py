@@ -1,0 +1,160 @@
+"""One run, from recipe to report: the only file that knows the order."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from peftkit import distributed, measure, methods, run_folder
+from peftkit.data import load_splits
+from peftkit.errors import AuditError, UserError, exit_code_of
+from peftkit.log import is_rank_zero, logger, set_up_logging
+from peftkit.model import load_base, load_tokenizer
+from peftkit.parsing import parse_recipe, recipe_to_dict
+from peftkit.recipe import Recipe
+from peftkit.report import Report
+from peftkit.training import AuditCallback, first_output, make_trainer, training_arguments
+
+HELD_OUT_ROWS = 32
+
+
+def main(recipe: Recipe, words: Sequence[str] | None = None) -> None:
+    """Train by `recipe` with the fields that the command line sets; ends the process with its exit code.
+
+    0 complete; 1 the run failed; 2 the user can put it right, said in one line. `--debug` shows the traceback.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    debug = "--debug" in words
+    words, launched = distributed.split_launcher_words([word for word in words if word != "--debug"])
+    set_up_logging(debug=debug)
+
+    def act() -> None:
+        chosen = parse_recipe(words, recipe, prog=Path(sys.argv[0]).name)
+        if launched and chosen.training.get("deepspeed") is None:
+            usual = distributed.usual_deepspeed_config(chosen)
+            chosen = replace(chosen, training={**chosen.training, "deepspeed": f"ds_configs/{usual.name}"})
+        run(chosen)
+
+    sys.exit(exit_code_of(act, debug=debug))
+
+
+def run(recipe: Recipe) -> Report:
+    """Train, audit, evaluate and save; returns the report that is also in the run's folder.
+
+    Raises UserError for what the user can put right and AuditError when the model did not train as it should. A run
+    that fails leaves a report with its status; a finished run is never overwritten.
+    """
+    folder = run_folder.choose(recipe)
+    started = time.perf_counter()
+    report = Report(
+        name=recipe.name, method=recipe.method.name, status="failed", recipe=recipe_to_dict(recipe),
+        environment=measure.environment(),
+    )  # fmt: skip
+    try:
+        report = _run(recipe, folder, report, started)
+    except (Exception, KeyboardInterrupt) as error:
+        status = "out_of_memory" if measure.is_out_of_memory(error) else "failed"
+        text = str(error) if isinstance(error, UserError | AuditError) else f"{type(error).__name__}: {error}"
+        line = " ".join(text.split())[:500]
+        if is_rank_zero():
+            replace(report, status=status, error=line, memory={"process_peak": measure.process_peak_bytes()}).write(folder)
+        raise
+    finally:
+        distributed.finish()
+    return report
+
+
+def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report:
+    arguments = training_arguments(recipe, folder)
+    set_seed(arguments.seed)
+    with arguments.main_process_first(desc="reading the data"):
+        splits = load_splits(recipe.data, recipe.task, arguments.seed)
+    for decision in splits.decisions:
+        logger.info("%s", decision)
+    tokenizer = load_tokenizer(recipe.model)
+    run_folder.fit_length(tokenizer, recipe)
+    encoded = {
+        split: recipe.task.encode(getattr(splits, split), tokenizer, splits.labels, split)
+        for split in ("train", "validation", "test")
+    }
+    base = load_base(recipe.model, recipe.task, splits.labels, recipe.method.quantization)
+    model = methods.apply(recipe.method, base.model, base.head, recipe.task.task_type)
+    methods.check_head(model, set(base.missing_keys))
+    audit = AuditCallback()
+    trainer = make_trainer(recipe, model, arguments, tokenizer, encoded, audit)
+    parameters = measure.parameter_counts(model)
+    logger.info(
+        "%s: %s, %d of %d weights trainable (%.2f %%); head %s; %d training rows",
+        recipe.name, recipe.method.name, parameters["trainable"], parameters["total"],
+        100 * parameters["trainable"] / parameters["total"], ", ".join(base.head) or "from the checkpoint",
+        len(splits.train),
+    )  # fmt: skip
+
+    ready = time.perf_counter()
+    trained = trainer.train().metrics
+    after_training = time.perf_counter()
+    memory = measure.memory()
+    validation = trainer.evaluate(encoded["validation"])
+    test = trainer.predict(encoded["test"])
+    label_ids = torch.as_tensor(test.label_ids).numpy()
+    metrics: dict[str, dict[str, Any]] = {
+        "validation": _without_times(validation, "eval_"),
+        "test": _without_times(test.metrics, "test_"),
+    }
+    after_evaluation = time.perf_counter()
+    held_out = encoded["test"].select(range(min(HELD_OUT_ROWS, len(encoded["test"]))))
+    live = _live_logits(trainer.model, trainer.data_collator(list(held_out)), arguments.device)
+
+    tokens = trainer.state.num_input_tokens_seen
+    with run_folder.filling(folder) as temporary:
+        trainer.save_model(str(temporary))
+        if is_rank_zero():
+            run_folder.complete(temporary, recipe, model, set(base.missing_keys), held_out=live)
+            metrics["test"] |= recipe.task.intervals(test.predictions, label_ids)
+            run_folder.write_predictions(temporary, test.predictions, label_ids, recipe.task, splits.labels)
+            report = replace(
+                report,
+                status="complete",
+                data=splits.describe(),
+                seed=arguments.seed,
+                parameters=parameters,
+                head=sorted(base.head),
+                memory=memory,
+                times={
+                    "start_up": ready - started,
+                    "train": trained["train_runtime"],
+                    "evaluate": after_evaluation - after_training,
+                    "samples_per_second": trained["train_samples_per_second"],
+                    "tokens_per_second": tokens / trained["train_runtime"],
+                },
+                sizes={"trained": run_folder.weight_bytes(temporary)},
+                metrics=metrics,
+                audit=audit.finding,
+                history=[dict(row) for row in trainer.state.log_history],
+            )
+            report.write(temporary)
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics["test"].items() if isinstance(value, float))
+    logger.info("%s: audit %s; test: %s", recipe.name, audit.finding.get("verdict"), shown)
+    logger.info("run saved in %s", folder)
+    return report
+
+
+def _without_times(metrics: dict[str, float], prefix: str) -> dict[str, float]:
+    timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    plain = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    return {name: value for name, value in plain.items() if name not in timing}
+
+
+@torch.no_grad()
+def _live_logits(model: torch.nn.Module, batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
+    """The batch and what the model, as it stands in memory, makes of it; every rank takes part."""
+    model.eval()
+    inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+    logits = first_output(model(**inputs).logits)
+    kept = {name: tensor.cpu().contiguous() for name, tensor in inputs.items()}
+    return {**kept, "logits": logits.float().cpu().contiguous()}

@@ -1,0 +1,205 @@
+"""The folder that a run leaves: whole by itself, nothing pickled, no home path, report.json last."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel, get_peft_model_state_dict, prepare_model_for_kbit_training
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from peftkit.errors import AuditError, UserError
+from peftkit.files import without_home, write_json, write_text
+from peftkit.log import is_rank_zero, logger
+from peftkit.methods import plain_name
+from peftkit.model import load_base, load_finished
+from peftkit.parsing import read_recipe, recipe_to_yaml
+from peftkit.recipe import Recipe
+from peftkit.report import FILE_NAME, read_report
+from peftkit.tasks import Task
+
+RECIPE = "recipe.yaml"
+HELD_OUT = "held_out.safetensors"
+PREDICTIONS = "predictions.jsonl"
+ADAPTER = "adapter_model.safetensors"
+_FILLING = ".filling"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a complete run lies here."""
+    return (folder / FILE_NAME).exists() and read_report(folder).status == "complete"
+
+
+def choose(recipe: Recipe) -> Path:
+    """The run's folder: `training.output_dir`, else `runs/NAME`, numbered when a finished run lies there.
+
+    Raises UserError when the folder that the user named holds a finished run.
+    """
+    named = recipe.training.get("output_dir")
+    if named is not None:
+        folder = Path(named).expanduser()
+        if is_finished(folder):
+            raise UserError(f"training.output_dir: {named} holds a finished run; name another or remove it")
+        return folder
+    folder, number = Path("runs") / recipe.name, 1
+    while is_finished(folder):
+        number += 1
+        folder = Path("runs") / f"{recipe.name}-{number}"
+    if number > 1:
+        logger.info("runs/%s holds a finished run; this one goes to %s", recipe.name, folder)
+    return folder
+
+
+def fit_length(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
+    """Let the tokenizer carry the task's `max_length`. Raises UserError when the model knows fewer positions."""
+    length = getattr(recipe.task, "max_length", None)
+    if length is None:
+        return
+    if length > tokenizer.model_max_length:
+        raise UserError(f"task.max_length: {length} is more than the model's {tokenizer.model_max_length} positions")
+    tokenizer.model_max_length = length
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """A folder inside `folder` to fill on all ranks; at the end rank 0 moves its files up, report.json last."""
+    temporary = folder / _FILLING
+    if is_rank_zero():
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if is_rank_zero():
+            (folder / FILE_NAME).unlink(missing_ok=True)
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == FILE_NAME):
+                os.replace(path, folder / path.name)
+    finally:
+        if is_rank_zero():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def complete(
+    folder: Path,
+    recipe: Recipe,
+    model: PreTrainedModel | PeftModel,
+    missing_keys: set[str],
+    *,
+    held_out: Mapping[str, torch.Tensor],
+) -> None:
+    """Add what the Trainer's own saving leaves out, and hold the head contract on what is on disk.
+
+    Raises AuditError when a parameter that the checkpoint did not bring is not in the saved weights.
+    """
+    (folder / "training_args.bin").unlink(missing_ok=True)
+    base_name = without_home(recipe.model.name_or_path)
+    if isinstance(model, PeftModel):
+        (folder / "README.md").unlink(missing_ok=True)
+        model.get_base_model().config.save_pretrained(folder)
+        adapter = folder / "adapter_config.json"
+        write_json(adapter, {**json.loads(adapter.read_text()), "base_model_name_or_path": base_name})
+    config = folder / "config.json"
+    plain = json.loads(config.read_text())
+    # The base is loaded in full precision for export; that it was trained in 4 bits stands in the recipe.
+    plain.pop("quantization_config", None)
+    if "_name_or_path" in plain:
+        plain["_name_or_path"] = base_name
+    write_json(config, plain)
+    check_saved_head(folder, missing_keys)
+    save_file(dict(held_out), folder / HELD_OUT)
+    write_text(folder / RECIPE, recipe_to_yaml(recipe))
+
+
+def check_saved_head(folder: Path, missing_keys: set[str]) -> None:
+    """Raise AuditError naming the parameters of the head that are not among the saved weights."""
+    saved = set()
+    for path in folder.glob("*model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            saved |= {plain_name(name) for name in file.keys()}  # noqa: SIM118
+    if lost := sorted(missing_keys - saved):
+        raise AuditError(f"head contract: not in the checkpoint, yet not saved: {', '.join(lost)}")
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes on disk of the trained weights: the adapter with its head, or the whole model."""
+    return sum(path.stat().st_size for path in folder.glob("*model*.safetensors"))
+
+
+def write_predictions(
+    folder: Path, logits: np.ndarray, label_ids: np.ndarray, task: Task, labels: Sequence[str]
+) -> None:
+    """A line a test row: its number, the right label and the predicted one."""
+    lines = [
+        json.dumps({"row": row, "reference": labels[int(right)], "label": found["label"]}, ensure_ascii=False)
+        for row, (right, found) in enumerate(zip(label_ids, task.predictions(logits, labels), strict=True))
+    ]
+    write_text(folder / PREDICTIONS, "\n".join(lines) + "\n")
+
+
+def read_held_out(folder: Path) -> dict[str, torch.Tensor]:
+    """The held-out batch of a run and the logits of the live model. Raises UserError when it is not there."""
+    path = folder / HELD_OUT
+    if not path.is_file():
+        raise UserError(f"{folder}: no {HELD_OUT} here; give the folder of a finished run")
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def label_names(config: Any) -> tuple[str, ...]:
+    """The labels of a model's config, in the order of their ids."""
+    return tuple(config.id2label[index] for index in sorted(config.id2label))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A run loaded from disk, ready to be asked.
+
+    Attributes:
+        model: On the CPU, in evaluation mode.
+        tokenizer: As it was trained with, `max_length` included.
+        recipe: What trained it.
+        labels: Names in the order of their ids.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    recipe: Recipe
+    labels: tuple[str, ...]
+
+
+def load_run(folder: Path, *, full_precision: bool = False) -> Trained:
+    """Load what a run left: the whole model, or the base with its adapter; 4-bit as trained or in full precision.
+
+    Raises UserError when the folder is no finished run or its adapter does not fit the base.
+    """
+    if not is_finished(folder):
+        raise UserError(f"{folder}: no finished run here; give the folder that a training run printed")
+    recipe = read_recipe(folder / RECIPE)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    labels = label_names(AutoConfig.from_pretrained(folder))
+    if recipe.method.peft is None:
+        model: Any = load_finished(folder, recipe.task, dtype=recipe.model.dtype)
+    else:
+        quantization = None if full_precision else recipe.method.quantization
+        base = load_base(recipe.model, recipe.task, labels, quantization).model
+        if quantization is not None:
+            base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+        try:
+            model = PeftModel.from_pretrained(base, str(folder))
+        except (RuntimeError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{folder}: its adapter does not fit {recipe.model.name_or_path}: {reason}") from error
+        with safe_open(folder / ADAPTER, framework="pt") as file:
+            saved = set(file.keys())
+        if saved != (expected := set(get_peft_model_state_dict(model))):
+            odd = ", ".join(sorted(saved ^ expected)[:3])
+            raise UserError(f"{folder}: its adapter does not fit {recipe.model.name_or_path}: {odd}")
+    model.eval()
+    return Trained(model=model, tokenizer=tokenizer, recipe=recipe, labels=labels)

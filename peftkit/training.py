@@ -1,0 +1,117 @@
+"""Recipe to TrainingArguments to the Trainer of `transformers`, with the audit watching."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from peftkit import distributed
+from peftkit.audit import TrainingAudit
+from peftkit.errors import UserError
+from peftkit.log import logger
+from peftkit.methods import usual_learning_rate
+from peftkit.recipe import Recipe
+
+
+def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
+    """The recipe's `training`, with peftkit's choices where it names none, and the ranks joined.
+
+    Without a word of the recipe: the method's usual learning rate, no tracker, no checkpoints, the loss logged every
+    10 steps. Raises UserError for what TrainingArguments refuses.
+    """
+    given = dict(recipe.training)
+    use_cpu = bool(given.get("use_cpu")) or not torch.accelerator.is_available()
+    chosen: dict[str, Any] = {
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 10,
+        "include_num_input_tokens_seen": "non_padding",
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "dataloader_pin_memory": not use_cpu,
+        # With the reentrant kind and a frozen base no gradient reaches an adapter, and only the head trains.
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
+    }
+    if "learning_rate" not in given:
+        chosen["learning_rate"] = usual_learning_rate(recipe.method)
+        logger.info("training.learning_rate not given: %g, usual for %s", chosen["learning_rate"], recipe.method.name)
+    if given.get("deepspeed") is not None:
+        given["deepspeed"] = distributed.deepspeed_config(given["deepspeed"])
+    distributed.start(deepspeed=given.get("deepspeed") is not None, use_cpu=use_cpu)
+    try:
+        return TrainingArguments(**{**chosen, **given, "output_dir": str(output_dir), "use_cpu": use_cpu})
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"training: {' '.join(str(error).split())}") from error
+
+
+class AuditCallback(TrainerCallback):
+    """Starts the audit once the model is in the hands of DeepSpeed, and asks it after optimizer steps."""
+
+    def __init__(self) -> None:
+        self.audit: TrainingAudit | None = None
+        self.finding: dict[str, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Fingerprint every parameter."""
+        self.audit = TrainingAudit(kwargs["model"])
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the first few steps."""
+        assert self.audit is not None
+        self.audit.step(state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the whole run."""
+        assert self.audit is not None
+        self.finding = self.audit.finish(state.global_step)
+
+
+def make_trainer(
+    recipe: Recipe,
+    model: PreTrainedModel,
+    arguments: TrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Mapping[str, Dataset],
+    audit: AuditCallback,
+) -> Trainer:
+    """The library's Trainer on encoded splits `train` and `validation`, scored by the recipe's task."""
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        return recipe.task.score(first_output(prediction.predictions), np.asarray(prediction.label_ids))
+
+    return Trainer(
+        model=model,
+        args=arguments,
+        data_collator=recipe.task.collator(tokenizer),
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        processing_class=tokenizer,
+        compute_metrics=compute_metrics,
+        # Encoder-decoder classifiers return hidden states beside the logits; keeping those would fill the memory.
+        preprocess_logits_for_metrics=lambda logits, labels: first_output(logits),
+        callbacks=[audit],
+    )
+
+
+def first_output(output: Any) -> Any:
+    """The logits of a model that returns them alone or first of several."""
+    return output[0] if isinstance(output, tuple | list) else output

@@ -1,0 +1,25 @@
+"""Full fine-tuning: text classification, every weight trained.
+
+    python recipes/full_cls.py
+    deepspeed recipes/full_cls.py --training.deepspeed ds_configs/zero2.json
+"""
+
+from peftkit import DataConfig, ModelConfig, Recipe, SequenceClassification, full, main
+
+recipe = Recipe(
+    name="full_cls",
+    model=ModelConfig(name_or_path="demo"),  # any hub id or local folder
+    data=DataConfig(path="demo"),  # any hub id, local folder or data file
+    task=SequenceClassification(text="text", label="label", max_length=128),
+    method=full(),
+    training=dict(
+        num_train_epochs=1,
+        learning_rate=5e-5,
+        per_device_train_batch_size=32,  # fewer: less memory for activations
+        per_device_eval_batch_size=64,
+        seed=1,
+    ),
+)
+
+if __name__ == "__main__":
+    main(recipe)

@@ -1,0 +1,29 @@
+"""LoRA: text classification, with small trainable matrices beside frozen weights.
+
+    python recipes/lora_cls.py
+    deepspeed recipes/lora_cls.py --training.deepspeed ds_configs/zero2.json
+"""
+
+from peftkit import DataConfig, ModelConfig, Recipe, SequenceClassification, lora, main
+
+recipe = Recipe(
+    name="lora_cls",
+    model=ModelConfig(name_or_path="demo"),  # any hub id or local folder
+    data=DataConfig(path="demo"),  # any hub id, local folder or data file
+    task=SequenceClassification(text="text", label="label", max_length=128),
+    method=lora(
+        r=8,  # more ranks: more capacity, adapter and optimizer grow in proportion
+        lora_alpha=16,
+        target_modules="all-linear",
+    ),
+    training=dict(
+        num_train_epochs=1,
+        learning_rate=1e-3,
+        per_device_train_batch_size=32,  # fewer: less memory for activations
+        per_device_eval_batch_size=64,
+        seed=1,
+    ),
+)
+
+if __name__ == "__main__":
+    main(recipe)

@@ -1,0 +1,30 @@
+"""QLoRA: text classification, LoRA beside frozen weights that are kept in 4 bits.
+
+    python recipes/qlora_cls.py
+    deepspeed recipes/qlora_cls.py --training.deepspeed ds_configs/zero2.json
+"""
+
+from peftkit import DataConfig, ModelConfig, Quantization, Recipe, SequenceClassification, main, qlora
+
+recipe = Recipe(
+    name="qlora_cls",
+    model=ModelConfig(name_or_path="demo"),  # any hub id or local folder
+    data=DataConfig(path="demo"),  # any hub id, local folder or data file
+    task=SequenceClassification(text="text", label="label", max_length=128),
+    method=qlora(
+        r=8,  # more ranks: more capacity, adapter and optimizer grow in proportion
+        lora_alpha=16,
+        target_modules="all-linear",
+        quantization=Quantization(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
+    ),
+    training=dict(
+        num_train_epochs=1,
+        learning_rate=1e-3,
+        per_device_train_batch_size=32,  # fewer: less memory for activations
+        per_device_eval_batch_size=64,
+        seed=1,
+    ),
+)
+
+if __name__ == "__main__":
+    main(recipe)
