@@ -19,8 +19,12 @@ def set_up_logging(*, debug: bool = False) -> None:
     Messages of ranks other than 0 are dropped. With `debug`, the libraries speak too.
     """
     import datasets
+    import torch
     import transformers
 
+    if not torch.accelerator.is_available():
+        # DeepSpeed, which other libraries import, would warn that it found no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("peftkit: %(message)s"))
     logger.handlers[:] = [handler]

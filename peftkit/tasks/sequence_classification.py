@@ -73,10 +73,10 @@ class SequenceClassification:
             names = [feature.names[value] if value is not None and value >= 0 else None for value in names]
         for row, name in enumerate(names):
             if name is None:
-                raise UserError(f"{where}, row {row}, column '{self.label}': no label; remove the row")
+                raise UserError(f"{where}, row {row} (from 0), column '{self.label}': no label; remove the row")
             if str(name) not in ids:
                 raise UserError(
-                    f"{where}, row {row}, column '{self.label}': label '{name}' does not occur in train; "
+                    f"{where}, row {row} (from 0), column '{self.label}': label '{name}' does not occur in train; "
                     "correct it or remove the row"
                 )
         encoded = self.encode_inputs(dataset, tokenizer, where)
@@ -96,7 +96,7 @@ class SequenceClassification:
         for row, text in enumerate(dataset[self.text]):
             if not isinstance(text, str) or not text.strip():
                 found = "empty" if isinstance(text, str) else f"{type(text).__name__}, not text"
-                raise UserError(f"{where}, row {row}, column '{self.text}': {found}; correct it or remove the row")
+                raise UserError(f"{where}, row {row} (from 0), column '{self.text}': {found}; correct it or remove the row")
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
         """Pads to the longest row of the batch."""

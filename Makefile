@@ -1,0 +1,34 @@
+# Two commands do all: `make demo` runs the main job, `make test` passes the tests. Both set up .venv when it is not there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH := 2.13.0
+DEMO ?= --training.per_device_train_batch_size 16
+
+.PHONY: demo test check install
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/peftkit compare recipes/lora_cls.py --methods full,lora,qlora $(DEMO)
+
+test: install
+	$(BIN)/pytest $(PYTEST)
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# With an NVIDIA GPU, or on macOS, torch is the registry's own build. On any other Linux it is the CPU build, which
+# brings no CUDA packages: from the registry if it has one, else from PyTorch's own index.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	if command -v nvidia-smi >/dev/null || [ "$$(uname -s)" != Linux ]; then \
+	  $(BIN)/pip install -c constraints.txt torch==$(TORCH); \
+	else \
+	  $(BIN)/pip install "torch==$(TORCH)+cpu" || \
+	  $(BIN)/pip install --index-url https://download.pytorch.org/whl/cpu "torch==$(TORCH)+cpu"; \
+	fi
+	$(BIN)/pip install -c constraints.txt -e ".[demo,dev]"
+	touch $@

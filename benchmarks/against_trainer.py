@@ -1,0 +1,91 @@
+"""peftkit's recipes beside the plain Trainer with plain peft: the same data, model, settings and seeds, in one run.
+
+    python benchmarks/against_trainer.py --data FOLDER [--seeds 1,2,3] [--methods full,lora,qlora]
+
+Peer and peftkit take turns, each in a process of its own, so that a busy machine slows both. What is done already
+stands in WORK and is not done again. Writes benchmarks/results/trainer_NAME.json and prints the table.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from peftkit.demo.model import demo_model_folder
+from peftkit.measure import environment
+
+HERE = Path(__file__).resolve().parent
+
+
+def peer(method: str, seed: int, words: argparse.Namespace) -> dict:
+    """One run of the plain Trainer."""
+    output = words.work / f"trainer-{method}-{seed}.json"
+    if not output.exists():
+        script = [sys.executable, HERE / "plain_trainer.py", "--method", method, "--seed", seed, "--output", output]
+        _run([*script, "--data", words.data, "--model", demo_model_folder(), "--max_steps", words.max_steps])
+    return json.loads(output.read_text())
+
+
+def ours(method: str, seed: int, words: argparse.Namespace) -> dict:
+    """One run of peftkit's recipe."""
+    folder = words.work / f"peftkit-{method}-{seed}"
+    if not (folder / "report.json").exists():
+        recipe = HERE.parent / "recipes" / f"{method}_cls.py"
+        where = ["--data.path", words.data, "--training.output_dir", folder]
+        _run([sys.executable, recipe, *where, "--training.seed", seed, "--training.max_steps", words.max_steps])
+    report = json.loads((folder / "report.json").read_text())
+    return {
+        "accuracy": report["metrics"]["test"]["accuracy"],
+        "process_peak": report["memory"]["process_peak"],
+        "train_seconds": report["times"]["train"],
+        "steps": report["audit"]["end_step"],
+    }
+
+
+def _run(command: list) -> None:
+    print("+", " ".join(map(str, command)), flush=True)
+    subprocess.run([str(word) for word in command], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+
+
+def main() -> None:
+    """Run both sides in turn and write the result."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", default="1")
+    parser.add_argument("--methods", default="full,lora,qlora")
+    parser.add_argument("--max_steps", type=int, default=-1)
+    parser.add_argument("--work", type=Path, default=Path("runs/against_trainer"))
+    words = parser.parse_args()
+    rows = []
+    for seed in map(int, words.seeds.split(",")):
+        for method in words.methods.split(","):
+            row = {"method": method, "seed": seed}
+            rows.append({**row, "trainer": peer(method, seed, words), "peftkit": ours(method, seed, words)})
+    name = words.data.resolve().name
+    result = {"data": name, "environment": {**environment(), "node": platform.machine()}, "rows": rows}
+    output = HERE / "results" / f"trainer_{name}.json"
+    output.parent.mkdir(exist_ok=True)
+    output.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"\n{name}: median over seeds {words.seeds}; time and memory are peftkit over Trainer\n")
+    print("| method | Trainer accuracy | peftkit accuracy | train time | peak memory |\n| --- | ---: | ---: | ---: | ---: |")
+    for method in words.methods.split(","):
+        mine = [row for row in rows if row["method"] == method]
+        median = {
+            (side, what): statistics.median(row[side][what] for row in mine)
+            for side in ("trainer", "peftkit")
+            for what in ("accuracy", "process_peak", "train_seconds")
+        }
+        print(
+            f"| {method} | {median['trainer', 'accuracy']:.4f} | {median['peftkit', 'accuracy']:.4f} "
+            f"| {median['peftkit', 'train_seconds'] / median['trainer', 'train_seconds']:.2f} "
+            f"| {median['peftkit', 'process_peak'] / median['trainer', 'process_peak']:.2f} |"
+        )
+    print(f"\nwritten: {output}")
+
+
+if __name__ == "__main__":
+    main()

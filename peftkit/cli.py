@@ -1,0 +1,134 @@
+"""peftkit train | compare | export | predict: words to functions, and nothing else."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import peftkit
+from peftkit.errors import UserError, exit_code_of
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{message}; {self.prog} --help tells more")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="peftkit", description=peftkit.__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"peftkit {peftkit.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument("--debug", action="store_true", help="show the traceback of an error, and let the libraries speak")
+
+    train = commands.add_parser(
+        "train", parents=[debug], add_help=False, allow_abbrev=False, help="train by a recipe",
+        usage="peftkit train RECIPE [--FIELD VALUE ...]",
+    )  # fmt: skip
+    train.add_argument("recipe", nargs="?", help="a .yaml or .py file")
+    train.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
+    train.add_argument("-h", "--help", action="store_true")
+
+    compare = commands.add_parser(
+        "compare", parents=[debug], allow_abbrev=False, help="run several methods on the same data",
+        usage="peftkit compare RECIPE [--methods a,b,c] [--output FOLDER] [--FIELD VALUE ...]",
+    )  # fmt: skip
+    compare.add_argument("recipe", help="a .yaml or .py file; any field can be set by its dotted name, as in train")
+    compare.add_argument(
+        "--methods", default="full,lora,qlora",
+        help="full, lora, qlora, dora, rslora, any method of peft by its name (ia3, prefix_tuning), or recipe files",
+    )  # fmt: skip
+    compare.add_argument("--learning_rates", default="", help="other than the usual ones, such as full=3e-5,ia3=5e-3")
+    compare.add_argument("--output", type=Path, help="a new folder; comparisons/NAME when not given")
+
+    export = commands.add_parser("export", parents=[debug], allow_abbrev=False, help="make an ordinary model of a run")
+    export.add_argument("run", type=Path, help="the folder of a finished run")
+    export.add_argument("out", type=Path, help="a new folder")
+    export.add_argument("--tolerance", type=float, help="largest difference of a logit that passes")
+
+    predict = commands.add_parser("predict", parents=[debug], allow_abbrev=False, help="label the rows of a file")
+    predict.add_argument("source", type=Path, help="the folder of a run or of a model")
+    predict.add_argument("file", type=Path, help="csv, tsv, json, jsonl, parquet or arrow")
+    predict.add_argument("--output", type=Path, help="a .jsonl or .csv file; FILE.predictions.jsonl when not given")
+    predict.add_argument("--text", help="the column of the text, when not the one trained on")
+    return parser
+
+
+def _train(chosen: argparse.Namespace, words: list[str]) -> None:
+    from peftkit import Recipe, main
+    from peftkit.parsing import read_recipe
+
+    if chosen.help:
+        words = [*words, "--help"]
+    elif chosen.recipe is None:
+        raise UserError("train: which recipe? give a .yaml or a .py file; --help lists every field")
+    sys.argv[0] = "peftkit train RECIPE"
+    if chosen.local_rank is not None:
+        words = [*words, f"--local_rank={chosen.local_rank}"]
+    main(Recipe() if chosen.recipe is None else read_recipe(chosen.recipe), words + ["--debug"] * chosen.debug)
+
+
+def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
+    from peftkit.compare import PICTURE, TABLE, compare
+    from peftkit.parsing import parse_recipe, read_recipe
+
+    rates = {}
+    for word in filter(None, chosen.learning_rates.split(",")):
+        name, _, rate = word.partition("=")
+        try:
+            rates[name] = float(rate)
+        except ValueError:
+            raise UserError(f"--learning_rates: '{word}' is not METHOD=NUMBER") from None
+    recipe = parse_recipe(words, read_recipe(chosen.recipe), prog="peftkit compare RECIPE")
+    methods = [word.strip() for word in chosen.methods.split(",") if word.strip()]
+    reports = compare(recipe, methods, output=chosen.output, learning_rates=rates)
+    folder = Path(reports[0].recipe["training"]["output_dir"]).expanduser().parent
+    print("\n" + (folder / TABLE).read_text(encoding="utf-8"))
+    print(f"table    {folder / TABLE}")
+    if (folder / PICTURE).exists():
+        print(f"picture  {folder / PICTURE}")
+    for report in reports:
+        print(f"{report.status:<8} {folder / report.method}/report.json")
+    for report in reports:
+        if report.status == "complete":
+            print(f"\nAn ordinary model of a run:  peftkit export {folder / report.method} my-model")
+            break
+    # Out of memory is a finding; a method that failed otherwise is for someone to look at.
+    if failed := [report.method for report in reports if report.status == "failed"]:
+        sys.exit(f"peftkit: {', '.join(failed)} failed; the table says why")
+
+
+def _export(chosen: argparse.Namespace, words: list[str]) -> None:
+    from peftkit.export import export
+
+    export(chosen.run, chosen.out, tolerance=chosen.tolerance)
+
+
+def _predict(chosen: argparse.Namespace, words: list[str]) -> None:
+    from peftkit.predict import predict
+
+    predict(chosen.source, chosen.file, chosen.output, text=chosen.text)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """The command line; ends the process with 0, 1 (failed) or 2 (the user can put it right)."""
+    words = list(sys.argv[1:] if words is None else words)
+    debug = "--debug" in words
+
+    def act() -> None:
+        chosen, rest = _parser().parse_known_args(words)
+        if rest and chosen.command not in ("train", "compare"):
+            raise UserError(f"{chosen.command}: unknown argument '{rest[0]}'; --help lists them")
+        from peftkit.log import set_up_logging
+
+        set_up_logging(debug=debug)
+        commands: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
+            "train": _train, "compare": _compare, "export": _export, "predict": _predict,
+        }  # fmt: skip
+        commands[chosen.command](chosen, rest)
+
+    sys.exit(exit_code_of(act, debug=debug))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Small real models of several architectures, on real text; nothing here needs a network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer, BertConfig, DebertaV2Config, RobertaConfig, T5Config
+
+from peftkit import DataConfig, Method, ModelConfig, Recipe, SequenceClassification, lora
+from peftkit.demo.model import demo_model_folder
+from peftkit.log import set_up_logging
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPES = {
+    "bert": BertConfig(
+        vocab_size=30522, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96
+    ),
+    "roberta": RobertaConfig(
+        vocab_size=30522, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
+        max_position_embeddings=514, pad_token_id=0, bos_token_id=101, eos_token_id=102,
+    ),
+    "deberta": DebertaV2Config(
+        vocab_size=30522, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
+        relative_attention=True, pos_att_type=["p2c", "c2p"],
+    ),
+    # Its end of sentence is the BERT tokenizer's [SEP], on which the classifier of T5 pools.
+    "t5": T5Config(
+        vocab_size=30522, d_model=48, d_kv=12, num_layers=2, num_decoder_layers=2, num_heads=4, d_ff=96,
+        eos_token_id=102, pad_token_id=0, decoder_start_token_id=0,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet():
+    set_up_logging()
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """Folders of small checkpoints without a classifier, by architecture; `bert` comes without a pooler."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    tokenizer = AutoTokenizer.from_pretrained(demo_model_folder())
+    for name, config in SHAPES.items():
+        torch.manual_seed(0)
+        options = {"add_pooling_layer": False} if name in ("bert", "roberta") else {}
+        AutoModel.from_config(config, **options).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def small_recipe(checkpoints, tmp_path):
+    """A recipe on the embedded text and a small BERT: 6 steps, a second or two."""
+
+    def make(architecture: str = "bert", method: Method | None = None, **training):
+        return Recipe(
+            name="small",
+            model=ModelConfig(name_or_path=str(checkpoints / architecture)),
+            data=DataConfig(path="demo", max_train_samples=96, max_eval_samples=40),
+            task=SequenceClassification(max_length=32),
+            method=method or lora(),
+            training={
+                "max_steps": 6, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "seed": 3, "disable_tqdm": True,
+                "output_dir": str(tmp_path / "run"), **training,
+            },
+        )  # fmt: skip
+
+    return make

@@ -1,0 +1,79 @@
+import subprocess
+import sys
+
+import pytest
+
+from peftkit.cli import main
+from peftkit.parsing import recipe_to_yaml
+
+
+def exit_code(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    return ended.value.code, capsys.readouterr()
+
+
+def test_help_and_import_load_no_torch():
+    code = (
+        "import sys, peftkit\n"
+        "from peftkit.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as ended: assert ended.code == 0\n"
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    for command in ("train", "compare", "export", "predict"):
+        assert command in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "invalid choice: 'trian'"),
+        (["train"], "which recipe?"),
+        (["train", "nowhere.yaml"], "nowhere.yaml: no such recipe file"),
+        (["train", "recipes/lora_cls.py", "--training.max_step", "3"], "did you mean 'training.max_steps'?"),
+        (["compare", "recipes/lora_cls.py", "--methods", "full,loraa"], "did you mean 'lora'?"),
+        (["compare", "recipes/lora_cls.py", "--learning_rates", "full"], "'full' is not METHOD=NUMBER"),
+        (["export", "nowhere", "out"], "give the folder of a finished run"),
+        (["export", "a", "b", "--tolerence", "1"], "unknown argument '--tolerence'"),
+        (["predict", "nowhere", "x.csv"], "neither a run nor a model"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(words, said, capsys, tmp_path, monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+    code, output = exit_code(words, capsys)
+    assert code == 2
+    assert said in output.err
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("peftkit: ")
+
+
+def test_debug_shows_the_traceback(capsys):
+    code, output = exit_code(["--debug", "train", "nowhere.yaml"], capsys)
+    assert code == 2
+    assert "Traceback" in output.err
+
+
+def test_train_export_and_predict_from_yaml(small_recipe, capsys, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe_to_yaml(small_recipe()))
+    code, output = exit_code(["train", str(file), "--training.max_steps", "4"], capsys)
+    assert code == 0, output.err
+    code, output = exit_code(["export", str(tmp_path / "run"), str(tmp_path / "out")], capsys)
+    assert code == 0, output.err
+    assert "largest logit difference" in output.err
+    texts = tmp_path / "texts.csv"
+    texts.write_text("text\nReturn the mean.\n")
+    words = ["predict", str(tmp_path / "out"), str(texts), "--output", str(tmp_path / "found.jsonl")]
+    assert exit_code(words, capsys)[0] == 0
+    assert (tmp_path / "found.jsonl").read_text().startswith('{"row": 0, "label": ')
+
+
+def test_train_help_lists_the_recipes_fields(capsys, request, monkeypatch):
+    monkeypatch.chdir(request.config.rootpath)
+    code, output = exit_code(["train", "recipes/lora_cls.py", "--help"], capsys)
+    assert code == 0
+    assert "--training.max_steps" in output.out
+    assert "--method.peft.lora_alpha (default: 16)" in output.out

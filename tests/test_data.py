@@ -1,0 +1,127 @@
+import json
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from peftkit import DataConfig, SequenceClassification
+from peftkit.data import load_splits
+from peftkit.errors import UserError
+
+TASK = SequenceClassification()
+
+
+def rows(count, labels=("no", "yes")):
+    return [{"text": f"text number {i}", "label": labels[i % len(labels)]} for i in range(count)]
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def load(path, **fields):
+    return load_splits(DataConfig(path=str(path), **fields), TASK, seed=1)
+
+
+def test_a_folder_of_splits_is_read_with_the_common_names(tmp_path):
+    for name, count in (("train", 20), ("dev", 6), ("test", 4)):
+        write(tmp_path / f"{name}.jsonl", rows(count))
+    (tmp_path / "NOTE.md").write_text("not data")
+    splits = load(tmp_path)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (20, 6, 4)
+    assert splits.labels == ("no", "yes")
+    assert splits.decisions == ()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])
+def test_a_single_file_is_split_stratified_and_says_so(tmp_path, suffix):
+    data = Dataset.from_list(rows(100))
+    path = tmp_path / f"all{suffix}"
+    if suffix in (".csv", ".tsv"):
+        data.to_csv(path, index=False, sep="," if suffix == ".csv" else "\t")
+    elif suffix == ".parquet":
+        data.to_parquet(path)
+    else:
+        data.to_json(path)
+    splits = load(path)
+    assert len(splits.train) + len(splits.validation) + len(splits.test) == 100
+    assert len(splits.decisions) == 2
+    assert "stratified, seed 1" in splits.decisions[0]
+    texts = [set(split["text"]) for split in (splits.train, splits.validation, splits.test)]
+    assert not texts[0] & texts[1] | texts[0] & texts[2] | texts[1] & texts[2]
+    assert load(path).fingerprint == splits.fingerprint
+
+
+def test_named_files_and_columns(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.jsonl", [{"words": r["text"], "kind": r["label"]} for r in rows(30)])
+    config = DataConfig(path=str(tmp_path), data_files={"train": "a.jsonl", "test": "b.jsonl"})
+    splits = load_splits(config, SequenceClassification(text="words", label="kind"), seed=0)
+    assert len(splits.test) == 30
+
+
+def test_a_folder_saved_by_datasets_keeps_its_label_order(tmp_path):
+    data = Dataset.from_list(rows(40, ("zebra", "ant"))).class_encode_column("label")
+    data = data.cast_column("label", data.features["label"].__class__(names=["ant", "zebra", "never"]))
+    DatasetDict({"train": data, "validation": data, "test": data}).save_to_disk(tmp_path / "d")
+    assert load(tmp_path / "d").labels == ("ant", "zebra", "never")
+
+
+def test_numbers_are_labels_in_their_own_order(tmp_path):
+    assert load(write(tmp_path / "a.jsonl", rows(60, (10, 9, 2)))).labels == ("2", "9", "10")
+
+
+def test_the_fingerprint_knows_every_row_and_its_order(tmp_path):
+    records = rows(60)
+    first = load(write(tmp_path / "a.jsonl", records)).fingerprint
+    assert load(write(tmp_path / "b.jsonl", records)).fingerprint == first
+    records[7] = {**records[7], "text": "another"}
+    assert load(write(tmp_path / "c.jsonl", records)).fingerprint != first
+
+
+def test_sizes_are_cut_by_the_seed(tmp_path):
+    path = write(tmp_path / "a.jsonl", rows(100))
+    cut = load(path, max_train_samples=10, max_eval_samples=5)
+    assert (len(cut.train), len(cut.validation), len(cut.test)) == (10, 5, 5)
+    assert cut.fingerprint == load(path, max_train_samples=10, max_eval_samples=5).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("records", "fields", "said"),
+    [
+        (rows(20), {"train_split": "tain"}, None),
+        ([{"sentence": "a", "label": 1}] * 20, {}, "no column 'text' among sentence, label"),
+        (rows(20), {"test_split": "tset"}, "data.test_split: no split 'tset'"),
+        (rows(20, ("same",)), {}, "1 label found"),
+    ],
+)
+def test_what_is_wrong_is_one_line(tmp_path, records, fields, said):
+    path = write(tmp_path / "a.jsonl", records)
+    if said is None:
+        assert load(path, **fields).labels == ("no", "yes")
+        return
+    with pytest.raises(UserError, match=said) as raised:
+        load(path, **fields)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("./nowhere.jsonl", "no such file or folder"),
+        ("nowhere.csv", "no such file or folder"),
+        ("no-such/data-anywhere", "can't be read"),
+    ],
+)
+def test_data_that_cannot_be_had_is_one_line(path, said):
+    with pytest.raises(UserError, match=f"data.path: {path}: {said}"):
+        load(path)
+
+
+def test_a_file_that_is_not_what_its_name_says(tmp_path):
+    (tmp_path / "a.jsonl").write_text("this is { not json\n")
+    with pytest.raises(UserError, match="can't be read"):
+        load(tmp_path / "a.jsonl")
+    (tmp_path / "a.xyz").write_text("x")
+    with pytest.raises(UserError, match="unknown file format '.xyz'"):
+        load(tmp_path / "a.xyz")

@@ -1,0 +1,39 @@
+import pytest
+
+from peftkit import Recipe, full, lora
+from peftkit.distributed import config_folder, deepspeed_config, split_launcher_words, usual_deepspeed_config
+from peftkit.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("words", "kept", "launched"),
+    [
+        (["--local_rank=1", "--name", "x"], ["--name", "x"], True),
+        (["--local_rank", "1", "--name", "x"], ["--name", "x"], True),
+        (["--local-rank=0"], [], True),
+        (["--name", "x"], ["--name", "x"], False),
+    ],
+)
+def test_the_launchers_own_words(words, kept, launched):
+    assert split_launcher_words(words) == (kept, launched)
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])
+def test_the_configs_leave_batch_rate_and_dtype_to_the_recipe(name):
+    config = deepspeed_config(f"ds_configs/{name}.json")
+    assert config["zero_optimization"]["stage"] == int(name[4])
+    for field in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping"):
+        assert config[field] == "auto"
+    assert config["bf16"]["enabled"] == "auto"
+    assert "optimizer" not in config
+    assert ("offload_param" in config["zero_optimization"]) == name.endswith("offload")
+
+
+def test_a_config_that_is_not_there_is_one_line():
+    with pytest.raises(UserError, match="no such file"):
+        deepspeed_config("ds_configs/zero9.json")
+
+
+def test_an_adapter_is_not_sharded_further_than_it_gains():
+    assert usual_deepspeed_config(Recipe(method=full())) == config_folder() / "zero2.json"
+    assert usual_deepspeed_config(Recipe(method=lora())) == config_folder() / "zero1.json"

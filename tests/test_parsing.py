@@ -1,0 +1,131 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from peft import IA3Config, LoraConfig
+
+from peftkit import DataConfig, ModelConfig, Quantization, Recipe, SequenceClassification, full, lora, qlora
+from peftkit.errors import UserError
+from peftkit.parsing import build_parser, parse_recipe, read_recipe, recipe_to_dict, recipe_to_yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+LORA = Recipe(name="a", method=lora(r=4), training={"learning_rate": 1e-3, "max_steps": 10})
+
+
+@pytest.mark.parametrize(
+    ("words", "read"),
+    [
+        ("--method.peft.r 16", lambda r: r.method.peft.r == 16 and r.method.peft.lora_alpha == 16),
+        ("--method.peft.target_modules [query,value]", lambda r: r.method.peft.target_modules == {"query", "value"}),
+        ("--training.max_steps 20", lambda r: r.training["max_steps"] == 20),
+        ("--training.max_steps -1", lambda r: r.training["max_steps"] == -1),
+        ("--training.deepspeed ds_configs/zero2.json", lambda r: r.training["deepspeed"] == "ds_configs/zero2.json"),
+        ("--task.max_length 9", lambda r: r.task == SequenceClassification(max_length=9)),
+        ("--data.path x.csv --data.max_train_samples 5", lambda r: r.data.max_train_samples == 5),
+        ("--data.data_files.train a.jsonl", lambda r: r.data.data_files == {"train": "a.jsonl"}),
+        ("--model.revision v1", lambda r: r.model.revision == "v1"),
+        ("--method.peft null", lambda r: r.method.peft is None),
+        ("--method.peft peft.IA3Config", lambda r: isinstance(r.method.peft, IA3Config)),
+    ],
+)
+def test_a_word_sets_its_field(words, read):
+    assert read(parse_recipe(words.split(), LORA))
+
+
+def test_fields_not_named_keep_the_recipes_values():
+    assert recipe_to_dict(parse_recipe([], LORA)) == recipe_to_dict(LORA)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--training.max_step 3", "did you mean 'training.max_steps'?"),
+        ("--trainin.max_steps 3", "did you mean 'training.max_steps'?"),
+        ("--method.peft.lora_alfa 3", "did you mean 'method.peft.lora_alpha'?"),
+        ("--task.max_len 3", "did you mean 'task.max_length'?"),
+        ("--modell.name x", "did you mean 'model.name_or_path'?"),
+        ("--training.learning_rate fast", "training.learning_rate: expected float, got 'fast'"),
+        ("--method.peft.r four", "method.peft.r: expected int, got 'four'"),
+        ("--data.max_train_samples x", "data.max_train_samples: expected int or null, got 'x'"),
+    ],
+)
+def test_a_wrong_word_is_one_line_with_the_right_one(words, said):
+    with pytest.raises(UserError) as raised:
+        parse_recipe(words.split(), LORA)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        LORA,
+        Recipe(name="f", method=full(), data=DataConfig(path="a/b", data_files={"train": "x.csv"})),
+        Recipe(name="q", method=qlora(r=2, quantization=Quantization(bnb_4bit_quant_type="fp4"))),
+        Recipe(model=ModelConfig(name_or_path="m", dtype="bfloat16"), task=SequenceClassification(text="t", max_length=7)),
+        Recipe(method=lora(target_modules=["value", "query"], lora_dropout=0.1), training={"optim": "adamw_torch"}),
+    ],
+)
+def test_yaml_holds_the_whole_recipe(recipe, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe_to_yaml(recipe))
+    assert recipe_to_yaml(read_recipe(file)) == recipe_to_yaml(recipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("training: {max_step: 3}", "did you mean 'training.max_steps'?"),
+        ("modle: {name_or_path: x}", "did you mean 'model"),
+        ("training: {max_steps: many}", "expected int"),
+        ("method: {peft: {class_path: peft.LoraConfig, init_args: {rank: 3}}}", "unknown field 'method.peft.rank'"),
+        ("- a", "is a mapping"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_a_wrong_yaml_is_one_line_naming_the_file(text, said, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=re.escape(str(file))) as raised:
+        read_recipe(file)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_every_recipe_file_is_read_as_yaml_too(tmp_path):
+    files = sorted((ROOT / "recipes").glob("*.py"))
+    assert files
+    for path in files:
+        recipe = read_recipe(path)
+        assert recipe.name == path.stem
+        file = tmp_path / "recipe.yaml"
+        file.write_text(recipe_to_yaml(recipe))
+        assert recipe_to_dict(read_recipe(file)) == recipe_to_dict(recipe)
+
+
+def test_no_home_folder_in_a_saved_recipe():
+    home = str(Path.home())
+    recipe = Recipe(model=ModelConfig(name_or_path=f"{home}/m"), training={"output_dir": f"{home}/run"})
+    if home != "/":
+        assert home not in recipe_to_yaml(recipe)
+        assert yaml.safe_load(recipe_to_yaml(recipe))["model"]["name_or_path"] == "~/m"
+
+
+def test_help_lists_every_field_with_default_and_meaning():
+    text = " ".join(build_parser(LORA, "x").format_help().split())
+    for field in ("--model.name_or_path", "--data.data_files", "--training.warmup_steps", "--task.max_length"):
+        assert field in text
+    assert "--method.peft.r (default: 4) Lora attention dimension" in text
+    assert "Tokens kept of a text" in text
+    assert "Column of the text." in text
+    missing = [a.dest for a in build_parser(LORA, "x")._actions if not a.help]
+    assert not missing
+
+
+def test_lora_configs_class_is_kept_with_its_other_arguments():
+    recipe = parse_recipe(["--method.peft.use_dora", "true"], LORA)
+    assert isinstance(recipe.method.peft, LoraConfig)
+    assert recipe.method.peft.use_dora
+    assert recipe.method.peft.r == 4

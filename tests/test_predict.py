@@ -1,0 +1,83 @@
+import csv
+import json
+
+import pytest
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from peftkit.demo.docstrings import LIBRARIES
+from peftkit.errors import UserError
+from peftkit.export import export
+from peftkit.predict import predict
+from peftkit.run import run
+
+TEXTS = [f"Return the {word} of an array." for word in ("mean", "sum", "length and a much longer tail " * 20, "type")]
+
+
+@pytest.fixture
+def folder(small_recipe, tmp_path):
+    run(small_recipe())
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "id": 7}) + "\n" for text in TEXTS))
+    return path
+
+
+def test_a_run_and_its_export_say_the_same(folder, file, tmp_path):
+    predict(folder, file, tmp_path / "run.jsonl")
+    export(folder, tmp_path / "out")
+    predict(tmp_path / "out", file, tmp_path / "out.jsonl")
+    ours, theirs = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in ("run.jsonl", "out.jsonl")
+    )
+    assert [row["row"] for row in ours] == [0, 1, 2, 3]
+    for one, other in zip(ours, theirs, strict=True):
+        assert set(one["probabilities"]) == set(LIBRARIES)
+        assert sum(one["probabilities"].values()) == pytest.approx(1)
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+        assert one["label"] == max(one["probabilities"], key=one["probabilities"].get)
+
+
+def test_it_says_what_plain_transformers_says(folder, file, tmp_path):
+    export(folder, tmp_path / "out")
+    predict(tmp_path / "out", file, tmp_path / "out.jsonl")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    plain = pipeline("text-classification", model=model, tokenizer=tokenizer)(TEXTS, truncation=True, top_k=None)
+    for line, expected in zip((tmp_path / "out.jsonl").read_text().splitlines(), plain, strict=True):
+        scores = {entry["label"]: entry["score"] for entry in expected}
+        assert json.loads(line)["probabilities"] == pytest.approx(scores, abs=1e-5)
+
+
+def test_csv(folder, tmp_path):
+    Dataset.from_dict({"words": TEXTS}).to_csv(tmp_path / "texts.csv", index=False)
+    predict(folder, tmp_path / "texts.csv", tmp_path / "out.csv", text="words")
+    with (tmp_path / "out.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert len(rows) == 4
+    assert float(rows[0][f"probability of {rows[0]['label']}"]) > 1 / 7
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"words": "a"}\n', "no column 'text' among words; name it with --text"),
+        ('{"text": "a"}\n{"text": null}\n', r"row 1 \(from 0\), column 'text'"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_line(folder, tmp_path, content, said):
+    (tmp_path / "bad.jsonl").write_text(content)
+    with pytest.raises(UserError, match=said):
+        predict(folder, tmp_path / "bad.jsonl", tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_other_wrong_words(folder, file, tmp_path):
+    with pytest.raises(UserError, match=r"must end in \.jsonl or \.csv"):
+        predict(folder, file, tmp_path / "out.xml")
+    with pytest.raises(UserError, match="neither a run nor a model"):
+        predict(tmp_path, file)

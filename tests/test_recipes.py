@@ -1,0 +1,50 @@
+"""Every recipe as a process, by every launcher."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from peftkit.report import read_report
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+BIN = Path(sys.executable).parent
+LAUNCHERS = {
+    "python": [sys.executable],
+    "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", "0"],
+    "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", "29713"],
+}
+FEW = ["--training.max_steps", "4", "--data.max_train_samples", "96", "--data.max_eval_samples", "40"]
+FEW += ["--training.per_device_train_batch_size", "4", "--training.disable_tqdm", "true", "--task.max_length", "32"]
+
+pytestmark = pytest.mark.slow
+
+
+def launch(launcher, recipe, words, folder):
+    command = [*LAUNCHERS[launcher], str(recipe), "--training.output_dir", str(folder), *FEW, *words]
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return read_report(folder), done
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("launcher", ["python", "torchrun"])
+def test_a_recipe_runs(launcher, recipe, tmp_path):
+    report, done = launch(launcher, recipe, [], tmp_path / "run")
+    assert report.status == "complete"
+    assert report.audit["verdict"] == "passed"
+    assert report.environment["processes"] == (1 if launcher == "python" else 2)
+    assert done.stderr.count("peftkit: run saved in") == 1
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_deepspeed_without_a_config_chooses_one_and_says_so(recipe, tmp_path):
+    report, done = launch("deepspeed", recipe, [], tmp_path / "run")
+    stage = "zero2" if recipe.stem.startswith("full") else "zero1"
+    assert (done.stdout + done.stderr).count(f"chose ds_configs/{stage}.json") == 1
+    assert report.recipe["training"]["deepspeed"] == f"ds_configs/{stage}.json"
+    assert report.audit["verdict"] == "passed"

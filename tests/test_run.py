@@ -1,0 +1,161 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import IA3Config, LoHaConfig, LoraConfig, PrefixTuningConfig
+
+from peftkit import DataConfig, Method, full, lora, qlora
+from peftkit import audit as audit_module
+from peftkit.errors import AuditError, UserError
+from peftkit.report import read_report
+from peftkit.run import run
+from peftkit.run_folder import check_saved_head
+
+METHODS = [
+    full(),
+    lora(),
+    qlora(),
+    Method(name="dora", peft=LoraConfig(use_dora=True, target_modules="all-linear")),
+    Method(name="rslora", peft=LoraConfig(use_rslora=True, target_modules="all-linear")),
+    Method(name="ia3", peft=IA3Config()),
+    Method(name="prefix_tuning", peft=PrefixTuningConfig(num_virtual_tokens=4)),
+    Method(name="loha", peft=LoHaConfig(target_modules=["query", "value"])),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+def test_every_method_trains_is_audited_and_reports(small_recipe, method):
+    report = run(small_recipe("bert", method))
+    assert report.status == "complete"
+    assert report.audit["verdict"] == "passed"
+    assert report.head == ["bert.pooler", "classifier"]
+    assert (report.parameters["trainable"] == report.parameters["total"]) == (method.peft is None)
+    low, high = report.metrics["test"]["accuracy_ci95"]
+    assert low <= report.metrics["test"]["accuracy"] <= high
+    assert report.times["tokens_per_second"] > report.times["samples_per_second"] > 0
+
+
+def test_the_run_folder_is_whole_by_itself(small_recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    run(small_recipe())
+    folder = tmp_path / "run"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "adapter_config.json", "adapter_model.safetensors", "config.json", "held_out.safetensors", "predictions.jsonl",
+        "recipe.yaml", "report.json", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    for path in folder.iterdir():
+        assert str(tmp_path.parent).encode() not in path.read_bytes(), path.name
+    config = json.loads((folder / "config.json").read_text())
+    assert len(config["id2label"]) == 7
+    assert read_report(folder).recipe["method"]["peft"]["class_path"] == "peft.LoraConfig"
+
+
+def test_the_same_seed_gives_the_same_numbers(small_recipe, tmp_path):
+    first, second = (run(small_recipe(output_dir=str(tmp_path / name))) for name in ("a", "b"))
+    assert first.metrics == second.metrics
+    assert first.data["fingerprint"] == second.data["fingerprint"]
+    other = run(small_recipe(output_dir=str(tmp_path / "c"), seed=4))
+    assert other.metrics["test"]["loss"] != first.metrics["test"]["loss"]
+
+
+def test_a_finished_run_is_not_overwritten(small_recipe):
+    run(small_recipe(max_steps=2))
+    with pytest.raises(UserError, match="holds a finished run"):
+        run(small_recipe(max_steps=2))
+
+
+def test_runs_without_a_named_folder_are_numbered(small_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = small_recipe(max_steps=2)
+    recipe = replace(recipe, training={k: v for k, v in recipe.training.items() if k != "output_dir"})
+    for _ in range(2):
+        run(recipe)
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["small", "small-2"]
+
+
+def test_gradient_checkpointing_reaches_the_adapter(small_recipe):
+    assert run(small_recipe(gradient_checkpointing=True)).audit["verdict"] == "passed"
+
+
+def test_reentrant_checkpointing_is_caught_by_the_audit(small_recipe, tmp_path):
+    # The loss falls all the same: only the head trains.
+    broken = small_recipe(
+        gradient_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True}, max_steps=12
+    )
+    with pytest.raises(AuditError, match=r"never had a finite non-zero gradient.*lora_A"):
+        run(broken)
+    report = read_report(tmp_path / "run")
+    assert report.status == "failed"
+    assert "lora_A" in report.error
+    assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
+
+
+def test_a_frozen_weight_that_changes_fails_the_run(small_recipe, monkeypatch):
+    start = audit_module.TrainingAudit.step
+
+    def spoil(self, global_step):
+        frozen = next(p for n, p in self.parameters.items() if "word_embeddings" in n)
+        frozen.data[5, 5] += 1
+        start(self, global_step)
+
+    monkeypatch.setattr(audit_module.TrainingAudit, "step", spoil)
+    with pytest.raises(AuditError, match=r"frozen but changed: .*word_embeddings"):
+        run(small_recipe(max_steps=4))
+
+
+def test_a_head_that_is_not_saved_is_caught(small_recipe, tmp_path):
+    run(small_recipe(max_steps=3))
+    check_saved_head(tmp_path / "run", {"classifier.weight", "bert.pooler.dense.bias"})
+    with pytest.raises(AuditError, match=r"yet not saved: another\.weight"):
+        check_saved_head(tmp_path / "run", {"classifier.weight", "another.weight"})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data": DataConfig(path="./nowhere.csv")}, "no such file"),
+        ({"method": lora(target_modules=["nothing"])}, "does not fit"),
+    ],
+)
+def test_a_run_that_fails_says_so_in_its_report(small_recipe, tmp_path, change, said):
+    with pytest.raises(UserError, match=said):
+        run(replace(small_recipe(), **change))
+    report = read_report(tmp_path / "run")
+    assert report.status == "failed"
+    assert said in report.error
+
+
+def test_running_out_of_memory_is_a_status(small_recipe, tmp_path, monkeypatch):
+    def full_memory(self, *args, **kwargs):
+        return torch.empty(2**52)
+
+    monkeypatch.setattr(audit_module.TrainingAudit, "step", full_memory)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        run(small_recipe())
+    assert read_report(tmp_path / "run").status == "out_of_memory"
+
+
+def test_a_length_the_model_does_not_know_is_one_line(small_recipe):
+    recipe = small_recipe()
+    with pytest.raises(UserError, match=r"task\.max_length: 9999 is more than the model's 512 positions"):
+        run(replace(recipe, task=replace(recipe.task, max_length=9999)))
+
+
+def test_the_usual_learning_rate_is_taken_when_none_is_named(small_recipe):
+    recipe = small_recipe(max_steps=3, logging_steps=1)
+    recipe = replace(recipe, training={k: v for k, v in recipe.training.items() if k != "learning_rate"})
+    assert run(recipe).history[0]["learning_rate"] == pytest.approx(1e-3)
+
+
+def test_accumulation_gives_the_loss_of_the_whole_batch(small_recipe, tmp_path):
+    whole = run(small_recipe(method=full(), max_steps=3, logging_steps=1, output_dir=str(tmp_path / "a")))
+    parts = run(
+        small_recipe(
+            method=full(), max_steps=3, logging_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=4,
+            output_dir=str(tmp_path / "b"),
+        )
+    )  # fmt: skip
+    assert parts.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=0.05)
