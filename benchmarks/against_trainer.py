@@ -71,7 +71,8 @@ def main() -> None:
     output.parent.mkdir(exist_ok=True)
     output.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\n{name}: median over seeds {words.seeds}; time and memory are peftkit over Trainer\n")
-    print("| method | Trainer accuracy | peftkit accuracy | train time | peak memory |\n| --- | ---: | ---: | ---: | ---: |")
+    print("| method | Trainer accuracy | peftkit accuracy | train time | peak memory |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     for method in words.methods.split(","):
         mine = [row for row in rows if row["method"] == method]
         median = {

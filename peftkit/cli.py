@@ -18,8 +18,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="peftkit", description=peftkit.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"peftkit {peftkit.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    debug = argparse.ArgumentParser(add_help=False)
-    debug.add_argument("--debug", action="store_true", help="show the traceback of an error, and let the libraries speak")
+    debug = _Parser(add_help=False)
+    debug.add_argument(
+        "--debug", action="store_true", help="show the traceback of an error, and let the libraries speak"
+    )
 
     train = commands.add_parser(
         "train", parents=[debug], add_help=False, allow_abbrev=False, help="train by a recipe",

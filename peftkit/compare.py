@@ -58,7 +58,9 @@ def method_recipes(recipe: Recipe, words: Sequence[str], learning_rates: Mapping
         method, rate = _method(word, recipe)
         if method.name in recipes:
             raise UserError(f"--methods: '{method.name}' is named twice")
-        training = {name: value for name, value in recipe.training.items() if name not in ("learning_rate", "output_dir")}
+        training = {
+            name: value for name, value in recipe.training.items() if name not in ("learning_rate", "output_dir")
+        }
         training["learning_rate"] = learning_rates.get(method.name, rate)
         recipes[method.name] = replace(recipe, name=f"{recipe.name} {method.name}", method=method, training=training)
     for name in learning_rates:

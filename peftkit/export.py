@@ -16,10 +16,9 @@ from peftkit.files import new_folder, write_json
 from peftkit.log import logger
 from peftkit.measure import environment
 from peftkit.parsing import recipe_to_dict
-from peftkit.run_folder import Trained, load_run, read_held_out
+from peftkit.run_folder import RECEIPT, Trained, load_run, read_held_out
 from peftkit.training import first_output
 
-RECEIPT = "receipt.json"
 FULL_TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-2
 
@@ -84,7 +83,9 @@ def export(run: Path, out: Path, *, tolerance: float | None = None) -> Receipt:
             ("the exported model differs from the trained one", receipt.exported_difference),
         ):
             if not difference <= tolerance:
-                raise AuditError(f"export: {what} by {difference:.3g} in a logit (tolerance {tolerance:g}); not exported")
+                raise AuditError(
+                    f"export: {what} by {difference:.3g} in a logit (tolerance {tolerance:g}); not exported"
+                )
         write_json(
             folder / RECEIPT,
             {**vars(receipt), "recipe": recipe_to_dict(recipe), "environment": environment()},
@@ -94,7 +95,9 @@ def export(run: Path, out: Path, *, tolerance: float | None = None) -> Receipt:
         out, receipt.exported_difference, receipt.rows, receipt.tolerance, 100 * receipt.label_agreement,
     )  # fmt: skip
     if quantized:
-        logger.info("the 4-bit model that was trained differs from it by up to %.2g in a logit", receipt.live_difference)
+        logger.info(
+            "the 4-bit model that was trained differs from it by up to %.2g in a logit", receipt.live_difference
+        )
     return receipt
 
 

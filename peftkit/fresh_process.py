@@ -1,6 +1,6 @@
 """What another program makes of an exported model. Run by its path in a process of its own; imports no peftkit.
 
-    python -I fresh_process.py MODEL_FOLDER INPUTS.safetensors AUTO_CLASS OUTPUT.safetensors
+python -I fresh_process.py MODEL_FOLDER INPUTS.safetensors AUTO_CLASS OUTPUT.safetensors
 """
 
 import sys

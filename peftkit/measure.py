@@ -10,7 +10,17 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("peftkit", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "evaluate", "accelerate")
+PACKAGES = (
+    "peftkit",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "deepspeed",
+    "datasets",
+    "evaluate",
+    "accelerate",
+)
 
 
 def process_peak_bytes() -> int:

@@ -134,7 +134,7 @@ def apply(method: Method, model: PreTrainedModel, head: tuple[str, ...], task_ty
     """
     if method.peft is None:
         return model
-    config = copy.deepcopy(method.peft)
+    config: Any = copy.deepcopy(method.peft)
     config.task_type = task_type
     config.modules_to_save = sorted({*(config.modules_to_save or ()), *head})
     if method.quantization is not None:

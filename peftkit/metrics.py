@@ -1,7 +1,6 @@
 """Metrics as `evaluate` modules that need no network, and their confidence intervals."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import datasets
 import evaluate
@@ -64,7 +63,9 @@ def classification_intervals(
 
     intervals: dict[str, list[float]] = {}
     for name, statistic in (("accuracy", accuracy), ("f1_macro", macro_f1)):
-        options: dict[str, Any] = dict(paired=True, vectorized=False, n_resamples=n_resamples, method="percentile")
-        found = bootstrap((predictions, references), statistic, rng=seed, **options).confidence_interval
+        found = bootstrap(
+            (predictions, references), statistic, paired=True, vectorized=False, n_resamples=n_resamples,
+            method="percentile", rng=seed,
+        ).confidence_interval  # fmt: skip
         intervals[f"{name}_ci95"] = [float(found.low), float(found.high)]
     return intervals

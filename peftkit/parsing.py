@@ -40,9 +40,9 @@ class RecipeParser(ArgumentParser):
             return super().error(message, ex)
         raise UserError(_one_line(message, _field_names(self)))
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: Any = None) -> str:
         """The library's help, and after it the fields of this recipe's `peft` config and task."""
-        return super().format_help() + self.method_help
+        return super().format_help(formatter) + self.method_help
 
 
 def build_parser(base: Recipe, prog: str) -> RecipeParser:
@@ -105,13 +105,15 @@ def read_recipe(path: str | Path) -> Recipe:
 def dict_to_recipe(plain: Mapping[str, Any]) -> Recipe:
     """The recipe of plain data as `recipe_to_dict` makes it, or as a YAML file holds it. Raises UserError."""
     training = plain.get("training") or {}
-    base = Recipe(training={name: None for name in training} if isinstance(training, Mapping) else {})
+    base = Recipe(training=dict.fromkeys(training) if isinstance(training, Mapping) else {})
     parser = build_parser(Recipe(), "recipe")
     names = _field_names(parser)
+    # The parser would name only the outermost unknown part; what lies in a class or a mapping it checks itself.
+    inside: tuple[str, ...] = ("task.", "method.peft.", "method.quantization.", "data.data_files.")
+    inside += tuple(f"{name}." for name in names if name.startswith("training."))
     for path in _paths(plain):
-        if path not in names and not path.startswith(("task.", "method.peft.", "method.quantization.", "data.data_files.")):
-            if not any(path.startswith(f"{name}.") for name in names if name.startswith("training.")):
-                raise UserError(f"unknown field '{path}'{_nearest(path, names)}")
+        if path not in names and not path.startswith(inside):
+            raise UserError(f"unknown field '{path}'{_nearest(path, names)}")
     try:
         config = parser.parse_object(dict(plain), defaults=True)
     except (TypeError, ValueError, KeyError) as error:
@@ -271,13 +273,14 @@ def _nearest(word: str, names: Sequence[str]) -> str:
     within = [name for name in names if name.partition(".")[0] == close[0]] if close else []
     last = {name.rsplit(".", 1)[-1]: name for name in within or names}
     near = difflib.get_close_matches(word, within, n=1, cutoff=0.75) or [
-        last[found] for found in difflib.get_close_matches((rest or word).rsplit(".", 1)[-1], list(last), n=1, cutoff=0.5)
+        last[found]
+        for found in difflib.get_close_matches((rest or word).rsplit(".", 1)[-1], list(last), n=1, cutoff=0.5)
     ]
     return f"; did you mean '{(near or close)[0]}'?" if near or close else "; --help lists every field"
 
 
 def _one_line(message: str, names: Sequence[str]) -> str:
-    """jsonargparse's explanation in one line, with the nearest right field."""
+    """Jsonargparse's explanation in one line, with the nearest right field."""
     if unknown := re.search(r"[Uu]nrecognized arguments: *(\S+)", message):
         word = unknown.group(1).lstrip("-").split("=")[0]
         return f"unknown field '{word}'{_nearest(word, names)}"

@@ -14,13 +14,12 @@ from transformers import AutoConfig, AutoTokenizer
 
 from peftkit.data import load_rows
 from peftkit.errors import UserError
-from peftkit.export import RECEIPT
 from peftkit.files import write_text
 from peftkit.log import logger
 from peftkit.model import load_finished
 from peftkit.parsing import dict_to_recipe
 from peftkit.recipe import DataConfig, Recipe
-from peftkit.run_folder import RECIPE, Trained, label_names, load_run
+from peftkit.run_folder import RECEIPT, RECIPE, Trained, label_names, load_run
 from peftkit.tasks import SequenceClassification
 from peftkit.training import first_output
 
@@ -74,7 +73,8 @@ def _load(source: Path, text: str | None) -> Trained:
 def _logits(trained: Trained, encoded: Any) -> np.ndarray:
     """Logits of every row, float32, of shape (rows, labels)."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    model: Any = trained.model.to(device)
+    model: Any = trained.model
+    model.to(device)
     collator = trained.recipe.task.collator(trained.tokenizer)
     parts = []
     for start in tqdm(range(0, len(encoded), BATCH_SIZE), desc="predict", unit="batch"):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import set_seed
 
@@ -62,7 +63,9 @@ def run(recipe: Recipe) -> Report:
         text = str(error) if isinstance(error, UserError | AuditError) else f"{type(error).__name__}: {error}"
         line = " ".join(text.split())[:500]
         if is_rank_zero():
-            replace(report, status=status, error=line, memory={"process_peak": measure.process_peak_bytes()}).write(folder)
+            replace(report, status=status, error=line, memory={"process_peak": measure.process_peak_bytes()}).write(
+                folder
+            )
         raise
     finally:
         distributed.finish()
@@ -101,22 +104,22 @@ def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report
     memory = measure.memory()
     validation = trainer.evaluate(encoded["validation"])
     test = trainer.predict(encoded["test"])
-    label_ids = torch.as_tensor(test.label_ids).numpy()
+    logits, label_ids = np.asarray(first_output(test.predictions)), np.asarray(test.label_ids)
     metrics: dict[str, dict[str, Any]] = {
         "validation": _without_times(validation, "eval_"),
-        "test": _without_times(test.metrics, "test_"),
+        "test": _without_times(test.metrics or {}, "test_"),
     }
     after_evaluation = time.perf_counter()
     held_out = encoded["test"].select(range(min(HELD_OUT_ROWS, len(encoded["test"]))))
-    live = _live_logits(trainer.model, trainer.data_collator(list(held_out)), arguments.device)
+    live = _live_logits(model, trainer.data_collator(list(held_out)), arguments.device)
 
     tokens = trainer.state.num_input_tokens_seen
     with run_folder.filling(folder) as temporary:
         trainer.save_model(str(temporary))
         if is_rank_zero():
             run_folder.complete(temporary, recipe, model, set(base.missing_keys), held_out=live)
-            metrics["test"] |= recipe.task.intervals(test.predictions, label_ids)
-            run_folder.write_predictions(temporary, test.predictions, label_ids, recipe.task, splits.labels)
+            metrics["test"] |= recipe.task.intervals(logits, label_ids)
+            run_folder.write_predictions(temporary, logits, label_ids, recipe.task, splits.labels)
             report = replace(
                 report,
                 status="complete",

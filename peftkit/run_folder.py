@@ -29,6 +29,7 @@ from peftkit.tasks import Task
 RECIPE = "recipe.yaml"
 HELD_OUT = "held_out.safetensors"
 PREDICTIONS = "predictions.jsonl"
+RECEIPT = "receipt.json"
 ADAPTER = "adapter_model.safetensors"
 _FILLING = ".filling"
 
@@ -102,7 +103,8 @@ def complete(
     base_name = without_home(recipe.model.name_or_path)
     if isinstance(model, PeftModel):
         (folder / "README.md").unlink(missing_ok=True)
-        model.get_base_model().config.save_pretrained(folder)
+        base: Any = model.get_base_model()
+        base.config.save_pretrained(folder)
         adapter = folder / "adapter_config.json"
         write_json(adapter, {**json.loads(adapter.read_text()), "base_model_name_or_path": base_name})
     config = folder / "config.json"

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -70,9 +71,7 @@ class AuditCallback(TrainerCallback):
         """Fingerprint every parameter."""
         self.audit = TrainingAudit(kwargs["model"])
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check the first few steps."""
         assert self.audit is not None
         self.audit.step(state.global_step)
@@ -87,7 +86,7 @@ class AuditCallback(TrainerCallback):
 
 def make_trainer(
     recipe: Recipe,
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     arguments: TrainingArguments,
     tokenizer: PreTrainedTokenizerBase,
     encoded: Mapping[str, Dataset],
@@ -99,7 +98,7 @@ def make_trainer(
         return recipe.task.score(first_output(prediction.predictions), np.asarray(prediction.label_ids))
 
     return Trainer(
-        model=model,
+        model=cast(PreTrainedModel, model),
         args=arguments,
         data_collator=recipe.task.collator(tokenizer),
         train_dataset=encoded["train"],

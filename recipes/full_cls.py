@@ -1,7 +1,7 @@
 """Full fine-tuning: text classification, every weight trained.
 
-    python recipes/full_cls.py
-    deepspeed recipes/full_cls.py --training.deepspeed ds_configs/zero2.json
+python recipes/full_cls.py
+deepspeed recipes/full_cls.py --training.deepspeed ds_configs/zero2.json
 """
 
 from peftkit import DataConfig, ModelConfig, Recipe, SequenceClassification, full, main

@@ -1,7 +1,7 @@
 """LoRA: text classification, with small trainable matrices beside frozen weights.
 
-    python recipes/lora_cls.py
-    deepspeed recipes/lora_cls.py --training.deepspeed ds_configs/zero2.json
+python recipes/lora_cls.py
+deepspeed recipes/lora_cls.py --training.deepspeed ds_configs/zero2.json
 """
 
 from peftkit import DataConfig, ModelConfig, Recipe, SequenceClassification, lora, main

@@ -1,7 +1,7 @@
 """QLoRA: text classification, LoRA beside frozen weights that are kept in 4 bits.
 
-    python recipes/qlora_cls.py
-    deepspeed recipes/qlora_cls.py --training.deepspeed ds_configs/zero2.json
+python recipes/qlora_cls.py
+deepspeed recipes/qlora_cls.py --training.deepspeed ds_configs/zero2.json
 """
 
 from peftkit import DataConfig, ModelConfig, Quantization, Recipe, SequenceClassification, main, qlora

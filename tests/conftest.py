@@ -66,8 +66,8 @@ def small_recipe(checkpoints, tmp_path):
             task=SequenceClassification(max_length=32),
             method=method or lora(),
             training={
-                "max_steps": 6, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "seed": 3, "disable_tqdm": True,
-                "output_dir": str(tmp_path / "run"), **training,
+                "max_steps": 6, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "seed": 3,
+                "disable_tqdm": True, "output_dir": str(tmp_path / "run"), **training,
             },
         )  # fmt: skip
 

@@ -90,7 +90,10 @@ def test_a_process_with_too_little_memory_is_out_of_memory(small_recipe, tmp_pat
     recipe["task"]["init_args"]["max_length"] = 64
     file = tmp_path / "recipe.yaml"
     file.write_text(json.dumps(recipe))
-    limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, (5 * 2**30,) * 2); from peftkit.cli import main; main(['train', {str(file)!r}])"
+    limited = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (5 * 2**30,) * 2); "
+        f"from peftkit.cli import main; main(['train', {str(file)!r}])"
+    )
     done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert read_report(tmp_path / "run").status == "out_of_memory", done.stderr

@@ -123,5 +123,5 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path):
     with pytest.raises(UserError, match="can't be read"):
         load(tmp_path / "a.jsonl")
     (tmp_path / "a.xyz").write_text("x")
-    with pytest.raises(UserError, match="unknown file format '.xyz'"):
+    with pytest.raises(UserError, match=r"unknown file format '\.xyz'"):
         load(tmp_path / "a.xyz")

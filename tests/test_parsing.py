@@ -64,7 +64,9 @@ def test_a_wrong_word_is_one_line_with_the_right_one(words, said):
         LORA,
         Recipe(name="f", method=full(), data=DataConfig(path="a/b", data_files={"train": "x.csv"})),
         Recipe(name="q", method=qlora(r=2, quantization=Quantization(bnb_4bit_quant_type="fp4"))),
-        Recipe(model=ModelConfig(name_or_path="m", dtype="bfloat16"), task=SequenceClassification(text="t", max_length=7)),
+        Recipe(
+            model=ModelConfig(name_or_path="m", dtype="bfloat16"), task=SequenceClassification(text="t", max_length=7)
+        ),
         Recipe(method=lora(target_modules=["value", "query"], lora_dropout=0.1), training={"optim": "adamw_torch"}),
     ],
 )

@@ -7,6 +7,7 @@ dropped, classes are balanced, and a module's docstrings all fall into one split
 import ast
 import hashlib
 import importlib.util
+import itertools
 import random
 import re
 import sysconfig
@@ -77,7 +78,9 @@ def build_docstrings() -> DatasetDict:
     ]
     random.Random(SEED).shuffle(rows)
     rows = _without_near_duplicates(rows)
-    features = Features({"text": Value("string"), "label": ClassLabel(names=list(LIBRARIES)), "module": Value("string")})
+    features = Features(
+        {"text": Value("string"), "label": ClassLabel(names=list(LIBRARIES)), "module": Value("string")}
+    )
     return DatasetDict(
         {split: Dataset.from_list(found, features=features) for split, found in _split_by_module(rows).items()}
     )
@@ -87,7 +90,8 @@ def _folder(package: str | None) -> Path:
     if package is None:
         return Path(sysconfig.get_path("stdlib"))
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent
 
 
@@ -112,25 +116,27 @@ def _docstrings(package: str | None) -> list[tuple[str, str]]:
     return found
 
 
+SECTION = re.compile(
+    r">>>|\.\. |:param|:return|[-*=~^]{3,}|@|```|\w[\w ]*:$|"
+    r"(?:parameters?|returns?|args|arguments|examples?|raises|warn(?:s|ings?)|yields|notes?|see also|attributes)\b\W*$",
+    re.IGNORECASE,
+)
+
+
 def prose(docstring: str) -> str:
     """The opening prose of a docstring: before its first section, list or example; names masked, 40 words at most."""
-    kept: list[str] = []
-    for line in docstring.splitlines():
-        stripped = line.strip()
-        if re.match(r"(>>>|\.\. |:param|:return|[-*=~^]{3,}|@|```|\w[\w ]*:$)", stripped) or re.match(
-            r"(parameters?|returns?|args|arguments|examples?|raises|warn(?:s|ings?)|yields|notes?|see also|attributes)\b\W*$", stripped, re.I
-        ):
-            break
-        kept.append(stripped)
-    text = re.sub(r":\w+(?::\w+)?:|[`*]+", "", " ".join(kept))
+    lines = [line.strip() for line in docstring.splitlines()]
+    opening = itertools.takewhile(lambda line: not SECTION.match(line), lines)
+    text = re.sub(r":\w+(?::\w+)?:|[`*]+", "", " ".join(opening))
     text = MASKED.sub("[MASK]", re.sub(r"https?://\S+", "", text))
     return " ".join(text.split()[:MAX_WORDS])
 
 
 def _without_near_duplicates(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Keep the first of rows whose word pairs overlap by a cosine of at least `NEAR_DUPLICATE`."""
-    counts = CountVectorizer(ngram_range=(1, 2), binary=True, token_pattern=r"\w+").fit_transform(r["text"] for r in rows)
-    unit = normalize(counts).tocsr()
+    words = re.compile(r"\w+").findall
+    counts = CountVectorizer(ngram_range=(1, 2), binary=True, tokenizer=words, token_pattern=None)
+    unit = normalize(counts.fit_transform(row["text"] for row in rows)).tocsr()
     dropped: set[int] = set()
     for start in range(0, len(rows), 1000):
         near = (unit[start : start + 1000] @ unit.T).tocoo()
@@ -156,7 +162,7 @@ def _split_by_module(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str
     for split in SHARES:
         fewest = min(taken[split, label] for label in LIBRARIES)
         if fewest < ROWS_PER_LIBRARY[split]:
-            kept = {label: 0 for label in LIBRARIES}
+            kept = dict.fromkeys(LIBRARIES, 0)
             balanced = []
             for row in splits[split]:
                 kept[row["label"]] += 1

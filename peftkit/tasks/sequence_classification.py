@@ -96,7 +96,9 @@ class SequenceClassification:
         for row, text in enumerate(dataset[self.text]):
             if not isinstance(text, str) or not text.strip():
                 found = "empty" if isinstance(text, str) else f"{type(text).__name__}, not text"
-                raise UserError(f"{where}, row {row} (from 0), column '{self.text}': {found}; correct it or remove the row")
+                raise UserError(
+                    f"{where}, row {row} (from 0), column '{self.text}': {found}; correct it or remove the row"
+                )
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
         """Pads to the longest row of the batch."""
