@@ -17,14 +17,10 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="peftkit", description=peftkit.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"peftkit {peftkit.__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error; anywhere in the line")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    debug = _Parser(add_help=False)
-    debug.add_argument(
-        "--debug", action="store_true", help="show the traceback of an error, and let the libraries speak"
-    )
-
     train = commands.add_parser(
-        "train", parents=[debug], add_help=False, allow_abbrev=False, help="train by a recipe",
+        "train", add_help=False, allow_abbrev=False, help="train by a recipe",
         usage="peftkit train RECIPE [--FIELD VALUE ...]",
     )  # fmt: skip
     train.add_argument("recipe", nargs="?", help="a .yaml or .py file")
@@ -32,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("-h", "--help", action="store_true")
 
     compare = commands.add_parser(
-        "compare", parents=[debug], allow_abbrev=False, help="run several methods on the same data",
+        "compare", allow_abbrev=False, help="run several methods on the same data",
         usage="peftkit compare RECIPE [--methods a,b,c] [--output FOLDER] [--FIELD VALUE ...]",
     )  # fmt: skip
     compare.add_argument("recipe", help="a .yaml or .py file; any field can be set by its dotted name, as in train")
@@ -43,12 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--learning_rates", default="", help="other than the usual ones, such as full=3e-5,ia3=5e-3")
     compare.add_argument("--output", type=Path, help="a new folder; comparisons/NAME when not given")
 
-    export = commands.add_parser("export", parents=[debug], allow_abbrev=False, help="make an ordinary model of a run")
+    export = commands.add_parser("export", allow_abbrev=False, help="make an ordinary model of a run")
     export.add_argument("run", type=Path, help="the folder of a finished run")
     export.add_argument("out", type=Path, help="a new folder")
     export.add_argument("--tolerance", type=float, help="largest difference of a logit that passes")
 
-    predict = commands.add_parser("predict", parents=[debug], allow_abbrev=False, help="label the rows of a file")
+    predict = commands.add_parser("predict", allow_abbrev=False, help="label the rows of a file")
     predict.add_argument("source", type=Path, help="the folder of a run or of a model")
     predict.add_argument("file", type=Path, help="csv, tsv, json, jsonl, parquet or arrow")
     predict.add_argument("--output", type=Path, help="a .jsonl or .csv file; FILE.predictions.jsonl when not given")
@@ -67,7 +63,7 @@ def _train(chosen: argparse.Namespace, words: list[str]) -> None:
     sys.argv[0] = "peftkit train RECIPE"
     if chosen.local_rank is not None:
         words = [*words, f"--local_rank={chosen.local_rank}"]
-    main(Recipe() if chosen.recipe is None else read_recipe(chosen.recipe), words + ["--debug"] * chosen.debug)
+    main(Recipe() if chosen.recipe is None else read_recipe(chosen.recipe), words)
 
 
 def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
@@ -116,6 +112,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """The command line; ends the process with 0, 1 (failed) or 2 (the user can put it right)."""
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
 
     def act() -> None:
         chosen, rest = _parser().parse_known_args(words)
@@ -127,7 +124,7 @@ def main(words: Sequence[str] | None = None) -> None:
         commands: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
             "train": _train, "compare": _compare, "export": _export, "predict": _predict,
         }  # fmt: skip
-        commands[chosen.command](chosen, rest)
+        commands[chosen.command](chosen, rest + ["--debug"] * (debug and chosen.command == "train"))
 
     sys.exit(exit_code_of(act, debug=debug))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from peftkit.demo.docstrings import load_docstrings
 from peftkit.errors import UserError
@@ -121,7 +121,7 @@ def load_rows(config: DataConfig) -> DatasetDict:
         if config.path.startswith((".", "/", "~")) or path.suffix in FORMATS:
             raise UserError(f"data.path: {config.path}: no such file or folder")
         return load_dataset(config.path, config.name, revision=config.revision)
-    except (DatasetNotFoundError, OSError, ValueError, RuntimeError, ImportError) as error:
+    except (DatasetGenerationError, DatasetNotFoundError, OSError, ValueError, RuntimeError, ImportError) as error:
         cause = error.__cause__ or error
         raise UserError(f"data.path: {config.path}: can't be read: {' '.join(str(cause).split())[:300]}") from error
 

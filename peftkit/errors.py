@@ -22,18 +22,19 @@ def exit_code_of(act: Callable[[], None], *, debug: bool = False) -> int:
     """
     try:
         act()
-    except KeyboardInterrupt:
-        code, line = 130, "interrupted"
-    except UserError as error:
-        code, line = 2, str(error)
-    except AuditError as error:
-        code, line = 1, str(error)
-    except Exception as error:
-        code, line = 1, f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (--debug shows more)"
-    else:
         return 0
-    if debug:
-        traceback.print_exc()
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"peftkit: {line}", file=sys.stderr)
-    return code
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        code, line = _code_and_line(error)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"peftkit: {line}", file=sys.stderr)
+        return code
+
+
+def _code_and_line(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    if isinstance(error, UserError | AuditError):
+        return (2 if isinstance(error, UserError) else 1), str(error)
+    return 1, f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (--debug shows more)"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 
 from peftkit.errors import AuditError, UserError
@@ -120,6 +121,13 @@ def _merged(trained: Trained) -> Any:
     if not hasattr(trained.model.base_model, "merge_and_unload"):
         kind = trained.model.active_peft_config.peft_type.value
         raise UserError(f"export: {kind} adds no weights that could be merged; the run's folder is its only form")
+    inner: Any = trained.model.get_base_model()
+    # Most methods of peft can't unload a trained head that is more than one layer; so the head goes first.
+    for name, module in list(inner.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, child = name.rpartition(".")
+            own = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+            setattr(inner.get_submodule(parent), child, own)
     try:
         return trained.model.merge_and_unload(safe_merge=True)
     except (NotImplementedError, ValueError) as error:

@@ -39,5 +39,6 @@ def set_up_logging(*, debug: bool = False) -> None:
     datasets.disable_progress_bars()
     # Notes between libraries on names that one has not yet taken over from the other.
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*is deprecated and will be removed in v6")
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\.\w+` is deprecated")
     for name in ("DeepSpeed", "deepspeed", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)

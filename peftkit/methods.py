@@ -155,17 +155,18 @@ def check_head(model: torch.nn.Module, missing_keys: set[str]) -> None:
 
     Raises AuditError naming those that are not.
     """
-    copies: dict[str, list[torch.nn.Parameter]] = {key: [] for key in missing_keys}
-    for name, parameter in model.named_parameters():
-        plain = plain_name(name)
-        if plain in copies:
-            copies[plain].append(parameter)
-    frozen = sorted(key for key, found in copies.items() if found and not any(p.requires_grad for p in found))
-    packed = sorted(key for key, found in copies.items() if any(hasattr(p, "quant_state") for p in found))
-    if frozen:
+    trained = {plain_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if frozen := sorted(missing_keys - trained):
         raise AuditError(f"head contract: not in the checkpoint, yet frozen: {', '.join(frozen)}")
-    if packed:
-        raise AuditError(f"head contract: not in the checkpoint, yet quantized: {', '.join(packed)}")
+    # A new head in a 4-bit layer is packed only at its first use, so the layer's kind tells and not its weight.
+    packed = {
+        plain_name(f"{name}.{own}")
+        for name, module in model.named_modules()
+        if type(module).__module__.startswith("bitsandbytes.nn")
+        for own, _ in module.named_parameters(recurse=False)
+    }
+    if quantized := sorted(missing_keys & packed):
+        raise AuditError(f"head contract: not in the checkpoint, yet quantized: {', '.join(quantized)}")
 
 
 def plain_name(name: str) -> str:

@@ -195,7 +195,7 @@ def load_run(folder: Path, *, full_precision: bool = False) -> Trained:
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         try:
             model = PeftModel.from_pretrained(base, str(folder))
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{folder}: its adapter does not fit {recipe.model.name_or_path}: {reason}") from error
         with safe_open(folder / ADAPTER, framework="pt") as file:

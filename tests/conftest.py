@@ -18,19 +18,19 @@ from peftkit.log import set_up_logging
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {
     "bert": BertConfig(
-        vocab_size=30522, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96
+        vocab_size=30522, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128
     ),
     "roberta": RobertaConfig(
-        vocab_size=30522, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
+        vocab_size=30522, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
         max_position_embeddings=514, pad_token_id=0, bos_token_id=101, eos_token_id=102,
     ),
     "deberta": DebertaV2Config(
-        vocab_size=30522, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
+        vocab_size=30522, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
         relative_attention=True, pos_att_type=["p2c", "c2p"],
     ),
     # Its end of sentence is the BERT tokenizer's [SEP], on which the classifier of T5 pools.
     "t5": T5Config(
-        vocab_size=30522, d_model=48, d_kv=12, num_layers=2, num_decoder_layers=2, num_heads=4, d_ff=96,
+        vocab_size=30522, d_model=64, d_kv=16, num_layers=2, num_decoder_layers=2, num_heads=4, d_ff=128,
         eos_token_id=102, pad_token_id=0, decoder_start_token_id=0,
     ),
 }  # fmt: skip

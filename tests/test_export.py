@@ -55,7 +55,7 @@ def spoil_adapter(folder, key):
     path = folder / "adapter_model.safetensors"
     weights = load_file(path)
     name = next(name for name in weights if key in name)
-    weights[name] = weights[name] + 0.5
+    weights[name] = weights[name] + torch.randn_like(weights[name])
     save_file(weights, path, metadata={"format": "pt"})
 
 

@@ -31,7 +31,8 @@ def test_all_but_the_head_is_in_four_bits(checkpoints, architecture):
     assert quantized
     assert not {name for name in quantized if name.startswith(loaded.head)}
     linear = [n for n, m in loaded.model.named_modules() if type(m).__name__ == "Linear"]
-    assert all(name.startswith((*loaded.head, "lm_head")) for name in linear)
+    # transformers keeps T5's `wo`, which overflows in 16 bits, in full precision.
+    assert all(name.startswith(loaded.head) or name.endswith(".wo") for name in linear)
 
 
 def test_a_head_of_another_size_counts_as_not_brought(checkpoints, tmp_path):
