@@ -64,11 +64,16 @@ def deepspeed_config(name: str | dict[str, Any]) -> dict[str, Any]:
 
 
 def start(*, deepspeed: bool, use_cpu: bool) -> None:
-    """Join the other ranks. With DeepSpeed also alone: without the launcher a world of one is made."""
+    """Join the other ranks where the Trainer would not do it rightly: on the CPU, and alone without a launcher.
+
+    On a GPU with a launcher the Trainer joins by itself. Raises UserError when deepspeed is not installed.
+    """
     if not deepspeed or torch.distributed.is_initialized():
         return
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("training.deepspeed: deepspeed is not installed; run: pip install deepspeed")
+    if not use_cpu and "RANK" in os.environ:
+        return
     if "RANK" not in os.environ:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -136,8 +136,11 @@ def _merged(trained: Trained) -> Any:
 
 @torch.no_grad()
 def _logits(trained: Trained, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits in float32, of shape (rows, labels)."""
-    return first_output(trained.model(**batch).logits).float()
+    """Logits in float32 on the CPU, of shape (rows, labels)."""
+    # A 4-bit model is loaded onto the GPU where there is one, any other onto the CPU.
+    device = next(iter(trained.model.parameters())).device
+    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+    return first_output(trained.model(**inputs).logits).float().cpu()
 
 
 def _fresh_logits(folder: Path, batch: dict[str, torch.Tensor], auto_class: str) -> torch.Tensor:

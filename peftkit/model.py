@@ -78,7 +78,7 @@ def load_base(
                 )
             options["quantization_config"] = quantization.config(head_modules(skeleton, _missing(info)))
         model, info = task.auto_model.from_pretrained(source(config), **options)
-    missing = _missing(info)
+    missing = _missing(info) & {name for name, _ in model.named_parameters()}
     # The Trainer multiplies the loss by the number of ranks when it believes that the model divides it by them; a
     # classifier's forward takes any keyword and divides by nothing.
     model.accepts_loss_kwargs = False

@@ -1,16 +1,12 @@
 """Words to a recipe and back: the one place where text becomes values. jsonargparse reads, checks and explains."""
 
 import dataclasses
-import difflib
-import enum
 import importlib
-import re
 import runpy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import docstring_parser
 import jsonargparse
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -18,13 +14,11 @@ from peft import PeftConfig
 from transformers import TrainingArguments
 
 from peftkit.errors import UserError
-from peftkit.files import without_home
+from peftkit.explain import fields_help, meanings, nearest, one_line
 from peftkit.methods import Method, Quantization
+from peftkit.plain_values import as_class, as_homeless, as_plain, default_of, differences, dotted_paths
 from peftkit.recipe import DataConfig, ModelConfig, Recipe
 from peftkit.tasks import SequenceClassification, Task
-
-# Set by `peft` itself or by the run, so never part of a recipe.
-_NOT_IN_A_RECIPE = {"peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode"}
 
 jsonargparse.set_parsing_settings(subclasses_enabled=[PeftConfig, SequenceClassification])
 
@@ -38,7 +32,7 @@ class RecipeParser(ArgumentParser):
         """Raise UserError instead of printing usage; parsers of nested classes keep the library's own way."""
         if not self.exit_on_error:
             return super().error(message, ex)
-        raise UserError(_one_line(message, _field_names(self)))
+        raise UserError(one_line(message, _field_names(self)))
 
     def format_help(self, formatter: Any = None) -> str:
         """The library's help, and after it the fields of this recipe's `peft` config and task."""
@@ -59,16 +53,16 @@ def build_parser(base: Recipe, prog: str) -> RecipeParser:
     parser.add_argument("--task", type=Task, help="what is learned; a data class of peftkit.tasks")
     parser.add_class_arguments(Method, "method", instantiate=False)
     parser.add_class_arguments(TrainingArguments, "training", instantiate=False, fail_untyped=False)
-    meanings = _meanings(TrainingArguments)
+    known = meanings(TrainingArguments)
     for action in parser._actions:
         if action.dest.startswith("training."):
-            action.help = meanings.get(action.dest.removeprefix("training."), "a setting of the Trainer")
+            action.help = known.get(action.dest.removeprefix("training."), "a setting of the Trainer")
     parser.set_defaults(_flat_defaults(base))
     if "peft" in (plain := recipe_to_dict(base)["method"]):
-        parser.method_help += _fields_help(type(base.method.peft), "method.peft", plain["peft"].get("init_args", {}))
+        parser.method_help += fields_help(type(base.method.peft), "method.peft", plain["peft"].get("init_args", {}))
     if base.method.quantization is not None:
-        parser.method_help += _fields_help(Quantization, "method.quantization", _different(base.method.quantization))
-    parser.method_help += _fields_help(type(base.task), "task", _different(base.task))
+        parser.method_help += fields_help(Quantization, "method.quantization", differences(base.method.quantization))
+    parser.method_help += fields_help(type(base.task), "task", differences(base.task))
     return parser
 
 
@@ -111,13 +105,13 @@ def dict_to_recipe(plain: Mapping[str, Any]) -> Recipe:
     # The parser would name only the outermost unknown part; what lies in a class or a mapping it checks itself.
     inside: tuple[str, ...] = ("task.", "method.peft.", "method.quantization.", "data.data_files.")
     inside += tuple(f"{name}." for name in names if name.startswith("training."))
-    for path in _paths(plain):
+    for path in dotted_paths(plain):
         if path not in names and not path.startswith(inside):
-            raise UserError(f"unknown field '{path}'{_nearest(path, names)}")
+            raise UserError(f"unknown field '{path}'{nearest(path, names)}")
     try:
         config = parser.parse_object(dict(plain), defaults=True)
     except (TypeError, ValueError, KeyError) as error:
-        raise UserError(_one_line(str(error), names)) from None
+        raise UserError(one_line(str(error), names)) from None
     return _to_recipe(config, base)
 
 
@@ -125,17 +119,17 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data, only what differs from the defaults; paths below the home folder start with `~`."""
     plain: dict[str, Any] = {"name": recipe.name}
     for part in ("model", "data"):
-        plain[part] = {name: _without_home(value) for name, value in _different(getattr(recipe, part)).items()}
-    plain["model"] = {"name_or_path": _without_home(recipe.model.name_or_path)} | plain["model"]
-    plain["data"] = {"path": _without_home(recipe.data.path)} | plain["data"]
-    plain["task"] = _class_dict(recipe.task)
+        plain[part] = {name: as_homeless(value) for name, value in differences(getattr(recipe, part)).items()}
+    plain["model"] = {"name_or_path": as_homeless(recipe.model.name_or_path)} | plain["model"]
+    plain["data"] = {"path": as_homeless(recipe.data.path)} | plain["data"]
+    plain["task"] = as_class(recipe.task)
     method: dict[str, Any] = {"name": recipe.method.name}
     if recipe.method.peft is not None:
-        method["peft"] = _class_dict(recipe.method.peft)
+        method["peft"] = as_class(recipe.method.peft)
     if recipe.method.quantization is not None:
         method["quantization"] = dataclasses.asdict(recipe.method.quantization)
     plain["method"] = method
-    plain["training"] = {name: _without_home(_plain(value)) for name, value in recipe.training.items()}
+    plain["training"] = {name: as_homeless(as_plain(value)) for name, value in recipe.training.items()}
     return plain
 
 
@@ -145,10 +139,10 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 
 
 def _to_recipe(config: Namespace, base: Recipe) -> Recipe:
-    usual = {f.name: _default(f) for f in dataclasses.fields(TrainingArguments) if f.init}
-    given = {name: _plain(value) for name, value in config.training.as_dict().items()}
+    usual = {f.name: default_of(f) for f in dataclasses.fields(TrainingArguments) if f.init}
+    given = {name: as_plain(value) for name, value in config.training.as_dict().items()}
     training = {name: given[name] for name in base.training}
-    training |= {name: value for name, value in given.items() if value != _plain(usual.get(name))}
+    training |= {name: value for name, value in given.items() if value != as_plain(usual.get(name))}
     method = config.method
     return Recipe(
         name=config.name,
@@ -173,7 +167,7 @@ def _instance(config: Namespace, where: str) -> Any:
     bare.add_argument("--value", type=chosen)
     usual = bare.parse_object({"value": {"class_path": config.class_path}}).value.get("init_args") or Namespace()
     given = config.get("init_args") or Namespace()
-    arguments = {key: value for key, value in given.as_dict().items() if _plain(value) != _plain(usual.get(key))}
+    arguments = {key: value for key, value in given.as_dict().items() if as_plain(value) != as_plain(usual.get(key))}
     try:
         return chosen(**arguments)
     except (TypeError, ValueError) as error:
@@ -193,68 +187,6 @@ def _flat_defaults(recipe: Recipe) -> dict[str, Any]:
     return flat
 
 
-def _default(f: dataclasses.Field) -> Any:
-    if f.default_factory is not dataclasses.MISSING:
-        return f.default_factory()
-    return None if f.default is dataclasses.MISSING else f.default
-
-
-def _different(value: Any) -> dict[str, Any]:
-    """The fields of a data class that differ from their defaults, as plain data."""
-    found = {}
-    for f in dataclasses.fields(value):
-        plain = _plain(getattr(value, f.name))
-        if f.init and f.name not in _NOT_IN_A_RECIPE and plain != _plain(_default(f)):
-            found[f.name] = plain
-    return found
-
-
-def _class_dict(value: Any) -> dict[str, Any]:
-    kind = type(value)
-    package = kind.__module__.split(".")[0]
-    short = package == "peft" and hasattr(importlib.import_module("peft"), kind.__qualname__)
-    module = "peft" if short else "peftkit.tasks" if package == "peftkit" else kind.__module__
-    plain: dict[str, Any] = {"class_path": f"{module}.{kind.__qualname__}"}
-    if different := _different(value):
-        plain["init_args"] = different
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    """Enumerations by their value, sets sorted, data classes and namespaces as mappings: what YAML and JSON hold."""
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, Namespace):
-        return _plain(value.as_dict())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _different(value)
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value
-
-
-def _without_home(value: Any) -> Any:
-    if isinstance(value, str):
-        return without_home(value)
-    if isinstance(value, Mapping):
-        return {key: _without_home(inner) for key, inner in value.items()}
-    return value
-
-
-def _paths(plain: Mapping[str, Any], above: str = "") -> list[str]:
-    paths = []
-    for name, value in plain.items():
-        path = f"{above}{name}"
-        paths += _paths(value, f"{path}.") if isinstance(value, Mapping) and value else [path]
-    return paths
-
-
 def _field_names(parser: ArgumentParser) -> list[str]:
     """Every dotted name that the parser takes, those of the `peft` config, the task and the quantization included."""
     names = [action.dest for action in parser._actions if action.dest not in ("help", "print_shtab")]
@@ -263,62 +195,3 @@ def _field_names(parser: ArgumentParser) -> list[str]:
         if isinstance(config, Namespace) and "init_args" in config:
             names += [f"{part}.{name}" for name in config.init_args.as_dict()]
     return names + [f"method.quantization.{f.name}" for f in dataclasses.fields(Quantization)]
-
-
-def _nearest(word: str, names: Sequence[str]) -> str:
-    """A hint at the field that was meant: first its part of the recipe, then its name within that part."""
-    part, _, rest = word.partition(".")
-    parts = {name.partition(".")[0] for name in names}
-    close = difflib.get_close_matches(part, parts, n=1)
-    within = [name for name in names if name.partition(".")[0] == close[0]] if close else []
-    last = {name.rsplit(".", 1)[-1]: name for name in within or names}
-    near = difflib.get_close_matches(word, within, n=1, cutoff=0.75) or [
-        last[found]
-        for found in difflib.get_close_matches((rest or word).rsplit(".", 1)[-1], list(last), n=1, cutoff=0.5)
-    ]
-    return f"; did you mean '{(near or close)[0]}'?" if near or close else "; --help lists every field"
-
-
-def _one_line(message: str, names: Sequence[str]) -> str:
-    """Jsonargparse's explanation in one line, with the nearest right field."""
-    if unknown := re.search(r"[Uu]nrecognized arguments: *(\S+)", message):
-        word = unknown.group(1).lstrip("-").split("=")[0]
-        return f"unknown field '{word}'{_nearest(word, names)}"
-    where = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-    if option := re.search(r"Option '([^']+)' is not accepted", message):
-        word = f"{where}.{option.group(1)}" if where else option.group(1)
-        return f"unknown field '{word}'{_nearest(word, names)}"
-    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message).replace("NoneType", "null")
-    if found := re.search(r"Expected an? (.+?)\.? Got value: (.*)", message):
-        return f"{where}: expected {found.group(1)}, got '{found.group(2).strip()}'"
-    if found := re.search(r"Subtypes: [\[(](.+)[\])]\n(?:.*\n)*?\s*Given value: (.*)", message):
-        return f"{where}: expected {found.group(1).replace(', ', ' or ')}, got '{found.group(2).strip()}'"
-    return " ".join(message.split()).replace('Parser key "', "").replace('":', ":")
-
-
-def _meanings(kind: type) -> dict[str, str]:
-    """What each field means: from its metadata, else from the class's docstring in the style of `transformers`."""
-    meanings = {
-        match.group(1): " ".join(match.group(2).split())
-        for match in re.finditer(
-            r"^ {4,8}(\w+) ?\(.*?\):\n((?:^ {12,}.*\n|^\s*\n(?= {12,}))+)", kind.__doc__ or "", re.MULTILINE
-        )
-    }
-    if not meanings:
-        described = docstring_parser.parse_from_object(kind).params
-        meanings = {found.arg_name: " ".join((found.description or "").split()) for found in described}
-    for f in dataclasses.fields(kind):
-        if "help" in f.metadata:
-            meanings[f.name] = " ".join(str(f.metadata["help"]).split())
-    return {name: text.replace("%", "%%") for name, text in meanings.items()}
-
-
-def _fields_help(kind: type, prefix: str, given: Mapping[str, Any]) -> str:
-    lines = [f"\n{prefix} is {kind.__name__}, with the fields:\n"]
-    meanings = _meanings(kind)
-    for f in dataclasses.fields(kind):
-        if f.init and f.name not in _NOT_IN_A_RECIPE:
-            value = given.get(f.name, _plain(_default(f)))
-            meaning = meanings.get(f.name, "").replace("%%", "%")
-            lines.append(f"  --{prefix}.{f.name} (default: {value})\n      {meaning}\n")
-    return "".join(lines)

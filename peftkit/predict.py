@@ -74,7 +74,8 @@ def _logits(trained: Trained, encoded: Any) -> np.ndarray:
     """Logits of every row, float32, of shape (rows, labels)."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model: Any = trained.model
-    model.to(device)
+    if not getattr(model, "is_loaded_in_4bit", False):  # which was loaded where it is to be
+        model.to(device)
     collator = trained.recipe.task.collator(trained.tokenizer)
     parts = []
     for start in tqdm(range(0, len(encoded), BATCH_SIZE), desc="predict", unit="batch"):

@@ -164,7 +164,7 @@ class Trained:
     """A run loaded from disk, ready to be asked.
 
     Attributes:
-        model: On the CPU, in evaluation mode.
+        model: In evaluation mode; in 4 bits on the GPU where there is one, else on the CPU.
         tokenizer: As it was trained with, `max_length` included.
         recipe: What trained it.
         labels: Names in the order of their ids.
@@ -184,10 +184,11 @@ def load_run(folder: Path, *, full_precision: bool = False) -> Trained:
     if not is_finished(folder):
         raise UserError(f"{folder}: no finished run here; give the folder that a training run printed")
     recipe = read_recipe(folder / RECIPE)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    labels = label_names(AutoConfig.from_pretrained(folder))
+    trust = {"trust_remote_code": recipe.model.trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
+    labels = label_names(AutoConfig.from_pretrained(folder, **trust))
     if recipe.method.peft is None:
-        model: Any = load_finished(folder, recipe.task, dtype=recipe.model.dtype)
+        model: Any = load_finished(folder, recipe.task, dtype=recipe.model.dtype, **trust)
     else:
         quantization = None if full_precision else recipe.method.quantization
         base = load_base(recipe.model, recipe.task, labels, quantization).model
