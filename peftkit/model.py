@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers.integrations.deepspeed as hf_deepspeed
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import WeightRenaming
 
 from peftkit.demo.model import demo_model_folder
 from peftkit.errors import AuditError, UserError
@@ -82,6 +83,9 @@ def load_base(
     # The Trainer multiplies the loss by the number of ranks when it believes that the model divides it by them; a
     # classifier's forward takes any keyword and divides by nothing.
     model.accepts_loss_kwargs = False
+    # Under ZeRO-3 transformers keeps renamings that this checkpoint had no use for, and would save by the old names.
+    conversions = getattr(model, "_weight_conversions", None) or []
+    model._weight_conversions = [c for c in conversions if c.was_used() or not isinstance(c, WeightRenaming)]
     return BaseModel(model=model, missing_keys=frozenset(missing), head=head_modules(model, missing))
 
 

@@ -2,6 +2,9 @@
 
 python recipes/full_cls.py
 deepspeed recipes/full_cls.py --training.deepspeed ds_configs/zero2.json
+
+On SST-2 sentences (--data.path FOLDER) with the demo's model: test accuracy 0.869 with one seed, 1.7 GiB at the peak
+of the process, two minutes on 2 CPU cores (benchmarks/results).
 """
 
 from peftkit import DataConfig, ModelConfig, Recipe, SequenceClassification, full, main

@@ -2,6 +2,9 @@
 
 python recipes/qlora_cls.py
 deepspeed recipes/qlora_cls.py --training.deepspeed ds_configs/zero2.json
+
+On SST-2 sentences (--data.path FOLDER) with the demo's model: test accuracy 0.873 with one seed, 2.0 GiB at the peak
+of the process, two minutes on 2 CPU cores (benchmarks/results).
 """
 
 from peftkit import DataConfig, ModelConfig, Quantization, Recipe, SequenceClassification, main, qlora

@@ -68,7 +68,7 @@ def test_the_picture_is_drawn(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_comparison_with_a_method_that_fails_and_one_that_runs_out_of_memory(small_recipe, tmp_path):
+def test_a_comparison_goes_on_past_a_method_that_fails(small_recipe, tmp_path):
     recipe = replace(small_recipe(), name="c")
     # LN tuning knows no target modules for a BERT of its own accord; its row says so.
     reports = compare(recipe, ["full", "lora", "ln_tuning"], output=tmp_path / "c")
@@ -84,9 +84,9 @@ def test_a_comparison_with_a_method_that_fails_and_one_that_runs_out_of_memory(s
 
 @pytest.mark.slow
 def test_a_process_with_too_little_memory_is_out_of_memory(small_recipe, tmp_path):
-    file = tmp_path / "recipe.py"
-    recipe = recipe_to_dict(small_recipe(per_device_train_batch_size=4000, max_steps=2))
-    recipe["data"] |= {"max_train_samples": 2400}
+    recipe = recipe_to_dict(small_recipe(per_device_train_batch_size=2000, max_steps=2))
+    recipe["model"] = {"name_or_path": "demo"}
+    recipe["data"]["max_train_samples"] = 2400
     recipe["task"]["init_args"]["max_length"] = 64
     file = tmp_path / "recipe.yaml"
     file.write_text(json.dumps(recipe))

@@ -1,6 +1,7 @@
 """Every recipe as a process, by every launcher."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,8 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 BIN = Path(sys.executable).parent
 LAUNCHERS = {
     "python": [sys.executable],
-    "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", "0"],
-    "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", "29713"],
+    "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--standalone"],
+    "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators", "2"],
 }
 FEW = ["--training.max_steps", "4", "--data.max_train_samples", "96", "--data.max_eval_samples", "40"]
 FEW += ["--training.per_device_train_batch_size", "4", "--training.disable_tqdm", "true", "--task.max_length", "32"]
@@ -24,7 +25,12 @@ pytestmark = pytest.mark.slow
 
 
 def launch(launcher, recipe, words, folder):
-    command = [*LAUNCHERS[launcher], str(recipe), "--training.output_dir", str(folder), *FEW, *words]
+    start = [*LAUNCHERS[launcher]]
+    if launcher == "deepspeed":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            start += ["--master_port", str(free.getsockname()[1])]
+    command = [*start, str(recipe), "--training.output_dir", str(folder), *FEW, *words]
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
