@@ -84,8 +84,8 @@ def load_base(
     # classifier's forward takes any keyword and divides by nothing.
     model.accepts_loss_kwargs = False
     # Under ZeRO-3 transformers keeps renamings that this checkpoint had no use for, and would save by the old names.
-    conversions = getattr(model, "_weight_conversions", None) or []
-    model._weight_conversions = [c for c in conversions if c.was_used() or not isinstance(c, WeightRenaming)]
+    if conversions := getattr(model, "_weight_conversions", None):
+        model._weight_conversions = [c for c in conversions if c.was_used() or not isinstance(c, WeightRenaming)]
     return BaseModel(model=model, missing_keys=frozenset(missing), head=head_modules(model, missing))
 
 
