@@ -68,6 +68,8 @@ def build_parser(base: Recipe, prog: str) -> RecipeParser:
 
 def parse_recipe(words: Sequence[str], base: Recipe, prog: str = "recipe") -> Recipe:
     """The recipe `base` with the fields that `words` set. Raises UserError naming the nearest right field."""
+    # What stands in a Python recipe has been checked by no one yet.
+    dict_to_recipe(recipe_to_dict(base))
     parser = build_parser(base, prog)
     return _to_recipe(parser.parse_args(list(words)), base)
 
@@ -78,7 +80,12 @@ def read_recipe(path: str | Path) -> Recipe:
     if not path.is_file():
         raise UserError(f"{path}: no such recipe file")
     if path.suffix == ".py":
-        found = runpy.run_path(str(path), run_name="peftkit_recipe").get("recipe")
+        try:
+            found = runpy.run_path(str(path), run_name="peftkit_recipe").get("recipe")
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
         if not isinstance(found, Recipe):
             raise UserError(f"{path}: has no `recipe = Recipe(...)`")
         return found

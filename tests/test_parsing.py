@@ -96,6 +96,29 @@ def test_a_wrong_yaml_is_one_line_naming_the_file(text, said, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"learning_rat": 1}, "did you mean 'training.learning_rate'?"),
+        ({"learning_rate": "x"}, "expected float, got 'x'"),
+    ],
+)
+def test_a_wrong_field_of_a_python_recipe_is_one_line_too(training, said):
+    with pytest.raises(UserError) as raised:
+        parse_recipe([], Recipe(training=training))
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("recipe = 3", "has no `recipe"), ("import nowhere", "ModuleNotFoundError"), ("x = DataConfig(", "SyntaxError")],
+)
+def test_a_python_recipe_that_cannot_be_read_is_one_line(text, said, tmp_path):
+    (tmp_path / "recipe.py").write_text(text)
+    with pytest.raises(UserError, match=said):
+        read_recipe(tmp_path / "recipe.py")
+
+
 def test_every_recipe_file_is_read_as_yaml_too(tmp_path):
     files = sorted((ROOT / "recipes").glob("*.py"))
     assert files
