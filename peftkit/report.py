@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,19 @@ class Report:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, folder: Path) -> Path:
-        """Write `report.json` into `folder` and return its path."""
+        """Write `report.json` into `folder` and return its path; what is not finite is written as null."""
         path = folder / FILE_NAME
-        write_json(path, dataclasses.asdict(self))
+        write_json(path, _finite(dataclasses.asdict(self)))
         return path
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no NaN, and a step that a float16 scaler skipped has no finite gradient norm.
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_report(folder: Path) -> Report:

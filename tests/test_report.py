@@ -16,3 +16,9 @@ def test_no_report_is_one_line(tmp_path):
     (tmp_path / "report.json").write_text('{"other": 1}')
     with pytest.raises(UserError, match="not a report of peftkit"):
         read_report(tmp_path)
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    report = Report(name="a", method="m", status="complete", history=[{"grad_norm": float("inf"), "loss": 0.5}])
+    report.write(tmp_path)
+    assert read_report(tmp_path).history == [{"grad_norm": None, "loss": 0.5}]
