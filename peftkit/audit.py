@@ -13,6 +13,7 @@ from peftkit.errors import AuditError
 
 FIRST_CHECK = 3
 LAST_CHANCE = 10
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def _shard(parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -49,6 +50,8 @@ class TrainingAudit:
     def __init__(self, model: torch.nn.Module) -> None:
         self.parameters = dict(model.named_parameters())
         self.trainable = {name for name, parameter in self.parameters.items() if parameter.requires_grad}
+        # DeepSpeed steps masters in float32; their 16-bit copies may round back to where they were.
+        self.coarse = {name for name in self.trainable if _shard(self.parameters[name]).dtype in HALVES}
         self.start = {name: fingerprint(parameter) for name, parameter in self.parameters.items()}
         self.gradients: dict[str, torch.Tensor] = {}
         self.hooks = [
@@ -68,7 +71,7 @@ class TrainingAudit:
     def _problems(self) -> list[str]:
         """What is wrong now, a sentence each; empty when every tensor behaved."""
         had_gradient = _any_rank({name for name, good in self.gradients.items() if bool(good)})
-        moved = self._changed(self.trainable)
+        moved = self._changed(self.trainable) | self.coarse
         finite = {name for name in self.trainable if bool(torch.isfinite(_shard(self.parameters[name])).all())}
         broken = _any_rank(self.trainable - finite)
         changed = self._changed(set(self.parameters) - self.trainable)
@@ -103,7 +106,7 @@ class TrainingAudit:
         """Check at the end of training and return the finding. Raises AuditError when a tensor misbehaved.
 
         A run of fewer than `FIRST_CHECK` steps is too short to judge trainable tensors; only the frozen ones are held
-        to their start, and the finding says so.
+        to their start, and the finding says so. Tensors in 16 bits that did not move are counted, not failed.
         """
         self._unhook()
         problems = self._problems()
@@ -118,6 +121,7 @@ class TrainingAudit:
             "end_step": global_step,
             "trainable_tensors": len(self.trainable),
             "frozen_tensors": len(self.parameters) - len(self.trainable),
+            "unmoved_in_16_bits": len(self.coarse) - len(self._changed(self.coarse)),
         }
 
     def _unhook(self) -> None:

@@ -42,13 +42,15 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", allow_abbrev=False, help="make an ordinary model of a run")
     export.add_argument("run", type=Path, help="the folder of a finished run")
     export.add_argument("out", type=Path, help="a new folder")
-    export.add_argument("--tolerance", type=float, help="largest difference of a logit that passes")
+    export.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of a logit that passes")
 
     predict = commands.add_parser("predict", allow_abbrev=False, help="label the rows of a file")
     predict.add_argument("source", type=Path, help="the folder of a run or of a model")
     predict.add_argument("file", type=Path, help="csv, tsv, json, jsonl, parquet or arrow")
     predict.add_argument("--output", type=Path, help="a .jsonl or .csv file; FILE.predictions.jsonl when not given")
     predict.add_argument("--text", help="the column of the text, when not the one trained on")
+    for command in (export, predict):
+        command.add_argument("--trust_remote_code", action="store_true", help="run code that the base model brings")
     return parser
 
 
@@ -79,8 +81,7 @@ def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
             raise UserError(f"--learning_rates: '{word}' is not METHOD=NUMBER") from None
     recipe = parse_recipe(words, read_recipe(chosen.recipe), prog="peftkit compare RECIPE")
     methods = [word.strip() for word in chosen.methods.split(",") if word.strip()]
-    reports = compare(recipe, methods, output=chosen.output, learning_rates=rates)
-    folder = Path(reports[0].recipe["training"]["output_dir"]).expanduser().parent
+    folder, reports = compare(recipe, methods, output=chosen.output, learning_rates=rates)
     print("\n" + (folder / TABLE).read_text(encoding="utf-8"))
     print(f"table    {folder / TABLE}")
     if (folder / PICTURE).exists():
@@ -99,13 +100,14 @@ def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
 def _export(chosen: argparse.Namespace, words: list[str]) -> None:
     from peftkit.export import export
 
-    export(chosen.run, chosen.out, tolerance=chosen.tolerance)
+    export(chosen.run, chosen.out, tolerance=chosen.tolerance, trust_remote_code=chosen.trust_remote_code)
 
 
 def _predict(chosen: argparse.Namespace, words: list[str]) -> None:
     from peftkit.predict import predict
 
-    predict(chosen.source, chosen.file, chosen.output, text=chosen.text)
+    trust = chosen.trust_remote_code
+    predict(chosen.source, chosen.file, chosen.output, text=chosen.text, trust_remote_code=trust)
 
 
 def main(words: Sequence[str] | None = None) -> None:

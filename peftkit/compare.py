@@ -26,12 +26,15 @@ def compare(
     *,
     output: Path | None = None,
     learning_rates: Mapping[str, float] | None = None,
-) -> list[Report]:
+) -> tuple[Path, list[Report]]:
     """Run each method in a process of its own and write the table and the picture; returns a report a method.
 
     Only the method and its learning rate differ: the recipe's own method keeps the recipe's rate, another one takes
-    `learning_rates` or what is usual for it. A method that fails is a report that says so. Raises UserError.
+    `learning_rates` or what is usual for it. A method that fails is a report that says so. Returns the comparison's
+    folder and its reports. Raises UserError.
     """
+    if not methods:
+        raise UserError("--methods: names none")
     recipes = method_recipes(recipe, methods, learning_rates or {})
     folder = output or _free_folder(Path("comparisons") / recipe.name)
     if folder.exists() and any(folder.iterdir()):
@@ -48,7 +51,7 @@ def compare(
     write_text(folder / TABLE, table(reports))
     if any(report.status == "complete" for report in reports):
         draw(reports, folder / PICTURE)
-    return reports
+    return folder, reports
 
 
 def method_recipes(recipe: Recipe, words: Sequence[str], learning_rates: Mapping[str, float]) -> dict[str, Recipe]:

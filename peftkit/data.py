@@ -64,18 +64,19 @@ def load_splits(config: DataConfig, task: Task, seed: int) -> Splits:
     if config.train_split not in found:
         raise UserError(f"data.train_split: no split '{config.train_split}' among {', '.join(found)}")
     train = found[config.train_split]
-    for column in task.columns:
-        if column not in train.column_names:
-            raise UserError(
-                f"data.path: {config.path}: no column '{column}' among {', '.join(train.column_names)}; "
-                f"name the right one with --task.text or --task.label"
-            )
     splits = {"train": train}
     for split, name in (("validation", config.validation_split), ("test", config.test_split)):
         if name in found:
             splits[split] = found[name]
         elif name != split:
             raise UserError(f"data.{split}_split: no split '{name}' among {', '.join(found)}")
+    for split, rows in splits.items():
+        for column in task.columns:
+            if column not in rows.column_names:
+                raise UserError(
+                    f"data.path: {config.path}: {split} has no column '{column}' among {', '.join(rows.column_names)}; "
+                    "name the right one with --task.text or --task.label"
+                )
     for split in ("test", "validation"):
         if split not in splits:
             splits["train"], splits[split], how = _hold_out(splits["train"], task, seed)

@@ -51,16 +51,33 @@ def usual_deepspeed_config(recipe: Recipe) -> Path:
 
 
 def deepspeed_config(name: str | dict[str, Any]) -> dict[str, Any]:
-    """Read a DeepSpeed config; a relative path is looked up here, then beside peftkit. Raises UserError."""
+    """Read a DeepSpeed config; `ds_configs/NAME` that is not here is the one beside peftkit. Raises UserError."""
     if isinstance(name, dict):
         return name
-    for path in (Path(name).expanduser(), config_folder().parent / name, config_folder() / Path(name).name):
+    places = [Path(name).expanduser()]
+    if str(Path(name).parent) in (".", "ds_configs"):
+        places.append(config_folder() / Path(name).name)
+    for path in places:
         if path.is_file():
             try:
                 return json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise UserError(f"training.deepspeed: {name}: not JSON ({error})") from None
     raise UserError(f"training.deepspeed: {name}: no such file")
+
+
+def check_quantized(recipe: Recipe, deepspeed: dict[str, Any] | None) -> None:
+    """Raise UserError for a 4-bit base that ZeRO-3 could not shard: its storage must have the weights' own type."""
+    quantization = recipe.method.quantization
+    if quantization is None or deepspeed is None or deepspeed.get("zero_optimization", {}).get("stage") != 3:
+        return
+    words = recipe.training
+    right = "bfloat16" if words.get("bf16") else "float16" if words.get("fp16") else recipe.model.dtype
+    if quantization.bnb_4bit_quant_storage != right:
+        raise UserError(
+            f"method.quantization.bnb_4bit_quant_storage: ZeRO-3 can't shard {quantization.bnb_4bit_quant_storage} "
+            f"beside {right} weights; set it to {right}, or take ZeRO-1 or 2"
+        )
 
 
 def start(*, deepspeed: bool, use_cpu: bool) -> None:

@@ -17,8 +17,8 @@ class AuditError(Exception):
 def exit_code_of(act: Callable[[], None], *, debug: bool = False) -> int:
     """Run `act` and turn how it ended into an exit code, saying a failure in one line on standard error.
 
-    0 done; 1 failed; 2 the user can put it right; 130 interrupted. With `debug` a traceback comes first. One process
-    a host speaks: the others there would say the same.
+    0 done; 1 failed; 2 the user can put it right; 130 interrupted. With `debug` a traceback comes first. What the
+    user can put right every process of a host would say alike, so one says it; any other failure is said by its rank.
     """
     try:
         act()
@@ -27,8 +27,9 @@ def exit_code_of(act: Callable[[], None], *, debug: bool = False) -> int:
         if debug:
             traceback.print_exc()
         code, line = _code_and_line(error)
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"peftkit: {line}", file=sys.stderr)
+        local, rank = os.environ.get("LOCAL_RANK", "0"), os.environ.get("RANK", "0")
+        if local == "0" or not isinstance(error, UserError | AuditError | KeyboardInterrupt):
+            print(f"peftkit: {line}" if rank == "0" else f"peftkit, rank {rank}: {line}", file=sys.stderr)
         return code
 
 

@@ -52,6 +52,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def text_without_home(text: str) -> str:
+    """The text with the user's home folder written as `~` wherever it stands."""
+    home = str(Path.home())
+    return text if home == "/" else text.replace(home + os.sep, "~" + os.sep)
+
+
 def without_home(path: str | Path) -> str:
     """Return the path with the user's home folder written as `~`, so that saved files name no one."""
     text, home = str(path), str(Path.home())

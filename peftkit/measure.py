@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -98,4 +99,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error is the machine's memory or the GPU's running out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return (
+        isinstance(error, RuntimeError)
+        and re.search("can't allocate memory|CUDA error: out of memory", str(error)) is not None
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 import peft
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from peftkit.errors import AuditError, UserError
@@ -52,18 +52,28 @@ class Method:
     """How the pretrained weights are adapted.
 
     Args:
-        name: What tables call it.
+        name: What tables call it; its kind when empty.
         peft: Any config of `peft`, by its own class and arguments; null trains every weight.
         quantization: Quantize the frozen base; null keeps it as loaded. Needs `peft`.
     """
 
-    name: str = "full"
+    name: str = ""
     peft: PeftConfig | None = None
     quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
         if self.quantization is not None and self.peft is None:
             raise UserError("method.quantization: a quantized base can't be trained itself; give method.peft too")
+        if not self.name:
+            object.__setattr__(self, "name", self.kind)
+
+    @property
+    def kind(self) -> str:
+        """`full`, or the `peft` type in small letters, with a `q` before it on a quantized base."""
+        if self.peft is None:
+            return "full"
+        kind = PeftType(self.peft.peft_type).value.lower()
+        return f"q{kind}" if self.quantization is not None else kind
 
 
 def full() -> Method:
@@ -92,7 +102,7 @@ def named_method(word: str, base: Method) -> Method:
     `full`, `lora`, `qlora`, `dora` and `rslora` reuse the LoRA settings of `base`; any other word is a method of
     `peft` by its own name (`ia3`, `prefix_tuning`, `oft`, ...) with its config's defaults. Raises UserError.
     """
-    if word == base.name:
+    if word == base.name and (word == "full") == (base.peft is None):
         return base
     shared = base.peft if isinstance(base.peft, LoraConfig) else lora().peft
     if word == "full":
@@ -135,14 +145,16 @@ def apply(method: Method, model: PreTrainedModel, head: tuple[str, ...], task_ty
     if method.peft is None:
         return model
     config: Any = copy.deepcopy(method.peft)
+    kind = type(config).__name__
     config.task_type = task_type
+    if not hasattr(config, "modules_to_save"):
+        raise UserError(f"method.peft: {kind} can't save the new head {', '.join(head)}; take another method")
     config.modules_to_save = sorted({*(config.modules_to_save or ()), *head})
     if method.quantization is not None:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
         return peft.get_peft_model(model, config)
     except (ValueError, NotImplementedError, KeyError) as error:
-        kind = type(config).__name__
         raise UserError(f"method.peft: {kind} does not fit {type(model).__name__}: {_first_line(error)}") from error
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import runpy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import TrainingArguments
 
 from peftkit.errors import UserError
 from peftkit.explain import fields_help, meanings, nearest, one_line
+from peftkit.files import without_home
 from peftkit.methods import Method, Quantization
 from peftkit.plain_values import as_class, as_homeless, as_plain, default_of, differences, dotted_paths
 from peftkit.recipe import DataConfig, ModelConfig, Recipe
@@ -71,7 +73,13 @@ def parse_recipe(words: Sequence[str], base: Recipe, prog: str = "recipe") -> Re
     # What stands in a Python recipe has been checked by no one yet.
     dict_to_recipe(recipe_to_dict(base))
     parser = build_parser(base, prog)
-    return _to_recipe(parser.parse_args(list(words)), base)
+    given = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}
+    named = {name.split(".")[1]: None for name in sorted(given) if name.startswith("training.")}
+    # A value that is also the library's default is kept when the user wrote it.
+    recipe = _to_recipe(parser.parse_args(list(words)), replace(base, training={**base.training, **named}))
+    if "method.name" not in given and base.method.name == base.method.kind:
+        recipe = replace(recipe, method=replace(recipe.method, name=""))
+    return recipe
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -127,8 +135,8 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     plain: dict[str, Any] = {"name": recipe.name}
     for part in ("model", "data"):
         plain[part] = {name: as_homeless(value) for name, value in differences(getattr(recipe, part)).items()}
-    plain["model"] = {"name_or_path": as_homeless(recipe.model.name_or_path)} | plain["model"]
-    plain["data"] = {"path": as_homeless(recipe.data.path)} | plain["data"]
+    plain["model"] |= {"name_or_path": _found_from_anywhere(recipe.model.name_or_path)}
+    plain["data"] |= {"path": _found_from_anywhere(recipe.data.path)}
     plain["task"] = as_class(recipe.task)
     method: dict[str, Any] = {"name": recipe.method.name}
     if recipe.method.peft is not None:
@@ -136,7 +144,9 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     if recipe.method.quantization is not None:
         method["quantization"] = dataclasses.asdict(recipe.method.quantization)
     plain["method"] = method
-    plain["training"] = {name: as_homeless(as_plain(value)) for name, value in recipe.training.items()}
+    # A token is the user's and goes into no file.
+    training = {name: value for name, value in recipe.training.items() if not name.endswith("_token")}
+    plain["training"] = {name: as_homeless(as_plain(value)) for name, value in training.items()}
     return plain
 
 
@@ -145,10 +155,16 @@ def recipe_to_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True)
 
 
+def _found_from_anywhere(name: str) -> str:
+    """A local path in full, so that a run's folder can be used from another place; any other name as it is."""
+    path = Path(name).expanduser()
+    return without_home(path.resolve() if name != "demo" and path.exists() else name)
+
+
 def _to_recipe(config: Namespace, base: Recipe) -> Recipe:
     usual = {f.name: default_of(f) for f in dataclasses.fields(TrainingArguments) if f.init}
     given = {name: as_plain(value) for name, value in config.training.as_dict().items()}
-    training = {name: given[name] for name in base.training}
+    training = {name: given[name] for name in base.training if name in given}
     training |= {name: value for name, value in given.items() if value != as_plain(usual.get(name))}
     method = config.method
     return Recipe(

@@ -4,13 +4,14 @@ import csv
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from peftkit.data import load_rows
 from peftkit.errors import UserError
@@ -24,9 +25,13 @@ from peftkit.tasks import SequenceClassification
 from peftkit.training import first_output
 
 BATCH_SIZE = 32
+# Where neither a recipe nor the tokenizer says how many the model reads.
+MOST_TOKENS = 512
 
 
-def predict(source: Path, file: Path, output: Path | None = None, *, text: str | None = None) -> Path:
+def predict(
+    source: Path, file: Path, output: Path | None = None, *, text: str | None = None, trust_remote_code: bool = False
+) -> Path:
     """Write a line for each row of `file`: its number, its label, the probability of every label.
 
     `source` is a run's folder, an export, or any folder that transformers loads; `text` names the column when it is
@@ -35,7 +40,7 @@ def predict(source: Path, file: Path, output: Path | None = None, *, text: str |
     output = output or Path(f"{file.stem}.predictions.jsonl")
     if output.suffix not in (".jsonl", ".csv"):
         raise UserError(f"--output {output}: must end in .jsonl or .csv")
-    trained = _load(source, text)
+    trained = _load(source, text, trust_remote_code)
     task: Any = trained.recipe.task
     splits = load_rows(DataConfig(path=str(file)))
     rows = next(iter(splits.values()))
@@ -48,25 +53,25 @@ def predict(source: Path, file: Path, output: Path | None = None, *, text: str |
     return output
 
 
-def _load(source: Path, text: str | None) -> Trained:
+def _load(source: Path, text: str | None, trust_remote_code: bool) -> Trained:
     if (source / RECIPE).exists():
-        trained = load_run(source)
-        recipe = trained.recipe
+        trained = load_run(source, trust_remote_code=trust_remote_code)
     else:
         if not (source / "config.json").is_file():
             raise UserError(f"{source}: neither a run nor a model; it has no config.json")
-        receipt = source / RECEIPT
-        recipe = dict_to_recipe(json.loads(receipt.read_text())["recipe"]) if receipt.exists() else Recipe()
-        model = load_finished(source, recipe.task)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        if (source / RECEIPT).exists():
+            recipe = dict_to_recipe(json.loads((source / RECEIPT).read_text())["recipe"])
+        else:
+            recipe = Recipe(task=SequenceClassification(max_length=min(tokenizer.model_max_length, MOST_TOKENS)))
+        model = load_finished(source, recipe.task, trust_remote_code=trust_remote_code)
         model.eval()
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        labels = label_names(AutoConfig.from_pretrained(source))
+        labels = label_names(model.config)
         trained = Trained(model=model, tokenizer=tokenizer, recipe=recipe, labels=labels)
-    task = recipe.task
-    if text is not None and isinstance(task, SequenceClassification):
-        task = SequenceClassification(text=text, label=task.label, max_length=task.max_length)
-    recipe = Recipe(name=recipe.name, model=recipe.model, task=task, method=recipe.method)
-    return Trained(model=trained.model, tokenizer=trained.tokenizer, recipe=recipe, labels=trained.labels)
+    if text is None:
+        return trained
+    task: Any = replace(cast(SequenceClassification, trained.recipe.task), text=text)
+    return replace(trained, recipe=replace(trained.recipe, task=task))
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ class Report:
         data: fingerprint, rows per split, label names, and what was decided on the user's behalf.
         seed: the seed of data order, new weights and dropout.
         parameters: `trainable` and `total`, counted as weights also where they are stored in 4 bits.
-        head: names of the parameters that the checkpoint did not bring.
+        head: modules that hold what the checkpoint did not bring.
         memory: bytes; `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`: the maximum over ranks.
         times: seconds of `start_up`, `train` and `evaluate`; `samples_per_second`, `tokens_per_second` of training.
         sizes: bytes on disk of what was `trained` (the adapter with its head, or the whole model).

@@ -14,6 +14,7 @@ from transformers import set_seed
 from peftkit import distributed, measure, methods, run_folder
 from peftkit.data import load_splits
 from peftkit.errors import AuditError, UserError, exit_code_of
+from peftkit.files import text_without_home
 from peftkit.log import is_rank_zero, logger, set_up_logging
 from peftkit.model import load_base, load_tokenizer
 from peftkit.parsing import parse_recipe, recipe_to_dict
@@ -60,12 +61,12 @@ def run(recipe: Recipe) -> Report:
         report = _run(recipe, folder, report, started)
     except (Exception, KeyboardInterrupt) as error:
         status = "out_of_memory" if measure.is_out_of_memory(error) else "failed"
-        text = str(error) if isinstance(error, UserError | AuditError) else f"{type(error).__name__}: {error}"
-        line = " ".join(text.split())[:500]
-        if is_rank_zero():
-            replace(report, status=status, error=line, memory={"process_peak": measure.process_peak_bytes()}).write(
-                folder
-            )
+        known = isinstance(error, UserError | AuditError)
+        line = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())[:500]
+        # What one rank alone ran into, such as its memory, only that rank can tell.
+        if is_rank_zero() or not known:
+            peak = {"process_peak": measure.process_peak_bytes()}
+            replace(report, status=status, error=text_without_home(line), memory=peak).write(folder)
         raise
     finally:
         distributed.finish()
@@ -100,22 +101,22 @@ def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report
 
     ready = time.perf_counter()
     trained = trainer.train().metrics
-    after_training = time.perf_counter()
     memory = measure.memory()
-    validation = trainer.evaluate(encoded["validation"])
-    test = trainer.predict(encoded["test"])
-    logits, label_ids = np.asarray(first_output(test.predictions)), np.asarray(test.label_ids)
-    metrics: dict[str, dict[str, Any]] = {
-        "validation": _without_times(validation, "eval_"),
-        "test": _without_times(test.metrics or {}, "test_"),
-    }
-    after_evaluation = time.perf_counter()
-    held_out = encoded["test"].select(range(min(HELD_OUT_ROWS, len(encoded["test"]))))
-    live = _live_logits(model, trainer.data_collator(list(held_out)), arguments.device)
-
     tokens = trainer.state.num_input_tokens_seen
+    held_out = encoded["test"].select(range(min(HELD_OUT_ROWS, len(encoded["test"]))))
     with run_folder.filling(folder) as temporary:
+        # Before evaluation, which may cast the model to 16 bits.
         trainer.save_model(str(temporary))
+        live = _live_logits(model, trainer.data_collator(list(held_out)), arguments.device)
+        before_evaluation = time.perf_counter()
+        validation = trainer.evaluate(encoded["validation"])
+        test = trainer.predict(encoded["test"])
+        after_evaluation = time.perf_counter()
+        logits, label_ids = np.asarray(first_output(test.predictions)), np.asarray(test.label_ids)
+        metrics: dict[str, dict[str, Any]] = {
+            "validation": _without_times(validation, "eval_"),
+            "test": _without_times(test.metrics or {}, "test_"),
+        }
         if is_rank_zero():
             run_folder.complete(temporary, recipe, model, set(base.missing_keys), held_out=live)
             metrics["test"] |= recipe.task.intervals(logits, label_ids)
@@ -131,7 +132,7 @@ def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report
                 times={
                     "start_up": ready - started,
                     "train": trained["train_runtime"],
-                    "evaluate": after_evaluation - after_training,
+                    "evaluate": after_evaluation - before_evaluation,
                     "samples_per_second": trained["train_samples_per_second"],
                     "tokens_per_second": tokens / trained["train_runtime"],
                 },

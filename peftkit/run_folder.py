@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from peftkit.errors import AuditError, UserError
 from peftkit.files import without_home, write_json, write_text
 from peftkit.log import is_rank_zero, logger
+from peftkit.measure import is_out_of_memory
 from peftkit.methods import plain_name
 from peftkit.model import load_base, load_finished
 from peftkit.parsing import read_recipe, recipe_to_yaml
@@ -60,7 +61,11 @@ def choose(recipe: Recipe) -> Path:
 
 
 def fit_length(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
-    """Let the tokenizer carry the task's `max_length`. Raises UserError when the model knows fewer positions."""
+    """Let the tokenizer carry the task's `max_length`. Raises UserError when it allows fewer, or can't pad."""
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"model.name_or_path: {recipe.model.name_or_path}: its tokenizer has no pad token; not supported"
+        )
     length = getattr(recipe.task, "max_length", None)
     if length is None:
         return
@@ -79,6 +84,8 @@ def filling(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         if is_rank_zero():
+            if is_finished(folder):
+                raise UserError(f"{folder}: another run has finished here meanwhile; this one is not saved")
             (folder / FILE_NAME).unlink(missing_ok=True)
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == FILE_NAME):
                 os.replace(path, folder / path.name)
@@ -176,27 +183,32 @@ class Trained:
     labels: tuple[str, ...]
 
 
-def load_run(folder: Path, *, full_precision: bool = False) -> Trained:
-    """Load what a run left: the whole model, or the base with its adapter; 4-bit as trained or in full precision.
+def load_run(folder: Path, *, full_precision: bool = False, trust_remote_code: bool = False) -> Trained:
+    """Load what a run left: the whole model, or the base with its adapter; as trained, or all in float32.
 
-    Raises UserError when the folder is no finished run or its adapter does not fit the base.
+    Whether the checkpoint's own code may run is the caller's word, not the folder's. Raises UserError when the folder
+    is no finished run or its adapter does not fit the base.
     """
     if not is_finished(folder):
         raise UserError(f"{folder}: no finished run here; give the folder that a training run printed")
     recipe = read_recipe(folder / RECIPE)
-    trust = {"trust_remote_code": recipe.model.trust_remote_code}
+    trust = {"trust_remote_code": trust_remote_code}
+    dtype = "float32" if full_precision else recipe.model.dtype
+    config = replace(recipe.model, dtype=dtype, trust_remote_code=trust_remote_code)
     tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
     labels = label_names(AutoConfig.from_pretrained(folder, **trust))
     if recipe.method.peft is None:
-        model: Any = load_finished(folder, recipe.task, dtype=recipe.model.dtype, **trust)
+        model: Any = load_finished(folder, recipe.task, dtype=dtype, **trust)
     else:
         quantization = None if full_precision else recipe.method.quantization
-        base = load_base(recipe.model, recipe.task, labels, quantization).model
+        base = load_base(config, recipe.task, labels, quantization).model
         if quantization is not None:
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         try:
             model = PeftModel.from_pretrained(base, str(folder))
         except (RuntimeError, ValueError, KeyError, OSError) as error:
+            if is_out_of_memory(error):
+                raise
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{folder}: its adapter does not fit {recipe.model.name_or_path}: {reason}") from error
         with safe_open(folder / ADAPTER, framework="pt") as file:

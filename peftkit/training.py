@@ -52,10 +52,16 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
     if given.get("deepspeed") is not None:
         given["deepspeed"] = distributed.deepspeed_config(given["deepspeed"])
     distributed.start(deepspeed=given.get("deepspeed") is not None, use_cpu=use_cpu)
+    distributed.check_quantized(recipe, given.get("deepspeed"))
     try:
-        return TrainingArguments(**{**chosen, **given, "output_dir": str(output_dir), "use_cpu": use_cpu})
+        arguments = TrainingArguments(**{**chosen, **given, "output_dir": str(output_dir), "use_cpu": use_cpu})
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
+    if arguments.n_gpu > 1:
+        # The Trainer would spread some methods over them by DataParallel and others not, with another batch size.
+        logger.info("%d GPUs seen, 1 used; start with torchrun or deepspeed to use all", arguments.n_gpu)
+        arguments._n_gpu = 1
+    return arguments
 
 
 class AuditCallback(TrainerCallback):

@@ -42,6 +42,7 @@ def test_a_model_that_trains_passes_at_the_first_check():
     finding = train(model, TrainingAudit(model), 5)
     assert finding == {
         "verdict": "passed", "passed_at_step": FIRST_CHECK, "end_step": 5, "trainable_tensors": 4, "frozen_tensors": 2,
+        "unmoved_in_16_bits": 0,
     }  # fmt: skip
 
 
@@ -86,6 +87,20 @@ def test_a_weight_that_is_no_number_is_named():
 
     with pytest.raises(AuditError, match=r"no longer finite: head\.weight"):
         train(model, TrainingAudit(model), 5, spoil)
+
+
+def test_a_tensor_in_16_bits_that_rounds_back_is_counted_not_failed():
+    model = Adapted().to(torch.bfloat16)
+    audit = TrainingAudit(model)
+    start = model.head.bias.detach().clone()
+    for step in range(1, LAST_CHANCE + 1):
+        model(torch.randn(8, 6, dtype=torch.bfloat16)).square().mean().backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.sub_(0 if parameter.grad is None else parameter.grad)
+        model.head.bias.data.copy_(start)
+        audit.step(step)
+    assert audit.finish(LAST_CHANCE)["unmoved_in_16_bits"] == 1
 
 
 def test_two_steps_are_too_few_to_judge_but_not_to_hold_the_frozen():

@@ -71,12 +71,12 @@ def test_the_picture_is_drawn(tmp_path):
 def test_a_comparison_goes_on_past_a_method_that_fails(small_recipe, tmp_path):
     recipe = replace(small_recipe(), name="c")
     # LN tuning knows no target modules for a BERT of its own accord; its row says so.
-    reports = compare(recipe, ["full", "lora", "ln_tuning"], output=tmp_path / "c")
+    folder, reports = compare(recipe, ["full", "lora", "ln_tuning"], output=tmp_path / "c")
     assert [report.status for report in reports] == ["complete", "complete", "failed"]
     assert "target_modules" in reports[2].error
     assert len({report.data["fingerprint"] for report in reports[:2]}) == 1
     assert len({report.audit["end_step"] for report in reports[:2]}) == 1
-    text = (tmp_path / "c" / "comparison.md").read_text()
+    text = (folder / "comparison.md").read_text()
     assert "| ln_tuning | failed: method.peft: " in text
     assert (tmp_path / "c" / "comparison.png").exists()
     assert read_report(tmp_path / "c" / "lora").method == "lora"

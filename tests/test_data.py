@@ -90,7 +90,7 @@ def test_sizes_are_cut_by_the_seed(tmp_path):
     ("records", "fields", "said"),
     [
         (rows(20), {"train_split": "tain"}, None),
-        ([{"sentence": "a", "label": 1}] * 20, {}, "no column 'text' among sentence, label"),
+        ([{"sentence": "a", "label": 1}] * 20, {}, "train has no column 'text' among sentence, label"),
         (rows(20), {"test_split": "tset"}, "data.test_split: no split 'tset'"),
         (rows(20, ("same",)), {}, "1 label found"),
     ],

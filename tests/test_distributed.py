@@ -1,7 +1,13 @@
 import pytest
 
-from peftkit import Recipe, full, lora
-from peftkit.distributed import config_folder, deepspeed_config, split_launcher_words, usual_deepspeed_config
+from peftkit import Quantization, Recipe, full, lora, qlora
+from peftkit.distributed import (
+    check_quantized,
+    config_folder,
+    deepspeed_config,
+    split_launcher_words,
+    usual_deepspeed_config,
+)
 from peftkit.errors import UserError
 
 
@@ -32,6 +38,22 @@ def test_the_configs_leave_batch_rate_and_dtype_to_the_recipe(name):
 def test_a_config_that_is_not_there_is_one_line():
     with pytest.raises(UserError, match="no such file"):
         deepspeed_config("ds_configs/zero9.json")
+
+
+def test_a_config_named_elsewhere_is_not_replaced_by_ours():
+    with pytest.raises(UserError, match="no such file"):
+        deepspeed_config("/nowhere/mine/zero3.json")
+
+
+def test_zero3_needs_four_bits_stored_as_the_weights_are():
+    config = deepspeed_config("zero3.json")
+    with pytest.raises(UserError, match="set it to float32"):
+        check_quantized(Recipe(method=qlora()), config)
+    with pytest.raises(UserError, match="set it to bfloat16"):
+        check_quantized(Recipe(method=qlora(), training={"bf16": True}), config)
+    check_quantized(Recipe(method=qlora(quantization=Quantization(bnb_4bit_quant_storage="float32"))), config)
+    check_quantized(Recipe(method=qlora()), deepspeed_config("zero2.json"))
+    check_quantized(Recipe(method=lora()), config)
 
 
 def test_an_adapter_is_not_sharded_further_than_it_gains():

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from peft import IA3Config, LoraConfig
 
-from peftkit import DataConfig, ModelConfig, Quantization, Recipe, SequenceClassification, full, lora, qlora
+from peftkit import DataConfig, Method, ModelConfig, Quantization, Recipe, SequenceClassification, full, lora, qlora
 from peftkit.errors import UserError
 from peftkit.parsing import build_parser, parse_recipe, read_recipe, recipe_to_dict, recipe_to_yaml
 
@@ -136,6 +136,33 @@ def test_no_home_folder_in_a_saved_recipe():
     if home != "/":
         assert home not in recipe_to_yaml(recipe)
         assert yaml.safe_load(recipe_to_yaml(recipe))["model"]["name_or_path"] == "~/m"
+
+
+def test_a_value_that_is_also_the_librarys_default_is_kept_when_written():
+    words = ["--training.learning_rate", "5e-5", "--training.save_strategy=steps"]
+    assert parse_recipe(words, Recipe(method=lora())).training == {"learning_rate": 5e-5, "save_strategy": "steps"}
+
+
+def test_a_method_without_a_name_is_called_what_it_is():
+    assert parse_recipe(["--method.peft", "null"], LORA).method.name == "full"
+    assert parse_recipe(["--method.peft", "peft.IA3Config"], LORA).method.name == "ia3"
+    assert parse_recipe(["--method.name", "mine", "--method.peft.r", "2"], LORA).method.name == "mine"
+    assert Method(peft=LoraConfig()).name == "lora"
+    assert qlora().kind == "qlora"
+
+
+def test_no_token_in_a_saved_recipe():
+    recipe = parse_recipe(["--training.hub_token", "secret"], LORA)
+    assert recipe.training["hub_token"] == "secret"
+    assert "secret" not in recipe_to_yaml(recipe)
+
+
+def test_a_local_path_is_saved_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").write_text("text,label\n")
+    found = recipe_to_dict(Recipe(data=DataConfig(path="rows.csv"), model=ModelConfig(name_or_path="org/model")))
+    assert found["data"]["path"] == str(tmp_path / "rows.csv")
+    assert found["model"]["name_or_path"] == "org/model"
 
 
 def test_help_lists_every_field_with_default_and_meaning():

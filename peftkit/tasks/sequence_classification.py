@@ -73,7 +73,9 @@ class SequenceClassification:
             names = [feature.names[value] if value is not None and value >= 0 else None for value in names]
         for row, name in enumerate(names):
             if name is None:
-                raise UserError(f"{where}, row {row} (from 0), column '{self.label}': no label; remove the row")
+                raise UserError(
+                    f"{where}, row {row} (from 0), column '{self.label}': no label; remove it or name another split"
+                )
             if str(name) not in ids:
                 raise UserError(
                     f"{where}, row {row} (from 0), column '{self.label}': label '{name}' does not occur in train; "
