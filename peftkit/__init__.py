@@ -8,7 +8,13 @@ if TYPE_CHECKING:
     from peftkit.methods import Method, Quantization, full, lora, qlora
     from peftkit.recipe import DataConfig, ModelConfig, Recipe
     from peftkit.run import main
-    from peftkit.tasks import SequenceClassification
+    from peftkit.tasks import (
+        MultiLabelClassification,
+        Seq2Seq,
+        SequenceClassification,
+        SequenceRegression,
+        TokenClassification,
+    )
 
 __version__ = "0.1.0"
 
@@ -19,9 +25,13 @@ _HOMES = {
     "DataConfig": "recipe",
     "Method": "methods",
     "ModelConfig": "recipe",
+    "MultiLabelClassification": "tasks",
     "Quantization": "methods",
     "Recipe": "recipe",
+    "Seq2Seq": "tasks",
     "SequenceClassification": "tasks",
+    "SequenceRegression": "tasks",
+    "TokenClassification": "tasks",
     "full": "methods",
     "lora": "methods",
     "main": "run",
@@ -29,8 +39,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "DataConfig", "Method", "ModelConfig", "Quantization", "Recipe", "SequenceClassification",
-    "full", "lora", "main", "qlora",
+    "DataConfig", "Method", "ModelConfig", "MultiLabelClassification", "Quantization", "Recipe", "Seq2Seq",
+    "SequenceClassification", "SequenceRegression", "TokenClassification", "full", "lora", "main", "qlora",
 ]  # fmt: skip
 
 

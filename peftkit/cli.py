@@ -45,10 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of a logit that passes")
 
     predict = commands.add_parser("predict", allow_abbrev=False, help="label the rows of a file")
-    predict.add_argument("source", type=Path, help="the folder of a run or of a model")
+    predict.add_argument("folder", type=Path, help="the folder of a run or of a model")
     predict.add_argument("file", type=Path, help="csv, tsv, json, jsonl, parquet or arrow")
     predict.add_argument("--output", type=Path, help="a .jsonl or .csv file; FILE.predictions.jsonl when not given")
-    predict.add_argument("--text", help="the column of the text, when not the one trained on")
+    for name in ("text", "text_pair", "tokens", "source"):
+        predict.add_argument(
+            f"--{name}", metavar="COLUMN", help=f"the column of the {name}, when not the one trained on"
+        )
     for command in (export, predict):
         command.add_argument("--trust_remote_code", action="store_true", help="run code that the base model brings")
     return parser
@@ -106,8 +109,10 @@ def _export(chosen: argparse.Namespace, words: list[str]) -> None:
 def _predict(chosen: argparse.Namespace, words: list[str]) -> None:
     from peftkit.predict import predict
 
+    columns = {name: getattr(chosen, name) for name in ("text", "text_pair", "tokens", "source")}
+    given = {name: column for name, column in columns.items() if column is not None}
     trust = chosen.trust_remote_code
-    predict(chosen.source, chosen.file, chosen.output, text=chosen.text, trust_remote_code=trust)
+    predict(chosen.folder, chosen.file, chosen.output, columns=given, trust_remote_code=trust)
 
 
 def main(words: Sequence[str] | None = None) -> None:

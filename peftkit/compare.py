@@ -18,6 +18,11 @@ from peftkit.report import FILE_NAME, Report, read_report
 
 TABLE = "comparison.md"
 PICTURE = "comparison.png"
+# As papers write them; any other goes by its own name.
+METRIC_NAMES = {
+    "f1": "F1", "f1_macro": "macro F1", "f1_micro": "micro F1", "pearson": "Pearson's r", "spearman": "Spearman's rho",
+    "rougeL": "ROUGE-L", "bleu": "BLEU",
+}  # fmt: skip
 
 
 def compare(
@@ -48,9 +53,10 @@ def compare(
         last = reports[-1]
         if last.status != "complete":
             logger.info("[%d/%d] %s: %s: %s", number, len(recipes), name, last.status, last.error)
-    write_text(folder / TABLE, table(reports))
+    metrics = recipe.task.main_metrics
+    write_text(folder / TABLE, table(reports, metrics))
     if any(report.status == "complete" for report in reports):
-        draw(reports, folder / PICTURE)
+        draw(reports, folder / PICTURE, metrics[0])
     return folder, reports
 
 
@@ -112,11 +118,11 @@ def _run_apart(recipe: Recipe, folder: Path) -> Report:
     return report
 
 
-def table(reports: Sequence[Report]) -> str:
-    """The comparison in Markdown: a row a method, failures included."""
+def table(reports: Sequence[Report], metrics: Sequence[str]) -> str:
+    """The comparison in Markdown: a row a method, failures included; test `metrics` first."""
     header = [
-        "method", "accuracy (95 % CI)", "macro F1 (95 % CI)", "peak memory", "trainable weights", "samples/s",
-        "tokens/s", "train time", "saved",
+        "method", *(METRIC_NAMES.get(name, name) for name in metrics), "peak memory", "trainable weights",
+        "samples/s", "tokens/s", "train time", "saved",
     ]  # fmt: skip
     lines = ["| " + " | ".join(header) + " |", "| " + " | ".join(["---"] + ["---:"] * (len(header) - 1)) + " |"]
     for report in reports:
@@ -127,8 +133,7 @@ def table(reports: Sequence[Report]) -> str:
         share = report.parameters["trainable"] / report.parameters["total"]
         cells = [
             report.method,
-            _with_interval(report, "accuracy"),
-            _with_interval(report, "f1_macro"),
+            *(_with_interval(report, name) for name in metrics),
             " / ".join(_mebibytes(size) for size in report.memory.values()),
             f"{report.parameters['trainable']:,} ({share:.1%})",
             f"{report.times['samples_per_second']:.1f}",
@@ -151,15 +156,18 @@ def _notes(reports: Sequence[Report]) -> str:
     text = (
         f"{rows['train']} training and {rows['test']} test rows, {first.audit['end_step']} steps, seed {first.seed}, "
         f"{first.environment['processes']} process(es) on {where}. Peak memory: {memory}, to the end of training. "
-        "Intervals: bootstrap over the test rows; another training seed moves the score too.\n"
+        "In brackets the 95 % interval: bootstrap over the test rows; another training seed moves the score too.\n"
     )
     alike = {(report.data["fingerprint"], report.audit["end_step"]) for report in complete}
     return text if len(alike) == 1 else text + "Warning: the rows differ in data or in number of steps.\n"
 
 
 def _with_interval(report: Report, metric: str) -> str:
-    low, high = report.metrics["test"][f"{metric}_ci95"]
-    return f"{report.metrics['test'][metric]:.3f} ({low:.3f} to {high:.3f})"
+    found = report.metrics["test"]
+    if f"{metric}_ci95" not in found:
+        return f"{found[metric]:.3f}"
+    low, high = found[f"{metric}_ci95"]
+    return f"{found[metric]:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _mebibytes(size: int) -> str:
@@ -167,8 +175,8 @@ def _mebibytes(size: int) -> str:
     return f"{mebibytes:,.0f} MiB" if mebibytes >= 10 else f"{mebibytes:.1f} MiB"
 
 
-def draw(reports: Sequence[Report], path: Path) -> None:
-    """Test accuracy against peak memory, a point a method with its 95 % interval, as a PNG."""
+def draw(reports: Sequence[Report], path: Path, metric: str) -> None:
+    """A test metric against peak memory, a point a method with its 95 % interval, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -178,15 +186,15 @@ def draw(reports: Sequence[Report], path: Path) -> None:
     kind = "allocated_peak" if all("allocated_peak" in report.memory for report in complete) else "process_peak"
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for report in complete:
-        accuracy = report.metrics["test"]["accuracy"]
-        low, high = report.metrics["test"]["accuracy_ci95"]
+        score = report.metrics["test"][metric]
+        low, high = report.metrics["test"][f"{metric}_ci95"]
         memory = report.memory[kind] / 2**20
-        spread = [[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]]
-        axes.errorbar([memory], [accuracy], yerr=spread, marker="o", capsize=4, label=report.method)
-        axes.annotate(report.method, (memory, accuracy), xytext=(6, 6), textcoords="offset points")
+        spread = [[max(0.0, score - low)], [max(0.0, high - score)]]
+        axes.errorbar([memory], [score], yerr=spread, marker="o", capsize=4, label=report.method)
+        axes.annotate(report.method, (memory, score), xytext=(6, 6), textcoords="offset points")
     axes.margins(x=0.2)
     axes.set_xlabel("peak memory, MiB" + (" allocated on the GPU" if kind == "allocated_peak" else " of the process"))
-    axes.set_ylabel("test accuracy, 95 % interval over rows")
+    axes.set_ylabel(f"test {METRIC_NAMES.get(metric, metric)}, 95 % interval over rows")
     axes.grid(alpha=0.3)
     partial = path.with_name(f".{path.name}")
     figure.savefig(partial, dpi=150, format="png")

@@ -18,7 +18,7 @@ from peftkit.log import logger
 from peftkit.measure import environment
 from peftkit.parsing import recipe_to_dict
 from peftkit.run_folder import RECEIPT, Trained, load_run, read_held_out
-from peftkit.training import first_output
+from peftkit.tasks.text_task import first_output
 
 FULL_TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-2
@@ -33,7 +33,7 @@ class Receipt:
         tolerance: The most that a gated difference may be.
         exported_difference: The exported model, loaded afresh by plain transformers, against what was trained: the
             live model's own logits, or where it was in 4 or 16 bits the same weights, unmerged, in float32.
-        label_agreement: Share of rows on which the exported and the live model name the same label.
+        label_agreement: Share of rows, tags or tokens that the exported and the live model name alike.
         reload_difference: The run read back from disk as it was trained, against the live model; where 16-bit
             arithmetic took part, up to 5e-2 passes.
         live_difference: The exported against the live model. For a quantized run this is what leaving 4 bits
@@ -66,6 +66,7 @@ def export(run: Path, out: Path, *, tolerance: float = FULL_TOLERANCE, trust_rem
             trained = load_run(run, full_precision=True, trust_remote_code=trust_remote_code)
             reference = _logits(trained, held_out)
         merged = _merged(trained)
+        merged.config.update(dict(trained.task.settings()))
         merged.save_pretrained(folder)
         trained.tokenizer.save_pretrained(folder)
         auto_class = trained.recipe.task.auto_model.__name__
@@ -75,10 +76,10 @@ def export(run: Path, out: Path, *, tolerance: float = FULL_TOLERANCE, trust_rem
         receipt = Receipt(
             rows=len(live),
             tolerance=tolerance,
-            exported_difference=_largest(exported - reference),
-            label_agreement=float((exported.argmax(-1) == live.argmax(-1)).float().mean()),
-            reload_difference=_largest(reloaded - live),
-            live_difference=_largest(exported - live),
+            exported_difference=_largest(exported - reference, held_out),
+            label_agreement=_agreement(exported, live, held_out),
+            reload_difference=_largest(reloaded - live, held_out),
+            live_difference=_largest(exported - live, held_out),
         )
         for what, difference, most in (
             ("the run read back", receipt.reload_difference, HALF_TOLERANCE if half else tolerance),
@@ -159,6 +160,19 @@ def _fresh_logits(folder: Path, batch: dict[str, torch.Tensor], auto_class: str)
         return load_file(output)["logits"]
 
 
-def _largest(difference: torch.Tensor) -> float:
+def _of_text(values: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The values without those of padding, where there is one for each token of the input."""
+    mask = batch["attention_mask"]
+    return values[mask.bool()] if "decoder_input_ids" not in batch and values.shape[:2] == mask.shape else values
+
+
+def _largest(difference: torch.Tensor, batch: dict[str, torch.Tensor]) -> float:
     # A NaN is no agreement: infinity fails every tolerance.
-    return float(difference.abs().nan_to_num(nan=float("inf")).max())
+    return float(_of_text(difference, batch).abs().nan_to_num(nan=float("inf")).max())
+
+
+def _agreement(exported: torch.Tensor, live: torch.Tensor, batch: dict[str, torch.Tensor]) -> float:
+    """Share of rows, or of tokens, with the same largest logit; of numbers, with one that is within 0.01."""
+    if exported.shape[-1] == 1:
+        return float(torch.isclose(exported, live, atol=1e-2).float().mean())
+    return float(_of_text((exported.argmax(-1) == live.argmax(-1)).float(), batch).mean())

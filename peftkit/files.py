@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -64,3 +65,8 @@ def without_home(path: str | Path) -> str:
     if home != "/" and (text == home or text.startswith(home + os.sep)):
         return "~" + text[len(home) :]
     return text
+
+
+def without_password(text: str) -> str:
+    """The text with the password of any `scheme://user:password@host` in it written as `***`; `$NAME` may stay."""
+    return re.sub(r"(\w://[^/\s:@]*):(?!\$)[^/\s@]*@", r"\1:***@", text)

@@ -40,5 +40,8 @@ def set_up_logging(*, debug: bool = False) -> None:
     # Notes between libraries on names that one has not yet taken over from the other.
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*is deprecated and will be removed in v6")
     warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\.\w+` is deprecated")
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, message="Version v4.12.0 introduces a better way to train"
+    )
     for name in ("DeepSpeed", "deepspeed", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,6 +1,7 @@
 """A method is data: an optional `peft` config and an optional quantization. Full fine-tuning has neither."""
 
 import copy
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,8 @@ class Quantization:
     bnb_4bit_compute_dtype: str = "auto"
     bnb_4bit_quant_storage: str = "uint8"
 
-    def config(self, head: tuple[str, ...]) -> BitsAndBytesConfig:
-        """The library's config, with the modules named in `head` kept in full precision."""
+    def config(self, skipped: tuple[str, ...]) -> BitsAndBytesConfig:
+        """The library's config, with the modules named in `skipped` kept in full precision."""
         compute = self.bnb_4bit_compute_dtype
         if compute == "auto":
             compute = "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
@@ -43,7 +44,7 @@ class Quantization:
             bnb_4bit_use_double_quant=self.bnb_4bit_use_double_quant,
             bnb_4bit_compute_dtype=compute,
             bnb_4bit_quant_storage=self.bnb_4bit_quant_storage,
-            llm_int8_skip_modules=list(head),
+            llm_int8_skip_modules=list(skipped),
         )
 
 
@@ -137,8 +138,12 @@ def _lora_variant(config: PeftConfig | None, *, use_dora: bool = False, use_rslo
     return variant
 
 
-def apply(method: Method, model: PreTrainedModel, head: tuple[str, ...], task_type: str) -> PreTrainedModel | PeftModel:
+def apply(
+    method: Method, model: PreTrainedModel, head: tuple[str, ...], task_type: str, unused: tuple[str, ...] = ()
+) -> PreTrainedModel | PeftModel:
     """Make `model` trainable by `method`; the modules named in `head` are trained and saved whatever the method.
+
+    Modules named in `unused` get no adapter, where the method can leave modules out.
 
     Raises UserError when peft does not accept the config for this model.
     """
@@ -150,10 +155,15 @@ def apply(method: Method, model: PreTrainedModel, head: tuple[str, ...], task_ty
     if not hasattr(config, "modules_to_save"):
         raise UserError(f"method.peft: {kind} can't save the new head {', '.join(head)}; take another method")
     config.modules_to_save = sorted({*(config.modules_to_save or ()), *head})
+    if unused and not isinstance(getattr(config, "exclude_modules", ""), str):
+        config.exclude_modules = sorted({*(config.exclude_modules or ()), *unused})
     if method.quantization is not None:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
-        return peft.get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # GPT-2's transposed layers: peft sets it right by itself and warns of it.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+            return peft.get_peft_model(model, config)
     except (ValueError, NotImplementedError, KeyError) as error:
         raise UserError(f"method.peft: {kind} does not fit {type(model).__name__}: {_first_line(error)}") from error
 

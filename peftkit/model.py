@@ -13,9 +13,14 @@ from transformers.core_model_loading import WeightRenaming
 
 from peftkit.demo.model import demo_model_folder
 from peftkit.errors import AuditError, UserError
+from peftkit.log import logger
 from peftkit.methods import Quantization
 from peftkit.recipe import ModelConfig
 from peftkit.tasks import Task
+from peftkit.warm_start import starting_point
+
+# Their feed-forward layers exceed the range of float16: activations become infinite, the loss NaN.
+OVERFLOW_IN_FLOAT16 = {"t5", "mt5", "umt5", "longt5", "switch_transformers"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +31,19 @@ class BaseModel:
         model: The model, its head freshly initialised.
         missing_keys: Parameters the checkpoint did not bring, or brought in another shape.
         head: The outermost modules that hold nothing but those, or the innermost that holds one of them.
+        unused: Modules that no output depends on: frozen, and nothing to adapt.
     """
 
     model: PreTrainedModel
     missing_keys: frozenset[str]
     head: tuple[str, ...]
+    unused: tuple[str, ...] = ()
 
 
 def source(config: ModelConfig) -> str:
-    """Where the weights come from: the demo's installed folder, a local folder, or a hub id."""
-    if config.name_or_path == "demo":
-        return str(demo_model_folder())
+    """Where the weights come from: an installed folder of the demo, a local folder, or a hub id."""
+    if config.name_or_path in ("demo", "demo-seq2seq"):
+        return str(demo_model_folder(config.name_or_path))
     path = Path(config.name_or_path).expanduser()
     if path.exists():
         return str(path)
@@ -45,20 +52,34 @@ def source(config: ModelConfig) -> str:
     return config.name_or_path
 
 
-def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer. Raises UserError when it can't be had."""
+def load_tokenizer(config: ModelConfig, task: Task) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer, able to pad, on the right. Raises UserError when it can't be had."""
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     with _loading(config):
-        return AutoTokenizer.from_pretrained(
-            source(config), revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source(config), **options)
+        if more := task.tokenizer_options(tokenizer):
+            tokenizer = AutoTokenizer.from_pretrained(source(config), **options, **more)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(f"model.name_or_path: {config.name_or_path}: its tokenizer has no token to pad with")
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.info("the tokenizer has no pad token: '%s' is used, in its config and the model's", tokenizer.eos_token)
+    # A decoder counts positions from the left: padded there, a text's logits would depend on its batch.
+    tokenizer.padding_side = "right"
+    return tokenizer
 
 
 def load_base(
-    config: ModelConfig, task: Task, labels: Sequence[str], quantization: Quantization | None = None
+    config: ModelConfig,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Sequence[str],
+    quantization: Quantization | None = None,
 ) -> BaseModel:
     """Load the pretrained weights with a new head for `labels`; with `quantization` all but the head in 4 bits.
 
-    Raises UserError when the model can't be had or quantized.
+    A checkpoint that is an encoder alone becomes an encoder-decoder where the task asks for one. Raises UserError when
+    the model can't be had or quantized.
     """
     options: dict[str, Any] = dict(
         revision=config.revision,
@@ -68,25 +89,39 @@ def load_base(
         output_loading_info=True,
         **task.model_config(labels),
     )
-    with _loading(config):
+    with _loading(config), starting_point(source(config), task.auto_model, tokenizer, options) as start:
         if quantization is not None:
             # The head must be known before anything is quantized; the meta device reads no weights.
             with _no_zero3():
-                skeleton, info = task.auto_model.from_pretrained(source(config), device_map="meta", **options)
+                skeleton, info = task.auto_model.from_pretrained(start.place, device_map="meta", **options)
             if getattr(skeleton.config, "quantization_config", None) is not None:
                 raise UserError(
                     f"model.name_or_path: {config.name_or_path} is quantized already; give its full-precision weights"
                 )
-            options["quantization_config"] = quantization.config(head_modules(skeleton, _missing(info)))
-        model, info = task.auto_model.from_pretrained(source(config), **options)
-    missing = _missing(info) & {name for name, _ in model.named_parameters()}
-    # The Trainer multiplies the loss by the number of ranks when it believes that the model divides it by them; a
-    # classifier's forward takes any keyword and divides by nothing.
+            head = head_modules(skeleton, _missing(info) | start.missing_keys)
+            options["quantization_config"] = quantization.config((*head, *_output_embeddings(skeleton)))
+        model, info = task.auto_model.from_pretrained(start.place, **options)
+    for name in start.unused:
+        model.get_submodule(name).requires_grad_(False)
+    model.name_or_path = model.config._name_or_path = source(config)
+    task.prepare(model, tokenizer)
+    missing = (_missing(info) | start.missing_keys) & {name for name, _ in model.named_parameters()}
+    # The Trainer multiplies the loss by the number of ranks when it believes that the model divides it by them; these
+    # models' forward takes any keyword and divides by nothing.
     model.accepts_loss_kwargs = False
     # Under ZeRO-3 transformers keeps renamings that this checkpoint had no use for, and would save by the old names.
     if conversions := getattr(model, "_weight_conversions", None):
         model._weight_conversions = [c for c in conversions if c.was_used() or not isinstance(c, WeightRenaming)]
-    return BaseModel(model=model, missing_keys=frozenset(missing), head=head_modules(model, missing))
+    unused = tuple(name for name, _ in model.named_modules() if name.startswith(start.unused)) if start.unused else ()
+    return BaseModel(model=model, missing_keys=frozenset(missing), head=head_modules(model, missing), unused=unused)
+
+
+def check_precision(model: PreTrainedModel, *, fp16: bool) -> None:
+    """Raise UserError for a model that is known to overflow in the float16 that it is to be trained in."""
+    kinds = {model.config.model_type, getattr(getattr(model.config, "decoder", None), "model_type", "")}
+    if kinds & OVERFLOW_IN_FLOAT16 and (fp16 or model.dtype == torch.float16):
+        word = "training.fp16" if fp16 else "model.dtype"
+        raise UserError(f"{word}: {model.config.model_type} overflows in float16; take bfloat16 or float32")
 
 
 def load_finished(folder: str | Path, task: Task, **options: Any) -> PreTrainedModel:
@@ -116,7 +151,13 @@ def head_modules(model: PreTrainedModel, missing_keys: set[str]) -> tuple[str, .
                 break
             module = above
         found.add(module)
-    return tuple(sorted(found))
+    return tuple(sorted(name for name in found if not any(name.startswith(f"{outer}.") for outer in found)))
+
+
+def _output_embeddings(model: PreTrainedModel) -> list[str]:
+    """The module that speaks the vocabulary: tied to the embeddings, which can't be in 4 bits."""
+    output = model.get_output_embeddings()
+    return [name for name, module in model.named_modules() if output is not None and module is output]
 
 
 def _missing(info: dict[str, Any]) -> set[str]:

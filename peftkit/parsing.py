@@ -16,13 +16,13 @@ from transformers import TrainingArguments
 
 from peftkit.errors import UserError
 from peftkit.explain import fields_help, meanings, nearest, one_line
-from peftkit.files import without_home
+from peftkit.files import without_home, without_password
 from peftkit.methods import Method, Quantization
 from peftkit.plain_values import as_class, as_homeless, as_plain, default_of, differences, dotted_paths
 from peftkit.recipe import DataConfig, ModelConfig, Recipe
-from peftkit.tasks import SequenceClassification, Task
+from peftkit.tasks import TASKS, Task
 
-jsonargparse.set_parsing_settings(subclasses_enabled=[PeftConfig, SequenceClassification])
+jsonargparse.set_parsing_settings(subclasses_enabled=[PeftConfig, *TASKS])
 
 
 class RecipeParser(ArgumentParser):
@@ -136,7 +136,7 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     for part in ("model", "data"):
         plain[part] = {name: as_homeless(value) for name, value in differences(getattr(recipe, part)).items()}
     plain["model"] |= {"name_or_path": _found_from_anywhere(recipe.model.name_or_path)}
-    plain["data"] |= {"path": _found_from_anywhere(recipe.data.path)}
+    plain["data"] |= {"path": without_password(_found_from_anywhere(recipe.data.path))}
     plain["task"] = as_class(recipe.task)
     method: dict[str, Any] = {"name": recipe.method.name}
     if recipe.method.peft is not None:
@@ -158,7 +158,7 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 def _found_from_anywhere(name: str) -> str:
     """A local path in full, so that a run's folder can be used from another place; any other name as it is."""
     path = Path(name).expanduser()
-    return without_home(path.resolve() if name != "demo" and path.exists() else name)
+    return without_home(path.resolve() if not name.startswith("demo") and path.exists() else name)
 
 
 def _to_recipe(config: Namespace, base: Recipe) -> Recipe:

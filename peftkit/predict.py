@@ -1,4 +1,4 @@
-"""Labels and probabilities for a file of texts, by a run or by any finished model."""
+"""Answers for a file of texts, by a run or by any finished model."""
 
 import csv
 import io
@@ -10,8 +10,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from peftkit.data import load_rows
 from peftkit.errors import UserError
@@ -21,73 +22,115 @@ from peftkit.model import load_finished
 from peftkit.parsing import dict_to_recipe
 from peftkit.recipe import DataConfig, Recipe
 from peftkit.run_folder import RECEIPT, RECIPE, Trained, label_names, load_run
-from peftkit.tasks import SequenceClassification
-from peftkit.training import first_output
+from peftkit.tasks import (
+    MultiLabelClassification,
+    Seq2Seq,
+    SequenceClassification,
+    SequenceRegression,
+    Task,
+    TokenClassification,
+)
 
 BATCH_SIZE = 32
 # Where neither a recipe nor the tokenizer says how many the model reads.
 MOST_TOKENS = 512
+# Fields of the tasks that name a column to read.
+INPUTS = ("text", "text_pair", "tokens", "source")
 
 
 def predict(
-    source: Path, file: Path, output: Path | None = None, *, text: str | None = None, trust_remote_code: bool = False
+    source: Path,
+    file: Path,
+    output: Path | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
 ) -> Path:
-    """Write a line for each row of `file`: its number, its label, the probability of every label.
+    """Write a line for each row of `file`: its number, and the task's answer.
 
-    `source` is a run's folder, an export, or any folder that transformers loads; `text` names the column when it is
-    not the one that was trained on. `output` ends in .jsonl or .csv. Raises UserError.
+    `source` is a run's folder, an export, or any folder that transformers loads; `columns` names, by the task's own
+    fields (`text`, `text_pair`, `tokens`, `source`), columns other than those trained on. `output` ends in .jsonl or
+    .csv. Raises UserError.
     """
     output = output or Path(f"{file.stem}.predictions.jsonl")
     if output.suffix not in (".jsonl", ".csv"):
         raise UserError(f"--output {output}: must end in .jsonl or .csv")
-    trained = _load(source, text, trust_remote_code)
-    task: Any = trained.recipe.task
-    splits = load_rows(DataConfig(path=str(file)))
-    rows = next(iter(splits.values()))
-    if task.text not in rows.column_names:
-        raise UserError(f"{file}: no column '{task.text}' among {', '.join(rows.column_names)}; name it with --text")
-    encoded = task.encode_inputs(rows, trained.tokenizer, str(file))
-    found = task.predictions(_logits(trained, encoded), trained.labels)
+    trained = _load(source, columns or {}, trust_remote_code)
+    rows = next(iter(load_rows(DataConfig(path=str(file))).values()))
+    for column in trained.task.inputs:
+        if column not in rows.column_names:
+            words = " or ".join(f"--{name}" for name in INPUTS if hasattr(trained.task, name))
+            raise UserError(f"{file}: no column '{column}' among {', '.join(rows.column_names)}; name it with {words}")
+    if problem := next(trained.task.input_problems(rows, str(file)), None):
+        raise UserError(problem)
+    found = []
+    for start in tqdm(range(0, len(rows), BATCH_SIZE), desc="predict", unit="batch"):
+        found += _answers(trained, rows.select(range(start, min(start + BATCH_SIZE, len(rows)))))
     write_text(output, _csv(found) if output.suffix == ".csv" else _jsonl(found))
     logger.info("%d rows predicted: %s", len(found), output)
     return output
 
 
-def _load(source: Path, text: str | None, trust_remote_code: bool) -> Trained:
+def _load(source: Path, columns: Mapping[str, str], trust_remote_code: bool) -> Trained:
     if (source / RECIPE).exists():
         trained = load_run(source, trust_remote_code=trust_remote_code)
     else:
         if not (source / "config.json").is_file():
             raise UserError(f"{source}: neither a run nor a model; it has no config.json")
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         if (source / RECEIPT).exists():
             recipe = dict_to_recipe(json.loads((source / RECEIPT).read_text())["recipe"])
         else:
-            recipe = Recipe(task=SequenceClassification(max_length=min(tokenizer.model_max_length, MOST_TOKENS)))
+            recipe = Recipe(task=_task_of(config, tokenizer))
         model = load_finished(source, recipe.task, trust_remote_code=trust_remote_code)
         model.eval()
-        labels = label_names(model.config)
-        trained = Trained(model=model, tokenizer=tokenizer, recipe=recipe, labels=labels)
-    if text is None:
-        return trained
-    task: Any = replace(cast(SequenceClassification, trained.recipe.task), text=text)
-    return replace(trained, recipe=replace(trained.recipe, task=task))
+        trained = Trained(
+            model=model,
+            tokenizer=tokenizer,
+            recipe=recipe,
+            task=recipe.task.restored(config),
+            labels=label_names(config),
+        )
+    for name in columns:
+        if not hasattr(trained.task, name):
+            raise UserError(f"--{name}: a model of {type(trained.task).__name__} reads no {name}")
+    task: Any = trained.task
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    if not getattr(trained.model, "is_loaded_in_4bit", False):  # which was loaded where it is to be
+        cast(Any, trained.model).to(device)
+    return replace(trained, task=replace(task, **columns))
+
+
+def _task_of(config: Any, tokenizer: PreTrainedTokenizerBase) -> Task:
+    """The task of a model that was trained elsewhere, by the class that its config names."""
+    kind = (getattr(config, "architectures", None) or [""])[0]
+    length = min(tokenizer.model_max_length, MOST_TOKENS)
+    if kind.endswith("ForTokenClassification"):
+        return TokenClassification(max_length=length, stride=length // 4)
+    if kind.endswith("ForSequenceClassification"):
+        if config.problem_type == "multi_label_classification":
+            return MultiLabelClassification(max_length=length)
+        if config.problem_type == "regression" or config.num_labels == 1:
+            return SequenceRegression(max_length=length)
+        return SequenceClassification(max_length=length)
+    return Seq2Seq(max_source_length=length)
 
 
 @torch.no_grad()
-def _logits(trained: Trained, encoded: Any) -> np.ndarray:
-    """Logits of every row, float32, of shape (rows, labels)."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    model: Any = trained.model
-    if not getattr(model, "is_loaded_in_4bit", False):  # which was loaded where it is to be
-        model.to(device)
-    collator = trained.recipe.task.collator(trained.tokenizer)
-    parts = []
-    for start in tqdm(range(0, len(encoded), BATCH_SIZE), desc="predict", unit="batch"):
+def _answers(trained: Trained, rows: Dataset) -> list[Mapping[str, Any]]:
+    """The task's answers to a few rows, which may be more encoded ones."""
+    task, model = trained.task, cast(Any, trained.model)
+    encoded = task.encode_inputs(rows, trained.tokenizer)
+    collator = task.collator(trained.tokenizer, model)
+    kept = []
+    for start in range(0, len(encoded), BATCH_SIZE):
         batch = collator([encoded[row] for row in range(start, min(start + BATCH_SIZE, len(encoded)))])
-        output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
-        parts.append(first_output(output.logits).float().cpu().numpy())
-    return np.concatenate(parts)
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if tensor is not None}
+        kept += list(task.infer(model, inputs).cpu().numpy())
+    widest = max(np.shape(row)[-1] if np.ndim(row) else 0 for row in kept)
+    padded = [np.pad(row, (0, widest - len(row)), constant_values=-100) if np.ndim(row) else row for row in kept]
+    return task.answer(np.stack(padded), encoded, rows, trained.tokenizer, trained.labels)
 
 
 def _jsonl(found: list[Mapping[str, Any]]) -> str:
@@ -95,10 +138,16 @@ def _jsonl(found: list[Mapping[str, Any]]) -> str:
 
 
 def _csv(found: list[Mapping[str, Any]]) -> str:
+    """A column a value; a probability a label; lists with a space between tags and a comma between labels."""
     text = io.StringIO()
-    names = list(found[0]["probabilities"])
+    names = list(found[0].get("probabilities", ()))
+    plain = [name for name in found[0] if name not in ("probabilities", "entities")]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "label", *(f"probability of {name}" for name in names)])
+    writer.writerow(["row", *plain, *(f"probability of {name}" for name in names)])
     for row, one in enumerate(found):
-        writer.writerow([row, one["label"], *(one["probabilities"][name] for name in names)])
+        values = [
+            (" " if name == "tags" else ",").join(one[name]) if isinstance(one[name], list) else one[name]
+            for name in plain
+        ]
+        writer.writerow([row, *values, *(one["probabilities"][name] for name in names)])
     return text.getvalue()

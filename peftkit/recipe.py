@@ -13,7 +13,8 @@ class ModelConfig:
     """The pretrained model; names as in `from_pretrained`.
 
     Args:
-        name_or_path: A hub id, a local folder, or `demo`: the small BERT that the extra `demo` installs.
+        name_or_path: A hub id, a local folder, `demo`: the small BERT that the extra `demo` installs, or
+            `demo-seq2seq`: the very small T5 that peftkit brings.
         revision: Branch, tag or commit on the hub.
         dtype: What the weights are loaded as: `float32`, `bfloat16`, `float16`, or `auto`, as the checkpoint has them.
         trust_remote_code: Run code that the checkpoint brings. Only for a source that you trust.
@@ -30,15 +31,18 @@ class DataConfig:
     """Labelled data; names as in `datasets.load_dataset`.
 
     Args:
-        path: A hub id, a local folder, a file (csv, tsv, json, jsonl, parquet, arrow), or `demo`: docstrings of
-            installed packages.
+        path: A hub id, a local folder, a file (csv, tsv, json, jsonl, parquet, arrow), a SQLite file or a database's
+            address with `sql`, or the text of installed packages: `demo` (docstrings and their library),
+            `demo-entities` (code in docstrings) or `demo-summaries` (docstrings and their first line).
         name: The data set's configuration on the hub.
         revision: Branch, tag or commit on the hub.
         data_files: Files by split, such as `{train: a.jsonl, test: b.jsonl}`, relative to `path` when it is a folder.
         train_split: Name of the training split.
         validation_split: Name of the validation split; made from train when absent.
         test_split: Name of the test split; made from train when absent.
-        max_train_samples: Use at most so many training rows, drawn with the seed.
+        sql: A query or a table's name, for data in a database.
+        seed: Seed of the rows that are held out or drawn; another training seed sees the same rows.
+        max_train_samples: Use at most so many training rows, drawn with `seed`.
         max_eval_samples: The same for validation and for test.
     """
 
@@ -49,6 +53,8 @@ class DataConfig:
     train_split: str = "train"
     validation_split: str = "validation"
     test_split: str = "test"
+    sql: str | None = None
+    seed: int = 1
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
 

@@ -7,20 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import set_seed
+from transformers import EvalPrediction, set_seed
 
 from peftkit import distributed, measure, methods, run_folder
 from peftkit.data import load_splits
 from peftkit.errors import AuditError, UserError, exit_code_of
 from peftkit.files import text_without_home
 from peftkit.log import is_rank_zero, logger, set_up_logging
-from peftkit.model import load_base, load_tokenizer
+from peftkit.model import check_precision, load_base, load_tokenizer
 from peftkit.parsing import parse_recipe, recipe_to_dict
 from peftkit.recipe import Recipe
 from peftkit.report import Report
-from peftkit.training import AuditCallback, first_output, make_trainer, training_arguments
+from peftkit.scoring import Scoring
+from peftkit.tasks import Task
+from peftkit.tasks.text_task import first_output
+from peftkit.training import AuditCallback, make_trainer, training_arguments
 
 HELD_OUT_ROWS = 32
 
@@ -74,23 +76,29 @@ def run(recipe: Recipe) -> Report:
 
 
 def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report:
+    task = recipe.task
     arguments = training_arguments(recipe, folder)
     set_seed(arguments.seed)
     with arguments.main_process_first(desc="reading the data"):
-        splits = load_splits(recipe.data, recipe.task, arguments.seed)
+        splits = load_splits(recipe.data, task)
     for decision in splits.decisions:
         logger.info("%s", decision)
-    tokenizer = load_tokenizer(recipe.model)
+    tokenizer = load_tokenizer(recipe.model, task)
     run_folder.fit_length(tokenizer, recipe)
-    encoded = {
-        split: recipe.task.encode(getattr(splits, split), tokenizer, splits.labels, split)
-        for split in ("train", "validation", "test")
-    }
-    base = load_base(recipe.model, recipe.task, splits.labels, recipe.method.quantization)
-    model = methods.apply(recipe.method, base.model, base.head, recipe.task.task_type)
+    encoded = {name: task.encode(rows, tokenizer, splits.labels) for name, rows in splits.rows.items()}
+    base = load_base(recipe.model, task, tokenizer, splits.labels, recipe.method.quantization)
+    check_precision(base.model, fp16=arguments.fp16)
+    model = methods.apply(recipe.method, base.model, base.head, task.task_type, base.unused)
     methods.check_head(model, set(base.missing_keys))
+
+    scoring = Scoring(task=task, splits=splits, encoded=encoded, tokenizer=tokenizer)
+
+    def score(prediction: EvalPrediction) -> dict[str, Any]:
+        fitted = scoring.fitted(prediction.predictions)
+        return fitted.metrics("validation", fitted.answers("validation", prediction.predictions))
+
     audit = AuditCallback()
-    trainer = make_trainer(recipe, model, arguments, tokenizer, encoded, audit)
+    trainer = make_trainer(recipe, model, arguments, tokenizer, encoded, splits.labels, score, audit)
     parameters = measure.parameter_counts(model)
     logger.info(
         "%s: %s, %d of %d weights trainable (%.2f %%); head %s; %d training rows",
@@ -107,20 +115,23 @@ def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report
     with run_folder.filling(folder) as temporary:
         # Before evaluation, which may cast the model to 16 bits.
         trainer.save_model(str(temporary))
-        live = _live_logits(model, trainer.data_collator(list(held_out)), arguments.device)
+        live = _live_logits(task, model, trainer.data_collator(list(held_out)), arguments.device)
         before_evaluation = time.perf_counter()
-        validation = trainer.evaluate(encoded["validation"])
-        test = trainer.predict(encoded["test"])
-        after_evaluation = time.perf_counter()
-        logits, label_ids = np.asarray(first_output(test.predictions)), np.asarray(test.label_ids)
-        metrics: dict[str, dict[str, Any]] = {
-            "validation": _without_times(validation, "eval_"),
-            "test": _without_times(test.metrics or {}, "test_"),
-        }
+        # Scored below, once, with what the task learns from validation.
+        trainer.compute_metrics = None
+        outputs = {split: trainer.predict(encoded[split], metric_key_prefix=split) for split in ("validation", "test")}
         if is_rank_zero():
-            run_folder.complete(temporary, recipe, model, set(base.missing_keys), held_out=live)
-            metrics["test"] |= recipe.task.intervals(logits, label_ids)
-            run_folder.write_predictions(temporary, logits, label_ids, recipe.task, splits.labels)
+            fitted = scoring.fitted(outputs["validation"].predictions)
+            answers = {split: fitted.answers(split, outputs[split].predictions) for split in outputs}
+            metrics = {
+                split: _loss(outputs[split].metrics or {}, split) | fitted.metrics(split, answers[split])
+                for split in outputs
+            }
+            after_evaluation = time.perf_counter()
+            run_folder.complete(
+                temporary, recipe, model, set(base.missing_keys), held_out=live, settings=fitted.task.settings()
+            )
+            run_folder.write_predictions(temporary, answers["test"], scoring.references("test"))
             report = replace(
                 report,
                 status="complete",
@@ -142,23 +153,22 @@ def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report
                 history=[dict(row) for row in trainer.state.log_history],
             )
             report.write(temporary)
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics["test"].items() if isinstance(value, float))
+    shown = ", ".join(f"{name} {report.metrics['test'][name]:.4f}" for name in task.main_metrics if is_rank_zero())
     logger.info("%s: audit %s; test: %s", recipe.name, audit.finding.get("verdict"), shown)
     logger.info("run saved in %s", folder)
     return report
 
 
-def _without_times(metrics: dict[str, float], prefix: str) -> dict[str, float]:
-    timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-    plain = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
-    return {name: value for name, value in plain.items() if name not in timing}
+def _loss(metrics: dict[str, float], split: str) -> dict[str, Any]:
+    return {"loss": metrics[f"{split}_loss"]} if f"{split}_loss" in metrics else {}
 
 
 @torch.no_grad()
-def _live_logits(model: torch.nn.Module, batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
+def _live_logits(task: Task, model: Any, batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
     """The batch and what the model, as it stands in memory, makes of it; every rank takes part."""
     model.eval()
     inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+    inputs = dict(task.held_out(inputs, model.config.get_text_config(decoder=True).vocab_size))
     logits = first_output(model(**inputs).logits)
     kept = {name: tensor.cpu().contiguous() for name, tensor in inputs.items()}
     return {**kept, "logits": logits.float().cpu().contiguous()}

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel, get_peft_model_state_dict, prepare_model_for_kbit_training
 from safetensors import safe_open
@@ -61,16 +60,12 @@ def choose(recipe: Recipe) -> Path:
 
 
 def fit_length(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
-    """Let the tokenizer carry the task's `max_length`. Raises UserError when it allows fewer, or can't pad."""
-    if tokenizer.pad_token is None:
-        raise UserError(
-            f"model.name_or_path: {recipe.model.name_or_path}: its tokenizer has no pad token; not supported"
-        )
-    length = getattr(recipe.task, "max_length", None)
-    if length is None:
-        return
-    if length > tokenizer.model_max_length:
-        raise UserError(f"task.max_length: {length} is more than the model's {tokenizer.model_max_length} positions")
+    """Let the tokenizer carry the length that the task reads. Raises UserError when it allows fewer."""
+    field = "max_source_length" if hasattr(recipe.task, "max_source_length") else "max_length"
+    length = getattr(recipe.task, field)
+    # T5 has no positions to run out of; 512 is only what it was pretrained on.
+    if length > tokenizer.model_max_length and "T5" not in type(tokenizer).__name__:
+        raise UserError(f"task.{field}: {length} is more than the model's {tokenizer.model_max_length} positions")
     tokenizer.model_max_length = length
 
 
@@ -101,8 +96,11 @@ def complete(
     missing_keys: set[str],
     *,
     held_out: Mapping[str, torch.Tensor],
+    settings: Mapping[str, Any],
 ) -> None:
     """Add what the Trainer's own saving leaves out, and hold the head contract on what is on disk.
+
+    `settings` of the task go into the model's config.
 
     Raises AuditError when a parameter that the checkpoint did not bring is not in the saved weights.
     """
@@ -112,6 +110,8 @@ def complete(
         (folder / "README.md").unlink(missing_ok=True)
         base: Any = model.get_base_model()
         base.config.save_pretrained(folder)
+        if base.can_generate():
+            base.generation_config.save_pretrained(folder)
         adapter = folder / "adapter_config.json"
         write_json(adapter, {**json.loads(adapter.read_text()), "base_model_name_or_path": base_name})
     config = folder / "config.json"
@@ -120,7 +120,7 @@ def complete(
     plain.pop("quantization_config", None)
     if "_name_or_path" in plain:
         plain["_name_or_path"] = base_name
-    write_json(config, plain)
+    write_json(config, {**plain, **settings})
     check_saved_head(folder, missing_keys)
     save_file(dict(held_out), folder / HELD_OUT)
     write_text(folder / RECIPE, recipe_to_yaml(recipe))
@@ -141,13 +141,11 @@ def weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*model*.safetensors"))
 
 
-def write_predictions(
-    folder: Path, logits: np.ndarray, label_ids: np.ndarray, task: Task, labels: Sequence[str]
-) -> None:
-    """A line a test row: its number, the right label and the predicted one."""
+def write_predictions(folder: Path, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> None:
+    """A line a test row: its number, the right answer and what was answered."""
     lines = [
-        json.dumps({"row": row, "reference": labels[int(right)], "label": found["label"]}, ensure_ascii=False)
-        for row, (right, found) in enumerate(zip(label_ids, task.predictions(logits, labels), strict=True))
+        json.dumps({"row": row, "reference": right, **answer}, ensure_ascii=False)
+        for row, (right, answer) in enumerate(zip(references, answers, strict=True))
     ]
     write_text(folder / PREDICTIONS, "\n".join(lines) + "\n")
 
@@ -174,12 +172,14 @@ class Trained:
         model: In evaluation mode; in 4 bits on the GPU where there is one, else on the CPU.
         tokenizer: As it was trained with, `max_length` included.
         recipe: What trained it.
+        task: The recipe's, with what it learned from validation.
         labels: Names in the order of their ids.
     """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     recipe: Recipe
+    task: Task
     labels: tuple[str, ...]
 
 
@@ -196,12 +196,13 @@ def load_run(folder: Path, *, full_precision: bool = False, trust_remote_code: b
     dtype = "float32" if full_precision else recipe.model.dtype
     config = replace(recipe.model, dtype=dtype, trust_remote_code=trust_remote_code)
     tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
-    labels = label_names(AutoConfig.from_pretrained(folder, **trust))
+    saved_config = AutoConfig.from_pretrained(folder, **trust)
+    labels = label_names(saved_config)
     if recipe.method.peft is None:
         model: Any = load_finished(folder, recipe.task, dtype=dtype, **trust)
     else:
         quantization = None if full_precision else recipe.method.quantization
-        base = load_base(config, recipe.task, labels, quantization).model
+        base = load_base(config, recipe.task, tokenizer, labels, quantization).model
         if quantization is not None:
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         try:
@@ -218,4 +219,5 @@ def load_run(folder: Path, *, full_precision: bool = False, trust_remote_code: b
         if odd := sorted(key for key in saved ^ expected if "embed_tokens" not in key and "word_embeddings" not in key):
             raise UserError(f"{folder}: its adapter does not fit {recipe.model.name_or_path}: {', '.join(odd[:3])}")
     model.eval()
-    return Trained(model=model, tokenizer=tokenizer, recipe=recipe, labels=labels)
+    task = recipe.task.restored(saved_config)
+    return Trained(model=model, tokenizer=tokenizer, recipe=recipe, task=task, labels=labels)

@@ -1,10 +1,9 @@
 """Recipe to TrainingArguments to the Trainer of `transformers`, with the audit watching."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
@@ -25,6 +24,7 @@ from peftkit.errors import UserError
 from peftkit.log import logger
 from peftkit.methods import usual_learning_rate
 from peftkit.recipe import Recipe
+from peftkit.tasks.text_task import first_output
 
 
 def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
@@ -34,6 +34,10 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
     10 steps. Raises UserError for what TrainingArguments refuses.
     """
     given = dict(recipe.training)
+    if given.get("label_smoothing_factor") and not recipe.task.label_smoothing:
+        raise UserError(
+            f"training.label_smoothing_factor: has no meaning for {type(recipe.task).__name__}; leave it out"
+        )
     use_cpu = bool(given.get("use_cpu")) or not torch.accelerator.is_available()
     chosen: dict[str, Any] = {
         "report_to": "none",
@@ -54,7 +58,9 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
     distributed.start(deepspeed=given.get("deepspeed") is not None, use_cpu=use_cpu)
     distributed.check_quantized(recipe, given.get("deepspeed"))
     try:
-        arguments = TrainingArguments(**{**chosen, **given, "output_dir": str(output_dir), "use_cpu": use_cpu})
+        arguments = recipe.task.arguments_class(
+            **{**chosen, **recipe.task.arguments, **given, "output_dir": str(output_dir), "use_cpu": use_cpu}
+        )
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
     if arguments.n_gpu > 1:
@@ -96,27 +102,22 @@ def make_trainer(
     arguments: TrainingArguments,
     tokenizer: PreTrainedTokenizerBase,
     encoded: Mapping[str, Dataset],
+    labels: Sequence[str],
+    score: Callable[[EvalPrediction], dict[str, float]],
     audit: AuditCallback,
 ) -> Trainer:
-    """The library's Trainer on encoded splits `train` and `validation`, scored by the recipe's task."""
-
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        return recipe.task.score(first_output(prediction.predictions), np.asarray(prediction.label_ids))
-
-    return Trainer(
+    """The library's Trainer on encoded splits `train` and `validation`; `score` is asked during training."""
+    task = recipe.task
+    return task.trainer_class(
         model=cast(PreTrainedModel, model),
         args=arguments,
-        data_collator=recipe.task.collator(tokenizer),
+        data_collator=task.collator(tokenizer, model),
         train_dataset=encoded["train"],
         eval_dataset=encoded["validation"],
         processing_class=tokenizer,
-        compute_metrics=compute_metrics,
+        compute_loss_func=task.loss(encoded["train"], labels, arguments.label_smoothing_factor),
+        compute_metrics=score,
         # Encoder-decoder classifiers return hidden states beside the logits; keeping those would fill the memory.
-        preprocess_logits_for_metrics=lambda logits, labels: first_output(logits),
+        preprocess_logits_for_metrics=lambda logits, _: task.reduce(first_output(logits)),
         callbacks=[audit],
     )
-
-
-def first_output(output: Any) -> Any:
-    """The logits of a model that returns them alone or first of several."""
-    return output[0] if isinstance(output, tuple | list) else output

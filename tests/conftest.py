@@ -9,11 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer, BertConfig, DebertaV2Config, RobertaConfig, T5Config
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BartConfig,
+    BertConfig,
+    DebertaV2Config,
+    GPT2Config,
+    RobertaConfig,
+    T5Config,
+)
 
 from peftkit import DataConfig, Method, ModelConfig, Recipe, SequenceClassification, lora
 from peftkit.demo.model import demo_model_folder
 from peftkit.log import set_up_logging
+from peftkit.tasks import Task
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {
@@ -33,6 +43,15 @@ SHAPES = {
         vocab_size=30522, d_model=64, d_kv=16, num_layers=2, num_decoder_layers=2, num_heads=4, d_ff=128,
         eos_token_id=102, pad_token_id=0, decoder_start_token_id=0,
     ),
+    "bart": BartConfig(
+        vocab_size=30522, d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128, max_position_embeddings=512,
+        pad_token_id=0, bos_token_id=101, eos_token_id=102, decoder_start_token_id=102, forced_eos_token_id=102,
+    ),
+    # A decoder whose tokenizer has no pad token, as GPT-2's has none.
+    "gpt2": GPT2Config(
+        vocab_size=30522, n_embd=64, n_layer=2, n_head=4, n_positions=512, bos_token_id=102, eos_token_id=102,
+    ),
 }  # fmt: skip
 
 
@@ -51,6 +70,8 @@ def checkpoints(tmp_path_factory):
         options = {"add_pooling_layer": False} if name in ("bert", "roberta") else {}
         AutoModel.from_config(config, **options).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
+    tokenizer.save_pretrained(folder / "gpt2")
     return folder
 
 
@@ -58,12 +79,18 @@ def checkpoints(tmp_path_factory):
 def small_recipe(checkpoints, tmp_path):
     """A recipe on the embedded text and a small BERT: 6 steps, a second or two."""
 
-    def make(architecture: str = "bert", method: Method | None = None, **training):
+    def make(
+        architecture: str = "bert",
+        method: Method | None = None,
+        task: Task | None = None,
+        path: str = "demo",
+        **training,
+    ):
         return Recipe(
             name="small",
             model=ModelConfig(name_or_path=str(checkpoints / architecture)),
-            data=DataConfig(path="demo", max_train_samples=96, max_eval_samples=40),
-            task=SequenceClassification(max_length=32),
+            data=DataConfig(path=path, max_train_samples=96, max_eval_samples=40),
+            task=task or SequenceClassification(max_length=32),
             method=method or lora(),
             training={
                 "max_steps": 6, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "seed": 3,

@@ -11,6 +11,7 @@ from peftkit.errors import UserError
 from peftkit.parsing import recipe_to_dict
 from peftkit.report import Report, read_report
 
+METRICS = ("accuracy", "f1_macro")
 BASE = Recipe(name="x", method=lora(r=3), training={"learning_rate": 7e-4, "max_steps": 5, "seed": 9})
 COMPLETE = Report(
     name="x", method="full", status="complete", seed=9,
@@ -47,7 +48,7 @@ def test_wrong_words_are_one_line(words, rates, said):
 
 
 def test_a_failed_method_is_a_row():
-    text = table([COMPLETE, Report(name="x", method="lora", status="out_of_memory", error="no | more")])
+    text = table([COMPLETE, Report(name="x", method="lora", status="out_of_memory", error="no | more")], METRICS)
     rows = text.splitlines()
     assert "| full | 0.800 (0.700 to 0.900) | 0.700 (0.600 to 0.800) | 1,024 MiB | 100 (10.0%) |" in rows[2]
     assert rows[3].startswith("| lora | out of memory: no \\| more |")
@@ -56,13 +57,13 @@ def test_a_failed_method_is_a_row():
 
 def test_unlike_rows_are_warned_of():
     other = replace(COMPLETE, method="lora", data={**COMPLETE.data, "fingerprint": "g"})
-    assert "Warning: the rows differ in data" in table([COMPLETE, other])
-    assert "Warning" not in table([COMPLETE, replace(COMPLETE, method="lora")])
+    assert "Warning: the rows differ in data" in table([COMPLETE, other], METRICS)
+    assert "Warning" not in table([COMPLETE, replace(COMPLETE, method="lora")], METRICS)
 
 
 def test_the_picture_is_drawn(tmp_path):
     gpu = replace(COMPLETE, method="lora", memory={"process_peak": 2**30, "allocated_peak": 2**28})
-    draw([COMPLETE, gpu, Report(name="x", method="b", status="failed")], tmp_path / "a.png")
+    draw([COMPLETE, gpu, Report(name="x", method="b", status="failed")], tmp_path / "a.png", "accuracy")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 

@@ -20,7 +20,7 @@ def write(path, records):
 
 
 def load(path, **fields):
-    return load_splits(DataConfig(path=str(path), **fields), TASK, seed=1)
+    return load_splits(DataConfig(path=str(path), **fields), TASK)
 
 
 def test_a_folder_of_splits_is_read_with_the_common_names(tmp_path):
@@ -56,7 +56,7 @@ def test_named_files_and_columns(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / f"{name}.jsonl", [{"words": r["text"], "kind": r["label"]} for r in rows(30)])
     config = DataConfig(path=str(tmp_path), data_files={"train": "a.jsonl", "test": "b.jsonl"})
-    splits = load_splits(config, SequenceClassification(text="words", label="kind"), seed=0)
+    splits = load_splits(config, SequenceClassification(text="words", label="kind"))
     assert len(splits.test) == 30
 
 

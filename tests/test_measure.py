@@ -6,7 +6,7 @@ import torch
 from peftkit import SequenceClassification
 from peftkit.measure import environment, is_out_of_memory, memory, parameter_counts, process_peak_bytes
 from peftkit.methods import Quantization
-from peftkit.model import load_base
+from peftkit.model import load_base, load_tokenizer
 from peftkit.recipe import ModelConfig
 
 
@@ -29,8 +29,8 @@ def test_a_small_process_started_by_a_large_one_is_small():
 
 def test_four_bit_weights_count_as_weights(checkpoints):
     config, task = ModelConfig(name_or_path=str(checkpoints / "bert")), SequenceClassification()
-    full = load_base(config, task, ("a", "b")).model
-    small = load_base(config, task, ("a", "b"), Quantization()).model
+    full = load_base(config, task, load_tokenizer(config, task), ("a", "b")).model
+    small = load_base(config, task, load_tokenizer(config, task), ("a", "b"), Quantization()).model
     assert parameter_counts(small)["total"] == parameter_counts(full)["total"]
     assert parameter_counts(full)["total"] == sum(p.numel() for p in full.parameters())
 

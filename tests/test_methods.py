@@ -4,14 +4,15 @@ from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
 from peftkit import Method, ModelConfig, Quantization, SequenceClassification, full, lora, qlora
 from peftkit.errors import AuditError, UserError
 from peftkit.methods import apply, check_head, named_method, plain_name, usual_learning_rate
-from peftkit.model import load_base
+from peftkit.model import load_base, load_tokenizer
 
 TASK = SequenceClassification(max_length=32)
 LABELS = ("a", "b", "c")
 
 
 def base(checkpoints, architecture, quantization=None):
-    return load_base(ModelConfig(name_or_path=str(checkpoints / architecture)), TASK, LABELS, quantization)
+    config = ModelConfig(name_or_path=str(checkpoints / architecture))
+    return load_base(config, TASK, load_tokenizer(config, TASK), LABELS, quantization)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta", "t5"])

@@ -1,14 +1,79 @@
 import numpy as np
 import pytest
 
-from peftkit.metrics import classification_intervals, classification_metrics
+from peftkit.metrics.classification import classification_intervals, classification_metrics
+from peftkit.metrics.entities import entity_intervals, entity_metrics
+from peftkit.metrics.multi_label import multi_label_intervals, multi_label_metrics
+from peftkit.metrics.regression import regression_intervals, regression_metrics
+from peftkit.metrics.text import text_intervals, text_metrics
 
 
-def test_the_published_example_of_macro_f1():
-    # scikit-learn's documentation of f1_score: macro F1 of these is 0.26...
-    found = classification_metrics(np.array([0, 2, 1, 0, 0, 1]), np.array([0, 1, 2, 0, 1, 2]))
+def test_scikit_learns_examples_of_accuracy_and_macro_f1():
+    found = classification_metrics(["0", "2", "1", "0", "0", "1"], ["0", "1", "2", "0", "1", "2"])
     assert found["f1_macro"] == pytest.approx(0.26666667)
-    assert found["accuracy"] == pytest.approx(2 / 6)
+    assert classification_metrics(["0", "2", "1", "3"], ["0", "1", "2", "3"])["accuracy"] == 0.5
+
+
+def test_scikit_learns_example_of_multi_label_f1():
+    # f1_score's documentation: [[0,0,0],[1,1,1],[0,1,1]] and [[0,0,0],[1,1,1],[1,1,0]] give 0.667, 1.0, 0.667.
+    found = multi_label_metrics([[], ["a", "b", "c"], ["a", "b"]], [[], ["a", "b", "c"], ["b", "c"]])
+    assert found["f1_macro"] == pytest.approx((2 / 3 + 1 + 2 / 3) / 3)
+    assert found["exact_match"] == pytest.approx(2 / 3)
+
+
+def test_scipys_and_scikit_learns_examples_of_regression():
+    found = regression_metrics([10, 9, 2.5, 6, 4, 3, 2], [1, 2, 3, 4, 5, 6, 7])
+    assert found["pearson"] == pytest.approx(-0.828503883588428)
+    assert regression_metrics([5, 6, 7, 8, 7], [1, 2, 3, 4, 5])["spearman"] == pytest.approx(0.8207826816681233)
+    found = regression_metrics([2.5, 0.0, 2, 8], [3, -0.5, 2, 7])
+    assert found["mae"] == 0.5
+    assert found["rmse"] == pytest.approx(0.612, abs=1e-3)
+
+
+def test_seqevals_example():
+    right = [["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
+    predicted = [["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
+    found = entity_metrics(predicted, right)
+    assert found["f1"] == found["precision"] == found["recall"] == found["f1_macro"] == 0.5
+    assert (found["f1_MISC"], found["f1_PER"]) == (0.0, 1.0)
+    low, high = entity_intervals(predicted, right)["f1_ci95"]
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_no_entity_anywhere_is_a_score_of_zero():
+    assert entity_metrics([["O"]], [["O"]])["f1"] == 0.0
+
+
+def test_sacrebleus_example():
+    said = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him."]
+    right = [
+        ["The dog bit the man.", "The dog had bit the man."],
+        ["It was not unexpected.", "No one was surprised."],
+        ["The man bit him first.", "The man had bitten the dog."],
+    ]
+    found = text_metrics(said, right)
+    assert found["bleu"] == pytest.approx(48.530827009929865)
+    assert found["chrf"] == pytest.approx(59.73, abs=0.01)
+    assert found["exact_match"] == pytest.approx(1 / 3)
+    # The same with references of unequal number.
+    assert text_metrics(said, [right[0][:1], *right[1:]])["bleu"] > 0
+
+
+def test_rouge_scores_own_example():
+    # Of 9 and 8 words 6 are shared, and the longest common subsequence is 5.
+    found = text_metrics(["The quick brown dog jumps on the log."], [["The quick brown fox jumps over the lazy dog"]])
+    assert found["rouge1"] == pytest.approx(2 * 6 / (8 + 9))
+    assert found["rougeL"] == pytest.approx(2 * 5 / (8 + 9))
+    assert found["rougeL"] < text_metrics(["a b"], [["x", "a b"]])["rougeL"] == 1.0
+
+
+def test_chinese_needs_its_tokenizer():
+    said, right = ["今天天气很好我们去公园"], [["今天天气很好我们去学校"]]
+    assert text_metrics(said, right)["rouge1"] == 0.0
+    found = text_metrics(said, right, tokenize="zh")
+    # 9 of 11 characters are the same, in order.
+    assert found["rouge1"] == found["rougeL"] == pytest.approx(9 / 11)
+    assert found["bleu"] > 70
 
 
 def test_an_interval_covers_the_score_and_narrows_with_rows():
@@ -17,6 +82,7 @@ def test_an_interval_covers_the_score_and_narrows_with_rows():
     for rows in (50, 800):
         right = rng.integers(0, 3, rows)
         predicted = np.where(rng.random(rows) < 0.8, right, (right + 1) % 3)
+        right, predicted = right.astype(str), predicted.astype(str)
         score = classification_metrics(predicted, right)
         found = classification_intervals(predicted, right, n_resamples=300)
         for name in ("accuracy", "f1_macro"):
@@ -28,14 +94,43 @@ def test_an_interval_covers_the_score_and_narrows_with_rows():
 
 
 def test_an_interval_agrees_with_the_binomial():
-    right = np.zeros(400, dtype=int)
-    predicted = np.r_[np.zeros(300, dtype=int), np.ones(100, dtype=int)]
-    low, high = classification_intervals(predicted, right)["accuracy_ci95"]
+    low, high = classification_intervals(["a"] * 300 + ["b"] * 100, ["a"] * 400)["accuracy_ci95"]
     error = 1.96 * np.sqrt(0.75 * 0.25 / 400)
     assert (low, high) == pytest.approx((0.75 - error, 0.75 + error), abs=0.006)
 
 
 def test_the_same_seed_gives_the_same_interval_and_a_perfect_score_has_none():
-    right = np.array([0, 1, 0, 1, 1, 0])
+    right = list("abaabb")
     assert classification_intervals(right[::-1], right, seed=3) == classification_intervals(right[::-1], right, seed=3)
     assert classification_intervals(right, right)["accuracy_ci95"] == [1.0, 1.0]
+    assert classification_intervals(["a"], ["a"])["f1_macro_ci95"] == [1.0, 1.0]
+
+
+def test_intervals_are_of_the_metrics_themselves(monkeypatch):
+    # One resample that is the data itself gives the metric; so the fast statistics are the packages' own.
+    from peftkit.metrics import intervals
+
+    def identity(data, statistic, **options):
+        class Found:
+            confidence_interval = type("Interval", (), {"low": statistic(data[0]), "high": statistic(data[0])})
+
+        return Found
+
+    monkeypatch.setattr(intervals, "bootstrap", identity)
+    rng = np.random.default_rng(1)
+    right, said = rng.integers(0, 5, 60).astype(str), rng.integers(0, 6, 60).astype(str)
+    score = classification_metrics(said, right)
+    assert classification_intervals(said, right)["f1_macro_ci95"][0] == pytest.approx(score["f1_macro"])
+    lists = [[list("abcd")[i] for i in range(4) if rng.random() < 0.4] for _ in range(60)]
+    score = multi_label_metrics(lists[::-1], lists)
+    found = multi_label_intervals(lists[::-1], lists)
+    assert found["f1_macro_ci95"][0] == pytest.approx(score["f1_macro"])
+    assert found["f1_micro_ci95"][0] == pytest.approx(score["f1_micro"])
+    numbers = rng.random(60).tolist()
+    score = regression_metrics(numbers[::-1], numbers)
+    assert regression_intervals(numbers[::-1], numbers)["spearman_ci95"][0] == pytest.approx(score["spearman"])
+    texts = [f"w{i % 7} of w{i % 3}" for i in range(20)]
+    score = text_metrics(texts[::-1], [[t] for t in texts])
+    assert text_intervals(texts[::-1], [[t] for t in texts])["rougeL_ci95"][0] == pytest.approx(score["rougeL"])
+    tags = [[["O", "B-x", "B-y"][i] for i in rng.integers(0, 3, 6)] for _ in range(20)]
+    assert entity_intervals(tags[::-1], tags)["f1_ci95"][0] == pytest.approx(entity_metrics(tags[::-1], tags)["f1"])

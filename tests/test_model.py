@@ -1,11 +1,17 @@
 import pytest
-from transformers import AutoModelForSequenceClassification
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from peftkit import ModelConfig, Quantization, SequenceClassification
+from peftkit import ModelConfig, Quantization, Seq2Seq, SequenceClassification
 from peftkit.errors import UserError
-from peftkit.model import head_modules, load_base, load_finished, load_tokenizer, source
+from peftkit.model import check_precision, head_modules, load_base, load_finished, load_tokenizer, source
 
 TASK = SequenceClassification(max_length=32)
+
+
+def load(folder, task=TASK, quantization=None, dtype="float32"):
+    config = ModelConfig(name_or_path=str(folder), dtype=dtype)
+    return load_base(config, task, load_tokenizer(config, task), ("a", "b"), quantization)
 
 
 @pytest.mark.parametrize(
@@ -15,18 +21,19 @@ TASK = SequenceClassification(max_length=32)
         ("roberta", ("classifier",)),
         ("deberta", ("classifier", "pooler")),
         ("t5", ("classification_head",)),
+        ("bart", ("classification_head",)),
+        ("gpt2", ("score",)),
     ],
 )
 def test_the_head_is_what_the_checkpoint_did_not_bring(checkpoints, architecture, head):
-    loaded = load_base(ModelConfig(name_or_path=str(checkpoints / architecture)), TASK, ("a", "b"))
+    loaded = load(checkpoints / architecture)
     assert loaded.head == head
     assert loaded.model.accepts_loss_kwargs is False
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta", "t5"])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta", "t5", "bart"])
 def test_all_but_the_head_is_in_four_bits(checkpoints, architecture):
-    config = ModelConfig(name_or_path=str(checkpoints / architecture))
-    loaded = load_base(config, TASK, ("a", "b"), Quantization())
+    loaded = load(checkpoints / architecture, quantization=Quantization())
     quantized = {name for name, p in loaded.model.named_parameters() if hasattr(p, "quant_state")}
     assert quantized
     assert not {name for name in quantized if name.startswith(loaded.head)}
@@ -38,13 +45,14 @@ def test_all_but_the_head_is_in_four_bits(checkpoints, architecture):
 def test_a_head_of_another_size_counts_as_not_brought(checkpoints, tmp_path):
     five = AutoModelForSequenceClassification.from_pretrained(checkpoints / "bert", num_labels=5)
     five.save_pretrained(tmp_path)
-    loaded = load_base(ModelConfig(name_or_path=str(tmp_path)), TASK, ("a", "b"))
+    AutoTokenizer.from_pretrained(checkpoints / "bert").save_pretrained(tmp_path)
+    loaded = load(tmp_path)
     assert loaded.head == ("classifier",)
     assert loaded.model.classifier.out_features == 2
 
 
 def test_the_head_is_the_outermost_module_that_is_all_new(checkpoints):
-    model = load_base(ModelConfig(name_or_path=str(checkpoints / "roberta")), TASK, ("a", "b")).model
+    model = load(checkpoints / "roberta").model
     assert head_modules(model, {"classifier.dense.weight", "classifier.dense.bias"}) == ("classifier.dense",)
     # One weight of a module is enough: its module is trained and saved.
     assert head_modules(model, {"classifier.dense.bias"}) == ("classifier.dense",)
@@ -58,12 +66,51 @@ def test_a_model_without_its_head_is_not_finished(checkpoints):
 @pytest.mark.parametrize("name", ["./nowhere", "no-such/model-anywhere"])
 def test_a_model_that_cannot_be_had_is_one_line(name):
     with pytest.raises(UserError, match=f"model.name_or_path: {name}") as raised:
-        load_tokenizer(ModelConfig(name_or_path=name))
+        load_tokenizer(ModelConfig(name_or_path=name), TASK)
     assert "\n" not in str(raised.value)
 
 
 def test_the_demo_is_a_pretrained_bert():
-    loaded = load_base(ModelConfig(), TASK, ("a", "b"))
+    loaded = load("demo")
     assert source(ModelConfig()).endswith("model")
     assert loaded.head == ("classifier",)
     assert loaded.model.config.model_type == "bert"
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "bart", "t5"])
+def test_logits_do_not_depend_on_the_batch(checkpoints, architecture):
+    config = ModelConfig(name_or_path=str(checkpoints / architecture))
+    tokenizer = load_tokenizer(config, TASK)
+    model = load_base(config, TASK, tokenizer, ("a", "b")).model.eval()
+    assert tokenizer.pad_token_id == model.config.pad_token_id is not None
+    assert tokenizer.padding_side == "right"
+    texts = ["Return the mean.", "Return the mean of an array along the axis that was given, or of all of it."]
+    with torch.no_grad():
+        together = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+        alone = model(**tokenizer(texts[:1], return_tensors="pt")).logits
+    assert torch.allclose(together[:1], alone, atol=1e-6)
+
+
+def test_an_encoder_becomes_an_encoder_decoder(checkpoints):
+    loaded = load(checkpoints / "bert", Seq2Seq())
+    assert loaded.model.config.model_type == "encoder-decoder"
+    assert [name for name in loaded.head if name.endswith("crossattention")]
+    assert all("crossattention" in name or name.endswith("predictions.transform") for name in loaded.head)
+    encoder = loaded.model.encoder.embeddings.word_embeddings.weight
+    assert torch.equal(encoder, loaded.model.decoder.bert.embeddings.word_embeddings.weight)
+    assert loaded.model.generation_config.decoder_start_token_id == 101
+
+
+def test_a_decoder_is_no_encoder_decoder(checkpoints):
+    with pytest.raises(UserError, match="gpt2 is neither an encoder-decoder nor"):
+        load(checkpoints / "gpt2", Seq2Seq())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fp16", "word"), [("float32", True, "training.fp16"), ("float16", False, "model.dtype")]
+)
+def test_t5_in_float16_is_refused(checkpoints, dtype, fp16, word):
+    for task in (TASK, Seq2Seq()):
+        with pytest.raises(UserError, match=f"{word}: t5 overflows in float16"):
+            check_precision(load(checkpoints / "t5", task, dtype=dtype).model, fp16=fp16)
+    check_precision(load(checkpoints / "bert").model, fp16=True)

@@ -55,7 +55,7 @@ def test_it_says_what_plain_transformers_says(folder, file, tmp_path):
 
 def test_csv(folder, tmp_path):
     Dataset.from_dict({"words": TEXTS}).to_csv(tmp_path / "texts.csv", index=False)
-    predict(folder, tmp_path / "texts.csv", tmp_path / "out.csv", text="words")
+    predict(folder, tmp_path / "texts.csv", tmp_path / "out.csv", columns={"text": "words"})
     with (tmp_path / "out.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     assert len(rows) == 4
@@ -81,3 +81,5 @@ def test_other_wrong_words(folder, file, tmp_path):
         predict(folder, file, tmp_path / "out.xml")
     with pytest.raises(UserError, match="neither a run nor a model"):
         predict(tmp_path, file)
+    with pytest.raises(UserError, match="--tokens: a model of SequenceClassification reads no tokens"):
+        predict(folder, file, columns={"tokens": "text"})

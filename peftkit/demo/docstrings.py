@@ -11,6 +11,7 @@ import itertools
 import random
 import re
 import sysconfig
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -52,13 +53,18 @@ def load_docstrings() -> DatasetDict:
 
     The rows depend on the installed versions of the libraries, which the report's fingerprint tells apart.
     """
-    versions = [f"{name} {version(DISTRIBUTIONS.get(name, name))}" for name in LIBRARIES.values() if name]
-    settings = f"{sysconfig.get_python_version()} {versions} {ROWS_PER_LIBRARY} {SHARES} {MAX_WORDS} {SEED} {BUILDER}"
-    settings += f" {FILES_PER_LIBRARY} {NEAR_DUPLICATE} {MASKED.pattern}"
-    folder = Path(HF_DATASETS_CACHE) / "peftkit" / f"docstrings-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
+    settings = f"{ROWS_PER_LIBRARY} {SHARES} {MAX_WORDS} {SEED} {BUILDER} {FILES_PER_LIBRARY} {NEAR_DUPLICATE}"
+    return cached("docstrings", f"{settings} {MASKED.pattern}", build_docstrings)
+
+
+def cached(name: str, settings: str, build: Callable[[], DatasetDict]) -> DatasetDict:
+    """What `build` makes of the installed libraries; built once for their versions and `settings`, then read."""
+    versions = [f"{found} {version(DISTRIBUTIONS.get(found, found))}" for found in LIBRARIES.values() if found]
+    key = hashlib.sha256(f"{sysconfig.get_python_version()} {versions} {settings}".encode()).hexdigest()[:16]
+    folder = Path(HF_DATASETS_CACHE) / "peftkit" / f"{name}-{key}"
     if not (folder / "dataset_dict.json").exists():
-        logger.info("building the docstring data from installed packages (once)")
-        built = build_docstrings()
+        logger.info("building the demo's data '%s' from installed packages (once)", name)
+        built = build()
         # Another rank may finish first; then its folder stands and this one is dropped.
         try:
             with new_folder(folder) as temporary:
@@ -97,23 +103,36 @@ def _folder(package: str | None) -> Path:
 
 def _docstrings(package: str | None) -> list[tuple[str, str]]:
     """(module, text) of one library, from a seeded choice of its files."""
+    found = []
+    for module, tree in modules(package, FILES_PER_LIBRARY):
+        for node in documented(tree):
+            text = prose(ast.get_docstring(node) or "")
+            if len(text.split()) >= 8:
+                found.append((module, text))
+    return found
+
+
+def modules(package: str | None, files: int) -> Iterator[tuple[str, ast.Module]]:
+    """Name and syntax tree of a seeded choice of a library's files; None is the standard library."""
     root = _folder(package)
     skipped = {"tests", "test", "testing", "site-packages", "idlelib", "lib2to3", "_vendor", "__pycache__", "externals"}
-    files = sorted(p for p in root.rglob("*.py") if not skipped & set(p.relative_to(root).parts))
-    random.Random(f"{SEED} {package}").shuffle(files)
-    found = []
-    for path in files[:FILES_PER_LIBRARY]:
-        module = ".".join([package or "stdlib", *path.relative_to(root).with_suffix("").parts])
+    paths = sorted(p for p in root.rglob("*.py") if not skipped & set(p.relative_to(root).parts))
+    random.Random(f"{SEED} {package}").shuffle(paths)
+    for path in paths[:files]:
         try:
-            tree = ast.parse(path.read_bytes())
+            yield (
+                ".".join([package or "stdlib", *path.relative_to(root).with_suffix("").parts]),
+                ast.parse(path.read_bytes()),
+            )
         except (SyntaxError, ValueError):
             continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                text = prose(ast.get_docstring(node) or "")
-                if len(text.split()) >= 8:
-                    found.append((module, text))
-    return found
+
+
+def documented(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """What in a module may have a docstring."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
 
 
 SECTION = re.compile(
@@ -123,13 +142,13 @@ SECTION = re.compile(
 )
 
 
-def prose(docstring: str) -> str:
-    """The opening prose of a docstring: before its first section, list or example; names masked, 40 words at most."""
+def prose(docstring: str, *, masked: bool = True) -> str:
+    """The opening prose of a docstring: before its first section, list or example; 40 words at most, names masked."""
     lines = [line.strip() for line in docstring.splitlines()]
     opening = itertools.takewhile(lambda line: not SECTION.match(line), lines)
     text = re.sub(r":\w+(?::\w+)?:|[`*]+", "", " ".join(opening))
-    text = MASKED.sub("[MASK]", re.sub(r"https?://\S+", "", text))
-    return " ".join(text.split()[:MAX_WORDS])
+    text = re.sub(r"https?://\S+", "", text)
+    return " ".join((MASKED.sub("[MASK]", text) if masked else text).split()[:MAX_WORDS])
 
 
 def _without_near_duplicates(rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -154,7 +173,7 @@ def _split_by_module(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str
     splits: dict[str, list[dict[str, str]]] = {split: [] for split in SHARES}
     taken = {(split, label): 0 for split in SHARES for label in LIBRARIES}
     for row in rows:
-        place = int(hashlib.sha256(f"{SEED} {row['module']}".encode()).hexdigest()[:8], 16) / 16**8
+        place = place_of(row["module"])
         split = next((s for s, edge in _edges() if place < edge), "test")
         if taken[split, row["label"]] < ROWS_PER_LIBRARY[split]:
             taken[split, row["label"]] += 1
@@ -170,6 +189,11 @@ def _split_by_module(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str
                     balanced.append(row)
             splits[split] = balanced
     return splits
+
+
+def place_of(module: str) -> float:
+    """A number from 0 to 1 that depends on the module's name alone: all its rows fall into one split."""
+    return int(hashlib.sha256(f"{SEED} {module}".encode()).hexdigest()[:8], 16) / 16**8
 
 
 def _edges() -> list[tuple[str, float]]:

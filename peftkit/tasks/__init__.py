@@ -1,17 +1,26 @@
 """One file a task. A task knows its columns, its kind of model, how a row is encoded and how outputs are scored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from peftkit.tasks.multi_label_classification import MultiLabelClassification
+from peftkit.tasks.seq2seq import Seq2Seq
 from peftkit.tasks.sequence_classification import SequenceClassification
+from peftkit.tasks.sequence_regression import SequenceRegression
+from peftkit.tasks.token_classification import TokenClassification
 
 
 class Task(Protocol):
-    """What a run asks of a task; implemented by the frozen data classes of this package."""
+    """What a run asks of a task; implemented by the frozen data classes of this package.
+
+    Rows are the data set's; what a model reads is *encoded* (a long document may be several encoded rows). An answer
+    is what is told of a row: a mapping of the task's own words, such as `label`, `tags` or `text`.
+    """
 
     @property
     def auto_model(self) -> Any:
@@ -24,43 +33,170 @@ class Task(Protocol):
         ...
 
     @property
+    def trainer_class(self) -> type[Trainer]:
+        """The library's trainer: `Seq2SeqTrainer` where evaluation generates."""
+        ...
+
+    @property
+    def arguments_class(self) -> type[TrainingArguments]:
+        """The training arguments that its trainer asks for."""
+        ...
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """Training arguments that the task itself sets."""
+        ...
+
+    @property
+    def main_metrics(self) -> tuple[str, ...]:
+        """The metrics that a table shows; the first is the one a picture shows."""
+        ...
+
+    @property
+    def label_smoothing(self) -> bool:
+        """Whether `label_smoothing_factor` has a meaning here."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Columns that prediction reads."""
+        ...
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Columns that training data must have."""
         ...
 
-    def label_names(self, train: Dataset) -> tuple[str, ...]:
-        """The labels, in the order of their ids."""
+    @property
+    def stratify_by(self) -> str | None:
+        """The column by which rows are held out in proportion."""
         ...
 
-    def model_config(self, labels: Sequence[str]) -> dict[str, Any]:
+    def find_labels(self, train: Dataset) -> tuple[str, ...]:
+        """The labels, in the order of their ids; none for a task without labels. Raises UserError."""
+        ...
+
+    def problems(self, dataset: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
+        """A line for each row that can't be used, naming `where`, row and column, and what to do."""
+        ...
+
+    def input_problems(self, dataset: Dataset, where: str) -> Iterator[str]:
+        """The same, of rows without labels."""
+        ...
+
+    def texts(self, dataset: Dataset) -> list[str]:
+        """What a row asks, as one string: rows of equal strings are duplicates."""
+        ...
+
+    def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
+        """How often each class is the right answer; empty for a task without classes."""
+        ...
+
+    def lengths(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
+        """Tokens of each row before anything is cut, by the name of the field that limits them."""
+        ...
+
+    def tokenizer_options(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
+        """Keywords with which to load this tokenizer anew; empty when it is right as it is."""
+        ...
+
+    def model_config(self, labels: Sequence[str]) -> Mapping[str, Any]:
         """Keywords of `from_pretrained` that give the model its head."""
         ...
 
-    def encode(
-        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], where: str
-    ) -> Dataset:
-        """Model inputs, a row each in the same order; `where` names the split in errors."""
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Settings of the model that follow from the tokenizer and the task."""
         ...
 
-    def encode_inputs(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, where: str) -> Dataset:
+    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Dataset:
+        """Model inputs and labels."""
+        ...
+
+    def encode_inputs(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Model inputs without labels, for prediction."""
         ...
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
+    def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
         """What makes a padded batch of encoded rows."""
         ...
 
-    def score(self, logits: np.ndarray, label_ids: np.ndarray) -> dict[str, float]:
+    def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
+        """The Trainer's `compute_loss_func` on encoded training rows; None for the model's own loss."""
+        ...
+
+    def held_out(self, batch: Mapping[str, torch.Tensor], vocabulary: int) -> Mapping[str, torch.Tensor]:
+        """Of a batch, what an export is proven on; small enough to be kept with the run."""
+        ...
+
+    def reduce(self, logits: torch.Tensor) -> torch.Tensor:
+        """What evaluation keeps of a batch's logits, on their device: never the logits of a whole split."""
+        ...
+
+    def fitted(self, kept: np.ndarray, encoded: Dataset, labels: Sequence[str]) -> Any:
+        """The task with what it learns from validation, such as thresholds."""
+        ...
+
+    def settings(self) -> Mapping[str, Any]:
+        """What a fitted task leaves in the model's config, for those who load the model."""
+        ...
+
+    def restored(self, config: Any) -> Any:
+        """The task with the settings that a model's config holds."""
+        ...
+
+    def decode(
+        self,
+        kept: np.ndarray,
+        encoded: Dataset,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+    ) -> list[Mapping[str, Any]]:
+        """An answer for each row of `dataset`, from what was kept of the encoded rows."""
+        ...
+
+    def infer(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What prediction keeps of a batch: as `reduce`, or more where an answer tells more."""
+        ...
+
+    def answer(
+        self,
+        kept: np.ndarray,
+        encoded: Dataset,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+    ) -> list[Mapping[str, Any]]:
+        """As `decode`, from what `infer` kept."""
+        ...
+
+    def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
+        """The right answer of each row, in the task's own words."""
+        ...
+
+    def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
         """Metrics of one split."""
         ...
 
-    def intervals(self, logits: np.ndarray, label_ids: np.ndarray) -> dict[str, list[float]]:
-        """95 % intervals of the same metrics, as `{metric}_ci95`."""
-        ...
-
-    def predictions(self, logits: np.ndarray, labels: Sequence[str]) -> list[Mapping[str, Any]]:
-        """What is told of each row: its label and the probability of every label."""
+    def intervals(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
+        """95 % intervals of the main ones, as `{metric}_ci95`."""
         ...
 
 
-__all__ = ["SequenceClassification", "Task"]
+TASKS: tuple[type, ...] = (
+    SequenceClassification,
+    MultiLabelClassification,
+    SequenceRegression,
+    TokenClassification,
+    Seq2Seq,
+)
+
+__all__ = [
+    "TASKS",
+    "MultiLabelClassification",
+    "Seq2Seq",
+    "SequenceClassification",
+    "SequenceRegression",
+    "Task",
+    "TokenClassification",
+]

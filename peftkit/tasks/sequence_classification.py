@@ -1,59 +1,87 @@
-"""A text belongs to one of several classes."""
+"""A text, or a pair of texts, belongs to one of several classes."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from datasets import ClassLabel, Dataset
-from scipy.special import softmax
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from peftkit.errors import UserError
-from peftkit.metrics import classification_intervals, classification_metrics
+from peftkit.metrics.classification import classification_intervals, classification_metrics
+from peftkit.tasks.label_names import (
+    check_label_names,
+    check_weights,
+    class_weight_tensor,
+    distinct_names,
+    label_name,
+)
+from peftkit.tasks.text_task import TextTask, at, first_output, reduced_loss
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceClassification:
-    """Single-label classification of single texts.
+class SequenceClassification(TextTask):
+    """One label for a text or for a pair of texts.
 
     Args:
         text: Column of the text.
+        text_pair: Column of the second text, when rows are pairs; the tokenizer joins them in its own way.
         label: Column of the label, a name or a number.
-        max_length: Tokens kept of a text; memory of activations grows with it.
+        label_names: Names in the order of their numbers, where the data has numbers; or the order of the names.
+        max_length: Tokens kept of a text or a pair; memory of activations grows with it.
+        class_weights: `balanced`, so that every class counts alike in the loss, or a weight by name of the label.
     """
 
-    text: str = "text"
     label: str = "label"
-    max_length: int = 128
+    label_names: list[str] = field(default_factory=list)
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
 
-    @property
-    def auto_model(self) -> type[AutoModelForSequenceClassification]:
-        """The `transformers` auto class of its models."""
-        return AutoModelForSequenceClassification
-
-    @property
-    def task_type(self) -> str:
-        """The task's name in `peft.TaskType`."""
-        return "SEQ_CLS"
+    main_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro")
+    label_smoothing: ClassVar[bool] = True
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that training data must have."""
-        return (self.text, self.label)
+        return (*self.inputs, self.label)
 
-    def label_names(self, train: Dataset) -> tuple[str, ...]:
-        """Names as the data set declares them, else the values found in training data, sorted."""
+    @property
+    def stratify_by(self) -> str | None:
+        """The column by which rows are held out in proportion."""
+        return self.label
+
+    def find_labels(self, train: Dataset) -> tuple[str, ...]:
+        """Names as the recipe or the data set declares them, else the values found in training data, sorted."""
         feature = train.features[self.label]
-        if isinstance(feature, ClassLabel):
-            return tuple(feature.names)
         values = set(train.unique(self.label)) - {None}
-        names = tuple(str(value) for value in sorted(values))
+        if self.label_names:
+            names = check_label_names(self.label_names, values, self.label)
+        elif isinstance(feature, ClassLabel):
+            names = tuple(feature.names)
+        else:
+            names = distinct_names(values)
         if len(names) < 2:
             raise UserError(f"train, column '{self.label}': {len(names)} label found; a classifier needs at least 2")
         return names
 
-    def model_config(self, labels: Sequence[str]) -> dict[str, Any]:
+    def problems(self, dataset: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
+        """A line for each row without a label, with one that is not in train, or without a text."""
+        yield from self.input_problems(dataset, where)
+        known = set(labels)
+        for row, name in enumerate(self.references(dataset, labels)):
+            if name is None:
+                yield f"{at(where, row, self.label)}: no label; remove it or name another split"
+            elif name not in known:
+                what = f"label '{name}' does not occur in train"
+                yield f"{at(where, row, self.label)}: {what}; correct it or remove the row"
+
+    def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
+        """Rows of each label."""
+        return Counter(references)
+
+    def model_config(self, labels: Sequence[str]) -> Mapping[str, Any]:
         """Keywords of `from_pretrained` that give the model its head."""
         return {
             "num_labels": len(labels),
@@ -62,61 +90,68 @@ class SequenceClassification:
             "problem_type": "single_label_classification",
         }
 
-    def encode(
-        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], where: str
-    ) -> Dataset:
-        """Token ids and label ids, a row each. Raises UserError naming split, row and column of what can't be read."""
-        feature = dataset.features[self.label]
+    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Dataset:
+        """Token ids and label ids, a row each."""
         ids = {name: index for index, name in enumerate(labels)}
-        names = dataset[self.label]
-        if isinstance(feature, ClassLabel):
-            names = [feature.names[value] if value is not None and value >= 0 else None for value in names]
-        for row, name in enumerate(names):
-            if name is None:
-                raise UserError(
-                    f"{where}, row {row} (from 0), column '{self.label}': no label; remove it or name another split"
-                )
-            if str(name) not in ids:
-                raise UserError(
-                    f"{where}, row {row} (from 0), column '{self.label}': label '{name}' does not occur in train; "
-                    "correct it or remove the row"
-                )
-        encoded = self.encode_inputs(dataset, tokenizer, where)
-        return encoded.add_column("labels", [ids[str(name)] for name in names])
+        names = self.references(dataset, labels)
+        return self.encode_inputs(dataset, tokenizer).add_column("labels", [ids[name] for name in names])
 
-    def encode_inputs(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, where: str) -> Dataset:
-        """Token ids, a row each. Raises UserError naming the first row whose text is missing or empty."""
-        self._check_texts(dataset, where)
-        return dataset.map(
-            lambda batch: dict(tokenizer(batch[self.text], truncation=True, max_length=self.max_length)),
-            batched=True,
-            remove_columns=dataset.column_names,
-            keep_in_memory=True,
-        )
+    def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
+        """Cross entropy times the weight of the right class; None without class weights."""
+        if self.class_weights is None:
+            return None
+        check_weights(self.class_weights, labels)
+        weights = class_weight_tensor(self.class_weights, np.bincount(train["labels"], minlength=len(labels)), labels)
 
-    def _check_texts(self, dataset: Dataset, where: str) -> None:
-        for row, text in enumerate(dataset[self.text]):
-            if not isinstance(text, str) or not text.strip():
-                found = "empty" if isinstance(text, str) else f"{type(text).__name__}, not text"
-                raise UserError(
-                    f"{where}, row {row} (from 0), column '{self.text}': {found}; correct it or remove the row"
-                )
+        def weighted(outputs: Any, right: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+            logits = outputs["logits"].float()
+            losses = torch.nn.functional.cross_entropy(logits, right, reduction="none", label_smoothing=label_smoothing)
+            return reduced_loss(losses * weights.to(losses.device)[right], num_items_in_batch)
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
-        """Pads to the longest row of the batch."""
-        return DataCollatorWithPadding(tokenizer)
+        return weighted
 
-    def score(self, logits: np.ndarray, label_ids: np.ndarray) -> dict[str, float]:
-        """Accuracy and macro F1; `logits` of shape (rows, labels), `label_ids` of shape (rows,)."""
-        return classification_metrics(logits.argmax(-1), label_ids)
+    def reduce(self, logits: torch.Tensor) -> torch.Tensor:
+        """The most probable label's id, of shape (rows,)."""
+        return logits.argmax(-1)
 
-    def intervals(self, logits: np.ndarray, label_ids: np.ndarray) -> dict[str, list[float]]:
-        """Their 95 % bootstrap intervals over rows."""
-        return classification_intervals(logits.argmax(-1), label_ids)
+    def decode(
+        self,
+        kept: np.ndarray,
+        encoded: Dataset,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+    ) -> list[Mapping[str, Any]]:
+        """`label` of each row."""
+        return [{"label": labels[index]} for index in kept]
 
-    def predictions(self, logits: np.ndarray, labels: Sequence[str]) -> list[Mapping[str, Any]]:
-        """The most probable label of each row, and the probability of every label."""
+    def infer(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Probabilities, float32, of shape (rows, labels)."""
+        return first_output(model(**batch).logits).float().softmax(-1)
+
+    def answer(
+        self,
+        kept: np.ndarray,
+        encoded: Dataset,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+    ) -> list[Mapping[str, Any]]:
+        """`label` of each row, and the probability of every label."""
         return [
             {"label": labels[int(row.argmax())], "probabilities": dict(zip(labels, map(float, row), strict=True))}
-            for row in softmax(logits.astype(np.float64), axis=-1)
+            for row in kept
         ]
+
+    def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
+        """The name of each row's label; None where there is none."""
+        feature = dataset.features[self.label]
+        return [label_name(value, feature, self.label_names) for value in dataset[self.label]]
+
+    def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
+        """Accuracy and macro F1."""
+        return classification_metrics([answer["label"] for answer in answers], references)
+
+    def intervals(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
+        """Their 95 % bootstrap intervals over rows."""
+        return classification_intervals([answer["label"] for answer in answers], references)

@@ -1,0 +1,69 @@
+"""Named entities: precision, recall and F1 of whole entities, over all and per type."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import evaluate
+import numpy as np
+from datasets import Features, List, Value
+from seqeval.metrics import classification_report
+from seqeval.metrics.sequence_labeling import get_entities
+
+from peftkit.metrics.intervals import RESAMPLES, bootstrap_interval
+
+
+class EntityScores(evaluate.Metric):
+    """An entity is right when its type and both its ends are (seqeval's `classification_report`, as CoNLL scores)."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        tags = List(Value("string"))
+        return evaluate.MetricInfo(
+            description="Precision, recall and F1 of whole entities: micro average, macro F1, and per type",
+            citation="Nakayama, seqeval, 2018; after conlleval, Tjong Kim Sang and Buchholz 2000",
+            inputs_description="predictions and references: a list of BIO tags a row",
+            features=Features({"predictions": tags, "references": tags}),
+        )
+
+    def _compute(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+        if not any(get_entities(list(tags)) for tags in (*references, *predictions)):
+            return {"precision": 0.0, "recall": 0.0, "f1": 0.0, "f1_macro": 0.0}
+        report = classification_report(
+            [list(tags) for tags in references], [list(tags) for tags in predictions], output_dict=True, zero_division=0
+        )
+        micro = report.pop("micro avg")
+        scores = {
+            "precision": float(micro["precision"]),
+            "recall": float(micro["recall"]),
+            "f1": float(micro["f1-score"]),
+        }
+        scores["f1_macro"] = float(report.pop("macro avg")["f1-score"])
+        report.pop("weighted avg")
+        for kind, values in sorted(report.items()):
+            scores |= {f"{name}_{kind}": float(values[name]) for name in ("precision", "recall")}
+            scores[f"f1_{kind}"] = float(values["f1-score"])
+        return scores
+
+
+def entity_metrics(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """`precision`, `recall`, `f1`, `f1_macro`, and the first three per type, of BIO tags, one list a row."""
+    return EntityScores().compute(predictions=predictions, references=references)
+
+
+def entity_intervals(
+    predictions: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    *,
+    seed: int = 0,
+    n_resamples: int = RESAMPLES,
+) -> dict[str, list[float]]:
+    """95 % bootstrap interval over rows of the micro-averaged F1, as `f1_ci95: [low, high]`."""
+    counts = np.zeros((len(references), 2))
+    for row, (predicted, right) in enumerate(zip(predictions, references, strict=True)):
+        found, gold = set(get_entities(list(predicted))), set(get_entities(list(right)))
+        counts[row] = 2 * len(found & gold), len(found) + len(gold)
+
+    def micro_f1(rows: np.ndarray) -> float:
+        hits, seen = counts[rows].sum(0)
+        return float(hits / seen) if seen else 0.0
+
+    return {"f1_ci95": bootstrap_interval(micro_f1, len(counts), seed=seed, n_resamples=n_resamples)}

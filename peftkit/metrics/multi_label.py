@@ -1,0 +1,76 @@
+"""Any number of labels a row: macro and micro F1, and the share of rows that are right as a whole."""
+
+from collections.abc import Sequence
+
+import evaluate
+import numpy as np
+from datasets import Features, List, Value
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.preprocessing import MultiLabelBinarizer
+
+from peftkit.metrics.classification import SCIKIT_LEARN
+from peftkit.metrics.intervals import RESAMPLES, bootstrap_interval
+
+
+class MultiLabelScores(evaluate.Metric):
+    """Macro and micro F1 over label indicators, and exact match (scikit-learn's `f1_score` and `accuracy_score`).
+
+    Macro F1 is over the labels that some row has or was given.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        names = List(Value("string"))
+        return evaluate.MetricInfo(
+            description="Macro and micro F1 over label indicators; share of rows whose labels are all right",
+            citation=SCIKIT_LEARN,
+            inputs_description="predictions and references: a list of names of labels a row",
+            features=Features({"predictions": names, "references": names}),
+        )
+
+    def _compute(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        predicted, right = _indicators(predictions, references)
+        return {
+            "f1_macro": float(f1_score(right, predicted, average="macro", zero_division=0.0)),
+            "f1_micro": float(f1_score(right, predicted, average="micro", zero_division=0.0)),
+            "exact_match": float(accuracy_score(right, predicted)),
+        }
+
+
+def _indicators(
+    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two 0/1 matrices of shape (rows, labels that occur)."""
+    both = MultiLabelBinarizer().fit_transform([*predictions, *references])
+    return both[: len(predictions)], both[len(predictions) :]
+
+
+def multi_label_metrics(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """`f1_macro`, `f1_micro` and `exact_match` of lists of label names, one list a row."""
+    return MultiLabelScores().compute(predictions=predictions, references=references)
+
+
+def multi_label_intervals(
+    predictions: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    *,
+    seed: int = 0,
+    n_resamples: int = RESAMPLES,
+) -> dict[str, list[float]]:
+    """95 % bootstrap intervals over rows, as `{metric}_ci95: [low, high]`."""
+    predicted, right = _indicators(predictions, references)
+    hits, seen = (predicted & right).astype(np.int32), (predicted + right).astype(np.int32)
+
+    def macro_f1(rows: np.ndarray) -> float:
+        weight = np.bincount(rows, minlength=len(hits))
+        true, both = weight @ hits, weight @ seen
+        return float(np.mean(2 * true[both > 0] / both[both > 0])) if both.any() else 0.0
+
+    def micro_f1(rows: np.ndarray) -> float:
+        both = seen[rows].sum()
+        return float(2 * hits[rows].sum() / both) if both else 0.0
+
+    count = len(references)
+    return {
+        "f1_macro_ci95": bootstrap_interval(macro_f1, count, seed=seed, n_resamples=n_resamples),
+        "f1_micro_ci95": bootstrap_interval(micro_f1, count, seed=seed, n_resamples=n_resamples),
+    }

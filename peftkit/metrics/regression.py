@@ -1,0 +1,65 @@
+"""A number a row: correlations and errors."""
+
+import warnings
+from collections.abc import Sequence
+
+import evaluate
+import numpy as np
+from datasets import Features, Value
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import mean_absolute_error, root_mean_squared_error
+
+from peftkit.metrics.intervals import RESAMPLES, bootstrap_interval
+
+
+class RegressionScores(evaluate.Metric):
+    """Pearson's and Spearman's correlation (SciPy), root mean squared and mean absolute error (scikit-learn)."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Pearson's and Spearman's correlation, root mean squared error, mean absolute error",
+            citation="Virtanen et al., SciPy 1.0, Nature Methods 17, 2020",
+            inputs_description="predictions and references: a number a row",
+            features=Features({"predictions": Value("float64"), "references": Value("float64")}),
+        )
+
+    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+        predicted, right = np.asarray(predictions), np.asarray(references)
+        return {
+            "pearson": _pearson(predicted, right),
+            "spearman": _spearman(predicted, right),
+            "rmse": float(root_mean_squared_error(right, predicted)),
+            "mae": float(mean_absolute_error(right, predicted)),
+        }
+
+
+def _pearson(predicted: np.ndarray, right: np.ndarray) -> float:
+    # A constant has no correlation: NaN, which a report holds as null.
+    with warnings.catch_warnings(action="ignore"):
+        return float(pearsonr(predicted, right).statistic) if len(right) > 1 else float("nan")
+
+
+def _spearman(predicted: np.ndarray, right: np.ndarray) -> float:
+    with warnings.catch_warnings(action="ignore"):
+        return float(spearmanr(predicted, right).statistic) if len(right) > 1 else float("nan")
+
+
+def regression_metrics(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+    """`pearson`, `spearman`, `rmse` and `mae` of numbers, one a row."""
+    return RegressionScores().compute(predictions=predictions, references=references)
+
+
+def regression_intervals(
+    predictions: Sequence[float], references: Sequence[float], *, seed: int = 0, n_resamples: int = RESAMPLES
+) -> dict[str, list[float]]:
+    """95 % bootstrap intervals of the correlations over rows, as `{metric}_ci95: [low, high]`."""
+    predicted, right = np.asarray(predictions), np.asarray(references)
+    return {
+        f"{name}_ci95": bootstrap_interval(
+            lambda rows, correlation=correlation: correlation(predicted[rows], right[rows]),  # type: ignore[misc]
+            len(right),
+            seed=seed,
+            n_resamples=n_resamples,
+        )
+        for name, correlation in (("pearson", _pearson), ("spearman", _spearman))
+    }

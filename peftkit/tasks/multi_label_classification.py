@@ -1,0 +1,211 @@
+"""A text, or a pair of texts, has any number of labels."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from peftkit.errors import UserError
+from peftkit.metrics.multi_label import multi_label_intervals, multi_label_metrics
+from peftkit.tasks.label_names import check_label_names, check_weights, distinct_names, label_name
+from peftkit.tasks.text_task import TextTask, at, first_output, reduced_loss
+
+# A label of few rows may score best at a threshold that answers it everywhere; no threshold lies outside.
+LOWEST, HIGHEST = 0.05, 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabelClassification(TextTask):
+    """Any number of labels for a text or for a pair of texts; a threshold per label is chosen on validation.
+
+    Args:
+        text: Column of the text.
+        text_pair: Column of the second text, when rows are pairs.
+        label: Column of the labels: a list of names or numbers, or one string with `separator` between names.
+        separator: What stands between names in a string.
+        label_names: Names in the order of their numbers, where the data has numbers; or the order of the names.
+        max_length: Tokens kept of a text or a pair.
+        class_weights: `balanced`, so that a label's rows count as much as all others, or a weight by name of the label.
+        thresholds: Probability from which a label is given, by name; chosen on validation for those not named.
+    """
+
+    label: str = "labels"
+    separator: str = ","
+    label_names: list[str] = field(default_factory=list)
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    thresholds: dict[str, float] = field(default_factory=dict)
+
+    main_metrics: ClassVar[tuple[str, ...]] = ("f1_macro", "f1_micro")
+    label_smoothing: ClassVar[bool] = False
+    stratify_by: ClassVar[str | None] = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that training data must have."""
+        return (*self.inputs, self.label)
+
+    def _values(self, dataset: Dataset) -> Iterator[list[Any] | None]:
+        for value in dataset[self.label]:
+            if isinstance(value, str):
+                yield [part.strip() for part in value.split(self.separator) if part.strip()]
+            else:
+                yield list(value) if isinstance(value, list | tuple) else None if value is None else [value]
+
+    def find_labels(self, train: Dataset) -> tuple[str, ...]:
+        """Names as the recipe or the data set declares them, else the values found in training data, sorted."""
+        values = {one for row in self._values(train) for one in row or () if one is not None}
+        declared = getattr(getattr(train.features[self.label], "feature", None), "names", None)
+        if self.label_names:
+            names = check_label_names(self.label_names, values, self.label)
+        else:
+            names = tuple(declared) if declared else distinct_names(values)
+        if not names:
+            raise UserError(f"train, column '{self.label}': no label found")
+        if unknown := sorted(set(self.thresholds) - set(names)):
+            raise UserError(f"task.thresholds: no label '{unknown[0]}' in train, column '{self.label}'")
+        return names
+
+    def problems(self, dataset: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
+        """A line for each row without a list of labels, with a label that is not in train, or without a text."""
+        yield from self.input_problems(dataset, where)
+        known = set(labels)
+        for row, names in enumerate(self.references(dataset, labels)):
+            if names is None:
+                what = "no list of labels (an empty list is right)"
+                yield f"{at(where, row, self.label)}: {what}; correct it or remove the row"
+            elif unknown := [name for name in names if name not in known]:
+                what = f"label '{unknown[0]}' does not occur in train"
+                yield f"{at(where, row, self.label)}: {what}; correct it or remove the row"
+
+    def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
+        """Rows that have each label."""
+        return Counter(name for names in references for name in names)
+
+    def model_config(self, labels: Sequence[str]) -> Mapping[str, Any]:
+        """Keywords of `from_pretrained` that give the model its head."""
+        return {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: index for index, name in enumerate(labels)},
+            "problem_type": "multi_label_classification",
+        }
+
+    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Dataset:
+        """Token ids and a row of 0 and 1, a number a label."""
+        indicators = [[float(name in names) for name in labels] for names in map(set, self.references(dataset, labels))]
+        return self.encode_inputs(dataset, tokenizer).add_column("labels", indicators)
+
+    def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
+        """Binary cross entropy with a weight on the rows that have the label; None without class weights."""
+        if self.class_weights is None:
+            return None
+        check_weights(self.class_weights, labels)
+        if isinstance(self.class_weights, str):
+            counts = np.asarray(train["labels"][:]).sum(0)
+            positive = torch.tensor((len(train) - counts) / np.maximum(counts, 1), dtype=torch.float32)
+        else:
+            positive = torch.tensor([float(self.class_weights.get(name, 1.0)) for name in labels])
+
+        def weighted(outputs: Any, right: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+            losses = torch.nn.functional.binary_cross_entropy_with_logits(
+                outputs["logits"].float(), right.float(), reduction="none", pos_weight=positive.to(right.device)
+            )
+            return reduced_loss(losses, num_items_in_batch)
+
+        return weighted
+
+    def reduce(self, logits: torch.Tensor) -> torch.Tensor:
+        """Probabilities in 16 bits, of shape (rows, labels): thresholds are chosen when all rows are seen."""
+        return logits.float().sigmoid().half()
+
+    def fitted(self, kept: np.ndarray, encoded: Dataset, labels: Sequence[str]) -> "MultiLabelClassification":
+        """The threshold of each label that scores best on these rows by F1, between 0.05 and 0.95.
+
+        Candidates lie half-way between neighbouring probabilities; a label that no row has gets 0.5.
+        """
+        right = np.asarray(encoded["labels"][:], dtype=bool)
+        found = {
+            name: _best_threshold(kept[: len(right), place].astype(np.float64), right[:, place])
+            for place, name in enumerate(labels)
+        }
+        return replace(self, thresholds=found | self.thresholds)
+
+    def settings(self) -> Mapping[str, Any]:
+        """The thresholds."""
+        return {"thresholds": self.thresholds}
+
+    def restored(self, config: Any) -> "MultiLabelClassification":
+        """With the thresholds that the model's config holds."""
+        return replace(self, thresholds=getattr(config, "thresholds", None) or self.thresholds)
+
+    def _given(self, row: np.ndarray, labels: Sequence[str]) -> list[str]:
+        # 0.5 for a model that was trained elsewhere and brings no thresholds.
+        return [name for name, p in zip(labels, row, strict=True) if p >= self.thresholds.get(name, 0.5)]
+
+    def decode(
+        self,
+        kept: np.ndarray,
+        encoded: Dataset,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+    ) -> list[Mapping[str, Any]]:
+        """`labels` of each row."""
+        return [{"labels": self._given(row, labels)} for row in kept]
+
+    def infer(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Probabilities, float32, of shape (rows, labels)."""
+        return first_output(model(**batch).logits).float().sigmoid()
+
+    def answer(
+        self,
+        kept: np.ndarray,
+        encoded: Dataset,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+    ) -> list[Mapping[str, Any]]:
+        """`labels` of each row, and the probability of every label."""
+        return [
+            {"labels": self._given(row, labels), "probabilities": dict(zip(labels, map(float, row), strict=True))}
+            for row in kept
+        ]
+
+    def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
+        """The names of each row's labels; None where the list is missing."""
+        feature = getattr(dataset.features[self.label], "feature", None)
+        return [
+            None if row is None else [str(label_name(value, feature, self.label_names)) for value in row]
+            for row in self._values(dataset)
+        ]
+
+    def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
+        """Macro and micro F1, and the share of rows that are right as a whole."""
+        return multi_label_metrics([answer["labels"] for answer in answers], references)
+
+    def intervals(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
+        """95 % bootstrap intervals of both F1 over rows."""
+        return multi_label_intervals([answer["labels"] for answer in answers], references)
+
+
+def _best_threshold(probabilities: np.ndarray, right: np.ndarray) -> float:
+    """The candidate with the best F1; of equals the one in the middle."""
+    if not right.any():
+        return 0.5
+    order = np.argsort(-probabilities, kind="stable")
+    sorted_p = probabilities[order]
+    hits = np.cumsum(right[order])
+    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + right.sum())
+    # Answering the first k rows needs a threshold between the k-th probability and the next, if they differ.
+    below = np.append(sorted_p[1:], 0.0)
+    candidates = (sorted_p + below) / 2
+    allowed = (sorted_p > below) & (candidates >= LOWEST) & (candidates <= HIGHEST)
+    if not allowed.any():
+        return 0.5
+    best = np.flatnonzero(allowed & (f1 >= f1[allowed].max()))
+    return round(float(candidates[best[len(best) // 2]]), 6)

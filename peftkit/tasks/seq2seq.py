@@ -1,0 +1,231 @@
+"""A text becomes another text: summarization, translation, data to text."""
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    DataCollatorForSeq2Seq,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+)
+
+from peftkit.errors import UserError
+from peftkit.metrics.text import TOKENIZERS, text_intervals, text_metrics
+from peftkit.tasks.text_task import at, text_problems
+
+IGNORED = -100
+# Logits of a whole vocabulary are large: of a held-out batch so many rows are kept, and numbers in all.
+HELD_OUT_ROWS = 4
+HELD_OUT_NUMBERS = 2_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seq2Seq:
+    """A target text for a source text, by an encoder-decoder; scored on what it generates.
+
+    Args:
+        source: Column of the source text.
+        target: Column of the target text.
+        references_column: Column with all right targets of a row, a list; they count in scores, not in training.
+        source_prefix: What stands before every source text, such as `summarize: ` for T5.
+        max_source_length: Tokens kept of a source; memory of activations grows with it.
+        max_target_length: Tokens kept of a target in training, and the most that are generated.
+        generation: Keywords of `transformers.GenerationConfig`, such as num_beams or no_repeat_ngram_size.
+        tokenize: How BLEU and ROUGE cut text into words, by sacrebleu's names: 13a, intl, zh (Chinese), char, none.
+            With 13a, ROUGE uses its own, which knows letters and digits of ASCII.
+    """
+
+    source: str = "source"
+    target: str = "target"
+    references_column: str | None = None
+    source_prefix: str = ""
+    max_source_length: int = 256
+    max_target_length: int = 64
+    generation: dict[str, Any] = field(default_factory=dict)
+    tokenize: str = "13a"
+
+    auto_model: ClassVar[Any] = AutoModelForSeq2SeqLM
+    task_type: ClassVar[str] = "SEQ_2_SEQ_LM"
+    trainer_class: ClassVar[type[Trainer]] = Seq2SeqTrainer
+    arguments_class: ClassVar[type[TrainingArguments]] = Seq2SeqTrainingArguments
+    arguments: ClassVar[Mapping[str, Any]] = {"predict_with_generate": True}
+    main_metrics: ClassVar[tuple[str, ...]] = ("rougeL", "bleu")
+    label_smoothing: ClassVar[bool] = True
+    stratify_by: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        if self.tokenize not in TOKENIZERS:
+            raise UserError(f"task.tokenize: '{self.tokenize}' is none of {', '.join(TOKENIZERS)}")
+        known = set(GenerationConfig().to_dict())
+        for name in self.generation:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                raise UserError(f"task.generation: '{name}' is no keyword of GenerationConfig{hint}")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The column of the source."""
+        return (self.source,)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that training data must have."""
+        return (self.source, self.target)
+
+    def find_labels(self, train: Dataset) -> tuple[str, ...]:
+        """A text has no labels."""
+        return ()
+
+    def problems(self, dataset: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
+        """A line for each row without a source or a target."""
+        yield from self.input_problems(dataset, where)
+        yield from text_problems(dataset, self.target, where)
+        if self.references_column is not None and self.references_column in dataset.column_names:
+            for row, right in enumerate(dataset[self.references_column]):
+                if not isinstance(right, list) or not right or not all(isinstance(one, str) for one in right):
+                    yield f"{at(where, row, self.references_column)}: not a list of texts; correct it or remove the row"
+
+    def input_problems(self, dataset: Dataset, where: str) -> Iterator[str]:
+        """A line for each row whose source is missing, empty or no text."""
+        return text_problems(dataset, self.source, where)
+
+    def texts(self, dataset: Dataset) -> list[str]:
+        """The source."""
+        return list(dataset[self.source])
+
+    def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
+        """A text has no classes."""
+        return {}
+
+    def lengths(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
+        """Tokens of each source, prefix included, and of each target, before anything is cut."""
+        sources = tokenizer([self.source_prefix + text for text in dataset[self.source]], verbose=False)["input_ids"]
+        found = {"max_source_length": np.array([len(row) for row in sources])}
+        if self.target in dataset.column_names:
+            targets = tokenizer(text_target=list(dataset[self.target]), verbose=False)["input_ids"]
+            found["max_target_length"] = np.array([len(row) for row in targets])
+        return found
+
+    def tokenizer_options(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
+        """Any tokenizer is right as it is."""
+        return {}
+
+    def model_config(self, labels: Sequence[str]) -> Mapping[str, Any]:
+        """The checkpoint's own head is used."""
+        return {}
+
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """The same pad token in config and tokenizer, and the recipe's generation settings."""
+        model.config.pad_token_id = tokenizer.pad_token_id
+        settings: Any = model.generation_config
+        settings.pad_token_id = tokenizer.pad_token_id
+        settings.update(**{"max_new_tokens": self.max_target_length, **self.generation})
+
+    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Dataset:
+        """Token ids of source and target, a row each."""
+        targets = tokenizer(text_target=list(dataset[self.target]), truncation=True, max_length=self.max_target_length)[
+            "input_ids"
+        ]
+        return self.encode_inputs(dataset, tokenizer).add_column("labels", targets)
+
+    def encode_inputs(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """Token ids of the source with its prefix, a row each."""
+        return dataset.map(
+            lambda batch: dict(
+                tokenizer(
+                    [self.source_prefix + text for text in batch[self.source]],
+                    truncation=True,
+                    max_length=self.max_source_length,
+                    # A vocabulary of BERT's gives them; no encoder-decoder reads them.
+                    return_token_type_ids=False,
+                )
+            ),
+            batched=True,
+            remove_columns=dataset.column_names,
+            keep_in_memory=True,
+        )
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
+        """Pads sources with the pad token and targets with -100, and shifts targets for the decoder."""
+        return DataCollatorForSeq2Seq(tokenizer, model=model, label_pad_token_id=IGNORED)
+
+    def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
+        """The model's own: cross entropy over the tokens of the target."""
+        return None
+
+    def held_out(self, batch: Mapping[str, torch.Tensor], vocabulary: int) -> Mapping[str, torch.Tensor]:
+        """A few rows, with as many tokens of the target as keep the logits of a large vocabulary small."""
+        tokens = max(1, HELD_OUT_NUMBERS // (HELD_OUT_ROWS * vocabulary))
+        return {
+            name: tensor[:HELD_OUT_ROWS, :tokens] if name.startswith("decoder_") else tensor[:HELD_OUT_ROWS]
+            for name, tensor in batch.items()
+        }
+
+    def reduce(self, logits: torch.Tensor) -> torch.Tensor:
+        """The generated token ids, which is what evaluation hands over here."""
+        return logits
+
+    def fitted(self, kept: np.ndarray, encoded: Dataset, labels: Sequence[str]) -> "Seq2Seq":
+        """Nothing is learned from validation."""
+        return self
+
+    def settings(self) -> Mapping[str, Any]:
+        """Generation settings are kept in a file of their own by the library."""
+        return {}
+
+    def restored(self, config: Any) -> "Seq2Seq":
+        """Nothing is kept in the config."""
+        return self
+
+    def decode(
+        self,
+        kept: np.ndarray,
+        encoded: Dataset,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+    ) -> list[Mapping[str, Any]]:
+        """`text` of each row."""
+        ids = np.where(kept == IGNORED, tokenizer.pad_token_id, kept)
+        return [{"text": text.strip()} for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def infer(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Generated token ids, of shape (rows, tokens)."""
+        return model.generate(**batch)
+
+    def answer(
+        self,
+        kept: np.ndarray,
+        encoded: Dataset,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+    ) -> list[Mapping[str, Any]]:
+        """`text` of each row."""
+        return self.decode(kept, encoded, dataset, tokenizer, labels)
+
+    def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
+        """The right texts of each row, whole: never what is left of them after tokens were cut."""
+        if self.references_column in dataset.column_names:
+            return [list(right) for right in dataset[self.references_column]]
+        return [[right] for right in dataset[self.target]]
+
+    def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
+        """ROUGE, BLEU, chrF and exact match."""
+        return text_metrics([answer["text"] for answer in answers], references, tokenize=self.tokenize)
+
+    def intervals(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
+        """95 % bootstrap intervals of ROUGE-L and BLEU over rows."""
+        return text_intervals([answer["text"] for answer in answers], references, tokenize=self.tokenize)

@@ -1,0 +1,104 @@
+"""A text, or a pair of texts, has a number."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from peftkit.metrics.regression import regression_intervals, regression_metrics
+from peftkit.tasks.text_task import TextTask, at, first_output
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceRegression(TextTask):
+    """A number for a text or for a pair of texts.
+
+    Args:
+        text: Column of the text.
+        text_pair: Column of the second text, when rows are pairs.
+        label: Column of the number.
+        max_length: Tokens kept of a text or a pair.
+    """
+
+    label: str = "score"
+
+    main_metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
+    label_smoothing: ClassVar[bool] = False
+    stratify_by: ClassVar[str | None] = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that training data must have."""
+        return (*self.inputs, self.label)
+
+    def find_labels(self, train: Dataset) -> tuple[str, ...]:
+        """One output, called as its column."""
+        return (self.label,)
+
+    def problems(self, dataset: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
+        """A line for each row without a finite number or without a text."""
+        yield from self.input_problems(dataset, where)
+        for row, value in enumerate(dataset[self.label]):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                yield f"{at(where, row, self.label)}: '{value}' is not a finite number; correct it or remove the row"
+
+    def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
+        """A number has no classes."""
+        return {}
+
+    def model_config(self, labels: Sequence[str]) -> Mapping[str, Any]:
+        """Keywords of `from_pretrained` that give the model its head."""
+        name = labels[0]
+        return {"num_labels": 1, "id2label": {0: name}, "label2id": {name: 0}, "problem_type": "regression"}
+
+    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Dataset:
+        """Token ids and the number, a row each."""
+        numbers = self.references(dataset, labels)
+        return self.encode_inputs(dataset, tokenizer).add_column("labels", numbers)
+
+    def reduce(self, logits: torch.Tensor) -> torch.Tensor:
+        """The number, float32, of shape (rows,)."""
+        return logits.float().reshape(len(logits))
+
+    def decode(
+        self,
+        kept: np.ndarray,
+        encoded: Dataset,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+    ) -> list[Mapping[str, Any]]:
+        """`score` of each row."""
+        return [{"score": float(value)} for value in kept]
+
+    def infer(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The number, float32, of shape (rows,)."""
+        return self.reduce(first_output(model(**batch).logits))
+
+    def answer(
+        self,
+        kept: np.ndarray,
+        encoded: Dataset,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+    ) -> list[Mapping[str, Any]]:
+        """`score` of each row."""
+        return self.decode(kept, encoded, dataset, tokenizer, labels)
+
+    def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
+        """Each row's number."""
+        return [float(value) for value in dataset[self.label]]
+
+    def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
+        """Correlations and errors."""
+        return regression_metrics([answer["score"] for answer in answers], references)
+
+    def intervals(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
+        """95 % bootstrap intervals of the correlations over rows."""
+        return regression_intervals([answer["score"] for answer in answers], references)

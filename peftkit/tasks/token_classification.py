@@ -1,0 +1,324 @@
+"""Each word of a text has a tag: named entities in the BIO scheme."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset
+from seqeval.metrics.sequence_labeling import get_entities
+from transformers import (
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+
+from peftkit.errors import UserError
+from peftkit.metrics.entities import entity_intervals, entity_metrics
+from peftkit.tasks.text_task import at, first_output
+
+OUTSIDE = "O"
+NO_WORD = -1
+IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenClassification:
+    """A BIO tag for each word. The first token of a word carries its tag; a long text is read in overlapping parts.
+
+    Args:
+        tokens: Column of the words, a list of strings.
+        tags: Column of their tags, a list of names such as B-person, I-person and O, or of numbers.
+        label_names: Names of the tags in the order of their numbers, where the data has numbers.
+        max_length: Tokens of one part, special ones included; memory of activations grows with it.
+        stride: Tokens by which neighbouring parts overlap; a word counts in the part where it has more context.
+        repair: Read an I- tag that continues nothing as the B- that it should be, instead of refusing the row.
+    """
+
+    tokens: str = "tokens"
+    tags: str = "ner_tags"
+    label_names: list[str] = field(default_factory=list)
+    max_length: int = 128
+    stride: int = 32
+    repair: bool = False
+
+    auto_model: ClassVar[Any] = AutoModelForTokenClassification
+    task_type: ClassVar[str] = "TOKEN_CLS"
+    trainer_class: ClassVar[type[Trainer]] = Trainer
+    arguments_class: ClassVar[type[TrainingArguments]] = TrainingArguments
+    arguments: ClassVar[Mapping[str, Any]] = {}
+    main_metrics: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall")
+    label_smoothing: ClassVar[bool] = True
+    stratify_by: ClassVar[str | None] = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The column of the words."""
+        return (self.tokens,)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that training data must have."""
+        return (self.tokens, self.tags)
+
+    def _names(self, dataset: Dataset) -> list[list[str] | None]:
+        """The tags by name, a list a row; None where there is none."""
+        feature = getattr(dataset.features[self.tags], "feature", None)
+        numbered = feature.names if isinstance(feature, ClassLabel) else self.label_names
+
+        def name(tag: Any) -> str:
+            known = isinstance(tag, int) and 0 <= tag < len(numbered)
+            return numbered[tag] if known else str(tag)
+
+        return [None if row is None else [name(tag) for tag in row] for row in dataset[self.tags]]
+
+    def find_labels(self, train: Dataset) -> tuple[str, ...]:
+        """`O`, then B- and I- of each type of entity; as the recipe or the data set orders them if it does."""
+        feature = getattr(train.features[self.tags], "feature", None)
+        declared = feature.names if isinstance(feature, ClassLabel) else self.label_names
+        found = {tag for row in self._names(train) for tag in row or ()}
+        for tag in sorted(found):
+            if tag != OUTSIDE and tag[:2] not in ("B-", "I-"):
+                hint = (
+                    "name the tags of the numbers in task.label_names"
+                    if tag.lstrip("-").isdigit()
+                    else "BIO has B-, I- and O"
+                )
+                raise UserError(f"train, column '{self.tags}': '{tag}' is no BIO tag; {hint}")
+        if declared:
+            if missing := sorted(found - set(declared)):
+                raise UserError(f"task.label_names: '{missing[0]}' of train, column '{self.tags}', is not among them")
+            return tuple(declared)
+        kinds = sorted({tag[2:] for tag in found - {OUTSIDE}})
+        if not kinds:
+            raise UserError(f"train, column '{self.tags}': no entity found; a tagger needs at least one")
+        return (OUTSIDE, *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI"))
+
+    def problems(self, dataset: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
+        """A line for each row whose words and tags do not fit, or that has a tag which BIO or train does not know."""
+        yield from self.input_problems(dataset, where)
+        known = set(labels)
+        for row, (words, tags) in enumerate(zip(dataset[self.tokens], self._names(dataset), strict=True)):
+            place = at(where, row, self.tags)
+            if tags is None:
+                yield f"{place}: no tags; correct it or remove the row"
+                continue
+            if words is not None and len(words) != len(tags):
+                yield f"{place}: {len(tags)} tags for {len(words)} words; correct it or remove the row"
+            for position, (before, tag) in enumerate(zip([OUTSIDE, *tags], tags, strict=False)):
+                if tag not in known:
+                    yield f"{place}, word {position}: tag '{tag}' does not occur in train; correct it or remove the row"
+                    break
+                if not self.repair and tag.startswith("I-") and before[1:] != tag[1:]:
+                    fix = "correct it, or read it as the beginning of an entity with task.repair true"
+                    yield f"{place}, word {position}: '{tag}' after '{before}' continues nothing; {fix}"
+                    break
+
+    def input_problems(self, dataset: Dataset, where: str) -> Iterator[str]:
+        """A line for each row without words."""
+        for row, words in enumerate(dataset[self.tokens]):
+            if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+                found = "no words" if not words else f"{type(words).__name__}, not a list of words"
+                yield f"{at(where, row, self.tokens)}: {found}; correct it or remove the row"
+
+    def texts(self, dataset: Dataset) -> list[str]:
+        """The words with a space between them."""
+        return [" ".join(words) for words in dataset[self.tokens]]
+
+    def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
+        """Entities of each type."""
+        return Counter(kind for tags in references for kind, _, _ in get_entities(list(tags)))
+
+    def lengths(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
+        """Tokens of each row before it is split, special ones included."""
+        special = tokenizer.num_special_tokens_to_add(False)
+        return {"max_length": np.array([sum(counts) + special for counts in self._word_lengths(dataset, tokenizer)])}
+
+    def tokenizer_options(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
+        """A byte-level vocabulary must see every word as one that follows a space."""
+        bytewise = "ByteLevel" in str(getattr(tokenizer.backend_tokenizer, "pre_tokenizer", ""))
+        return {"add_prefix_space": True} if bytewise else {}
+
+    def model_config(self, labels: Sequence[str]) -> Mapping[str, Any]:
+        """Keywords of `from_pretrained` that give the model its head."""
+        return {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: index for index, name in enumerate(labels)},
+        }
+
+    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """The same pad token in config and tokenizer."""
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+    def _word_lengths(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        """Tokens of each word, a list a row."""
+        rows = [list(words) for words in dataset[self.tokens]]
+        encoded = tokenizer(rows, is_split_into_words=True, add_special_tokens=False, verbose=False)
+        found = []
+        for row, words in enumerate(rows):
+            places = [place for place in encoded.word_ids(row) if place is not None]
+            found.append(np.bincount(np.array(places, dtype=int), minlength=len(words)).tolist())
+        return found
+
+    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Dataset:
+        """Token ids and tag ids: a word's tag on its first token in the one part that owns the word, else -100."""
+        ids = {name: index for index, name in enumerate(labels)}
+        right = self.references(dataset, labels)
+        encoded = self.encode_inputs(dataset, tokenizer)
+        tagged = [
+            [IGNORED if word == NO_WORD else ids[right[document][word]] for word in words]
+            for document, words in zip(encoded["document"], encoded["words"], strict=True)
+        ]
+        return encoded.add_column("labels", tagged)
+
+    def encode_inputs(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """Token ids of every part, its row (`document`), and of each token the word that it begins, or -1 (`words`)."""
+        special = tokenizer.num_special_tokens_to_add(False)
+        columns: dict[str, list[Any]] = {"document": [], "words": []}
+        for document, (words, counts) in enumerate(
+            zip(dataset[self.tokens], self._word_lengths(dataset, tokenizer), strict=True)
+        ):
+            for first, end, own_first, own_end in parts(counts, self.max_length - special, self.stride):
+                encoded = tokenizer(
+                    words[first:end], is_split_into_words=True, truncation=True, max_length=self.max_length
+                )
+                begun: list[int] = []
+                seen = None
+                for place in encoded.word_ids():
+                    word = NO_WORD if place is None or place == seen else first + place
+                    begun.append(word if own_first <= word < own_end else NO_WORD)
+                    seen = place
+                columns["document"].append(document)
+                columns["words"].append(begun)
+                for name, values in encoded.items():
+                    columns.setdefault(name, []).append(values)
+        return Dataset.from_dict(columns)
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
+        """Pads tokens and tags to the longest part of the batch."""
+        pad = DataCollatorForTokenClassification(tokenizer)
+
+        def collate(rows: list[Any]) -> Any:
+            return pad([{name: row[name] for name in row if name not in ("document", "words")} for row in rows])
+
+        return collate
+
+    def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
+        """The model's own: cross entropy over the tokens that carry a tag."""
+        return None
+
+    def held_out(self, batch: Mapping[str, torch.Tensor], vocabulary: int) -> Mapping[str, torch.Tensor]:
+        """The whole batch."""
+        return batch
+
+    def reduce(self, logits: torch.Tensor) -> torch.Tensor:
+        """The most probable tag's id of each token, of shape (parts, tokens)."""
+        return logits.argmax(-1)
+
+    def fitted(self, kept: np.ndarray, encoded: Dataset, labels: Sequence[str]) -> "TokenClassification":
+        """Nothing is learned from validation."""
+        return self
+
+    def settings(self) -> Mapping[str, Any]:
+        """Nothing beyond the tags."""
+        return {}
+
+    def restored(self, config: Any) -> "TokenClassification":
+        """Nothing is kept in the config."""
+        return self
+
+    def decode(
+        self,
+        kept: np.ndarray,
+        encoded: Dataset,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+    ) -> list[Mapping[str, Any]]:
+        """`tags` of each row, and its `entities` with their first and last word; a word without a token is `O`."""
+        rows = list(dataset[self.tokens])
+        tags = [[OUTSIDE] * len(words) for words in rows]
+        for found, document, words in zip(kept, encoded["document"], encoded["words"], strict=False):
+            for place, word in enumerate(words):
+                if word != NO_WORD:
+                    tags[document][word] = labels[found[place]]
+        return [
+            {
+                "tags": found,
+                "entities": [
+                    {"type": kind, "first_word": first, "last_word": last, "text": " ".join(words[first : last + 1])}
+                    for kind, first, last in get_entities(found)
+                ],
+            }
+            for found, words in zip(tags, rows, strict=True)
+        ]
+
+    def infer(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The most probable tag's id of each token, of shape (parts, tokens)."""
+        return self.reduce(first_output(model(**batch).logits))
+
+    def answer(
+        self,
+        kept: np.ndarray,
+        encoded: Dataset,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+    ) -> list[Mapping[str, Any]]:
+        """`tags` and `entities` of each row."""
+        return self.decode(kept, encoded, dataset, tokenizer, labels)
+
+    def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
+        """The right tags of each row."""
+        return [repaired(tags or []) if self.repair else tags for tags in self._names(dataset)]
+
+    def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
+        """Precision, recall and F1 of whole entities, over all and per type."""
+        return entity_metrics([answer["tags"] for answer in answers], references)
+
+    def intervals(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
+        """The 95 % bootstrap interval of F1 over rows."""
+        return entity_intervals([answer["tags"] for answer in answers], references)
+
+
+def repaired(tags: Sequence[str]) -> list[str]:
+    """The tags, with B- for each I- that continues nothing."""
+    return [
+        f"B{tag[1:]}" if tag.startswith("I-") and before[1:] != tag[1:] else tag
+        for before, tag in zip([OUTSIDE, *tags], tags, strict=False)
+    ]
+
+
+def parts(counts: Sequence[int], budget: int, stride: int) -> Iterator[tuple[int, int, int, int]]:
+    """Cut a text of words with `counts` tokens into parts of at most `budget` tokens: (first, end, own_first, own_end).
+
+    Neighbouring parts share up to `stride` tokens; of the words they share, the earlier part owns the first half and
+    the later part the second, so every word is owned once. A word longer than a part has a part of its own.
+    """
+    before = [0, *accumulate(counts)]
+    first = own_first = 0
+    while True:
+        end = first + 1
+        while end < len(counts) and before[end + 1] - before[first] <= budget:
+            end += 1
+        if end == len(counts):
+            yield first, end, own_first, end
+            return
+        following = end
+        while following - 1 > first and before[end] - before[following - 1] <= min(stride, budget - 1):
+            following -= 1
+        # The next part must reach further than this one.
+        while before[end + 1] - before[following] > budget and following < end:
+            following += 1
+        middle = following
+        while middle < end and before[middle] - before[following] < (before[end] - before[following]) / 2:
+            middle += 1
+        yield first, end, own_first, middle
+        first, own_first = following, middle

@@ -1,0 +1,137 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, List
+from sklearn.metrics import f1_score
+from transformers import AutoConfig
+
+from peftkit import MultiLabelClassification, lora, qlora
+from peftkit.demo.docstrings import load_docstrings
+from peftkit.errors import UserError
+from peftkit.export import export
+from peftkit.predict import predict
+from peftkit.run import run
+from peftkit.tasks.multi_label_classification import HIGHEST, LOWEST
+
+TASK = MultiLabelClassification()
+TOPICS = {
+    "arrays": ("array", "axis", "shape"),
+    "models": ("model", "layer", "train"),
+    "text": ("string", "name", "text"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Docstrings and the topics whose words occur in them; often none, sometimes several."""
+    path = tmp_path_factory.mktemp("topics")
+    for split, rows in load_docstrings().items():
+        lines = [
+            {
+                "text": text,
+                "labels": [topic for topic, words in TOPICS.items() if any(w in text.lower() for w in words)],
+            }
+            for text in rows["text"][:200]
+        ]
+        (path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def best_by_search(probabilities, right):
+    scores = {}
+    for one in probabilities:
+        threshold = one - 1e-9
+        if LOWEST <= threshold <= HIGHEST:
+            scores[threshold] = f1_score(right, probabilities >= threshold, zero_division=0)
+    return max(scores.values(), default=0)
+
+
+def test_the_threshold_is_the_best_there_is():
+    rng = np.random.default_rng(0)
+    for rows in (3, 20, 200):
+        right = rng.random((rows, 4)) < [0.5, 0.3, 0.1, 0.0]
+        kept = np.clip(0.4 * right + 0.6 * rng.random((rows, 4)), 0.01, 0.99).astype(np.float16)
+        encoded = Dataset.from_dict({"labels": right.astype(float).tolist()})
+        fitted = TASK.fitted(kept, encoded, ("a", "b", "c", "never"))
+        for place, name in enumerate(("a", "b", "c", "never")):
+            threshold = fitted.thresholds[name]
+            assert LOWEST <= threshold <= HIGHEST
+            if not right[:, place].any():
+                assert threshold == 0.5
+                continue
+            found = f1_score(right[:, place], kept[:, place] >= threshold, zero_division=0)
+            assert found >= best_by_search(kept[:, place].astype(float), right[:, place]) - 1e-9
+        given = fitted.decode(kept, encoded, None, None, ("a", "b", "c", "never"))
+        assert given[0]["labels"] == [
+            n for n, p in zip(("a", "b", "c", "never"), kept[0], strict=True) if p >= fitted.thresholds[n]
+        ]
+
+
+def test_a_threshold_of_the_recipe_is_kept():
+    task = MultiLabelClassification(thresholds={"a": 0.9})
+    encoded = Dataset.from_dict({"labels": [[1.0, 1.0], [0.0, 0.0]]})
+    assert task.fitted(np.array([[0.6, 0.6], [0.2, 0.2]]), encoded, ("a", "b")).thresholds == {"a": 0.9, "b": 0.4}
+    with pytest.raises(UserError, match=r"task\.thresholds: no label 'z'"):
+        MultiLabelClassification(thresholds={"z": 0.5}).find_labels(Dataset.from_dict({"labels": [["a"]]}))
+
+
+@pytest.mark.parametrize(
+    ("values", "task", "labels", "names"),
+    [
+        ([["b", "a"], [], ["a"]], TASK, ("a", "b"), [["b", "a"], [], ["a"]]),
+        ([[1, 0], [], [10]], TASK, ("0", "1", "10"), [["1", "0"], [], ["10"]]),
+        (["b| a", "", "a"], MultiLabelClassification(separator="|"), ("a", "b"), [["b", "a"], [], ["a"]]),
+        ([[1], [0, 1], []], MultiLabelClassification(label_names=["y", "x"]), ("y", "x"), [["x"], ["y", "x"], []]),
+    ],
+)
+def test_labels_are_names_numbers_or_strings(values, task, labels, names):
+    data = Dataset.from_dict({"text": ["t"] * 3, "labels": values})
+    assert task.find_labels(data) == labels
+    assert task.references(data, labels) == names
+    assert not list(task.problems(data, labels, "train"))
+
+
+def test_a_declared_order_is_kept():
+    data = Dataset.from_dict({"labels": [[1], [0]]}).cast_column(
+        "labels", List(ClassLabel(names=["zebra", "ant", "cow"]))
+    )
+    assert TASK.find_labels(data) == ("zebra", "ant", "cow")
+    assert TASK.references(data, ()) == [["ant"], ["zebra"]]
+
+
+def test_rows_that_cannot_be_used_are_named():
+    data = Dataset.from_dict({"text": ["a", "b"], "labels": [["x"], None]})
+    assert "row 1 (from 0), column 'labels': no list of labels" in next(TASK.problems(data, ("x",), "f"))
+    assert "label 'x' does not occur in train" in next(TASK.problems(data, ("y",), "f"))
+
+
+def test_the_weighted_loss_is_torchs():
+    train = Dataset.from_dict({"labels": [[1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]]})
+    loss = MultiLabelClassification(class_weights="balanced").loss(train, ("a", "b"), 0.0)
+    logits, right = torch.randn(3, 2), torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    expected = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor([3.0, 1.0]))(logits, right)
+    assert float(loss({"logits": logits}, right)) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("method", [lora(), qlora()], ids=lambda m: m.name)
+def test_thresholds_travel_with_the_model(small_recipe, folder, tmp_path, method):
+    task = MultiLabelClassification(max_length=32)
+    report = run(small_recipe("bert", method, task, str(folder), max_steps=8))
+    assert report.audit["verdict"] == "passed"
+    assert report.metrics["test"]["f1_macro"] > 0.1
+    export(tmp_path / "run", tmp_path / "out")
+    saved = AutoConfig.from_pretrained(tmp_path / "out")
+    assert list(saved.id2label.values()) == list(saved.thresholds) == ["arrays", "models", "text"]
+    assert saved.problem_type == "multi_label_classification"
+    predict(tmp_path / "out", folder / "test.jsonl", tmp_path / "out.jsonl")
+    predict(tmp_path / "run", folder / "test.jsonl", tmp_path / "run.csv")
+    for line in (tmp_path / "out.jsonl").read_text().splitlines()[:40]:
+        row = json.loads(line)
+        assert row["labels"] == [n for n, p in row["probabilities"].items() if p >= saved.thresholds[n]]
+
+
+def test_label_smoothing_has_no_meaning_here(small_recipe, folder):
+    with pytest.raises(UserError, match="label_smoothing_factor: has no meaning for MultiLabelClassification"):
+        run(small_recipe("bert", None, TASK, str(folder), label_smoothing_factor=0.1))
