@@ -1,4 +1,4 @@
-"""peftkit train | compare | export | predict: words to functions, and nothing else."""
+"""peftkit train | compare | check | export | predict: words to functions, and nothing else."""
 
 import argparse
 import sys
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import peftkit
 from peftkit.errors import UserError, exit_code_of
+
+MOST_PROBLEMS = 20
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,6 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     compare.add_argument("--learning_rates", default="", help="other than the usual ones, such as full=3e-5,ia3=5e-3")
     compare.add_argument("--output", type=Path, help="a new folder; comparisons/NAME when not given")
+
+    check = commands.add_parser(
+        "check", allow_abbrev=False, help="look at a recipe's data before anything is trained",
+        usage="peftkit check RECIPE [--output FILE.json] [--FIELD VALUE ...]",
+    )  # fmt: skip
+    check.add_argument("recipe", help="a .yaml or .py file; any field can be set by its dotted name, as in train")
+    check.add_argument("--output", type=Path, help="write the findings to this .json file too")
 
     export = commands.add_parser("export", allow_abbrev=False, help="make an ordinary model of a run")
     export.add_argument("run", type=Path, help="the folder of a finished run")
@@ -100,6 +109,29 @@ def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
         sys.exit(f"peftkit: {', '.join(failed)} failed; the table says why")
 
 
+def _check(chosen: argparse.Namespace, words: list[str]) -> None:
+    import dataclasses
+
+    from peftkit.data import find_splits, load_splits, row_problems
+    from peftkit.data_checks import check_data, described
+    from peftkit.files import write_json
+    from peftkit.model import load_tokenizer
+    from peftkit.parsing import parse_recipe, read_recipe
+
+    recipe = parse_recipe(words, read_recipe(chosen.recipe), prog="peftkit check RECIPE")
+    found = find_splits(recipe.data, recipe.task)
+    problems = row_problems(recipe.data, recipe.task, found, recipe.task.find_labels(found["train"]))
+    for problem in problems[:MOST_PROBLEMS]:
+        print(problem)
+    if problems:
+        raise UserError(f"{len(problems)} rows can't be used; the first: {problems[0]}")
+    splits = load_splits(recipe.data, recipe.task)
+    checks = check_data(splits, recipe.task, load_tokenizer(recipe.model, recipe.task))
+    print(described(splits, checks))
+    if chosen.output is not None:
+        write_json(chosen.output, {**splits.describe(), "checks": dataclasses.asdict(checks)})
+
+
 def _export(chosen: argparse.Namespace, words: list[str]) -> None:
     from peftkit.export import export
 
@@ -123,13 +155,13 @@ def main(words: Sequence[str] | None = None) -> None:
 
     def act() -> None:
         chosen, rest = _parser().parse_known_args(words)
-        if rest and chosen.command not in ("train", "compare"):
+        if rest and chosen.command not in ("train", "compare", "check"):
             raise UserError(f"{chosen.command}: unknown argument '{rest[0]}'; --help lists them")
         from peftkit.log import set_up_logging
 
         set_up_logging(debug=debug)
         commands: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
-            "train": _train, "compare": _compare, "export": _export, "predict": _predict,
+            "train": _train, "compare": _compare, "check": _check, "export": _export, "predict": _predict,
         }  # fmt: skip
         commands[chosen.command](chosen, rest + ["--debug"] * (debug and chosen.command == "train"))
 

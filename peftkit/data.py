@@ -5,7 +5,7 @@ import importlib.util
 import json
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,34 +78,17 @@ def load_splits(config: DataConfig, task: Task) -> Splits:
 
     Raises UserError naming what is wrong: a missing file, split or column, or the first row that can't be used.
     """
-    found = load_rows(config)
-    if config.train_split not in found:
-        raise UserError(f"data.train_split: no split '{config.train_split}' among {', '.join(found)}")
-    splits = {"train": found[config.train_split]}
-    for split, name in (("validation", config.validation_split), ("test", config.test_split)):
-        if name in found:
-            splits[split] = found[name]
-        elif name != split:
-            raise UserError(f"data.{split}_split: no split '{name}' among {', '.join(found)}")
+    splits = find_splits(config, task)
+    labels = task.find_labels(splits["train"])
+    if problems := row_problems(config, task, splits, labels):
+        more = f" (and {len(problems) - 1} more; peftkit check lists them)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{more}")
+    names = {"validation": config.validation_split, "test": config.test_split}
     decisions = [
-        f"{split} is {config.train_split}, the training rows: its scores tell only how well they were learned"
-        for split, name in (("validation", config.validation_split), ("test", config.test_split))
+        f"{split} is {name}, the training rows: its scores tell only how well they were learned"
+        for split, name in names.items()
         if name == config.train_split
     ]
-    for split, rows in splits.items():
-        for column in task.columns:
-            if column not in rows.column_names:
-                words = " or ".join(f"--task.{word}" for word in ("text", "label") if hasattr(task, word))
-                raise UserError(
-                    f"data.path: {shown_path(config)}: {split} has no column '{column}' among "
-                    f"{', '.join(rows.column_names)}; name the right one{f' with {words}' if words else ''}"
-                )
-    labels = task.find_labels(splits["train"])
-    for split, rows in splits.items():
-        problems = list(task.problems(rows, labels, where(config, split)))
-        if problems:
-            more = f" (and {len(problems) - 1} more; peftkit check lists them)" if len(problems) > 1 else ""
-            raise UserError(f"{problems[0]}{more}")
     for split in ("test", "validation"):
         if split not in splits:
             splits["train"], splits[split], how = _hold_out(splits["train"], task, config.seed)
@@ -119,7 +102,35 @@ def load_splits(config: DataConfig, task: Task) -> Splits:
             splits[split] = splits[split].shuffle(seed=config.seed).select(range(limit))
         if not len(splits[split]):
             raise UserError(f"data: {split} has no rows")
-    return Splits(**splits, labels=labels, fingerprint=_fingerprint(splits, task.columns), decisions=tuple(decisions))
+    fingerprint = _fingerprint(splits, task.columns)
+    return Splits(**splits, labels=labels, fingerprint=fingerprint, decisions=tuple(decisions))
+
+
+def find_splits(config: DataConfig, task: Task) -> dict[str, Dataset]:
+    """The splits that the data has, by what they are for. Raises UserError for a missing split or column."""
+    found = load_rows(config)
+    if config.train_split not in found:
+        raise UserError(f"data.train_split: no split '{config.train_split}' among {', '.join(found)}")
+    splits = {"train": found[config.train_split]}
+    for split, name in (("validation", config.validation_split), ("test", config.test_split)):
+        if name in found:
+            splits[split] = found[name]
+        elif name != split:
+            raise UserError(f"data.{split}_split: no split '{name}' among {', '.join(found)}")
+    for split, rows in splits.items():
+        for column in task.columns:
+            if column not in rows.column_names:
+                words = " or ".join(f"--task.{word}" for word in task.column_fields)
+                raise UserError(
+                    f"data.path: {where(config, split)} has no column '{column}' among "
+                    f"{', '.join(rows.column_names)}; name the right one with {words}"
+                )
+    return splits
+
+
+def row_problems(config: DataConfig, task: Task, splits: Mapping[str, Dataset], labels: Sequence[str]) -> list[str]:
+    """A line for each row that can't be used, with its file and number."""
+    return [problem for split, rows in splits.items() for problem in task.problems(rows, labels, where(config, split))]
 
 
 def where(config: DataConfig, split: str) -> str:

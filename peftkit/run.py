@@ -1,5 +1,6 @@
 """One run, from recipe to report: the only file that knows the order."""
 
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from transformers import EvalPrediction, set_seed
 
 from peftkit import distributed, measure, methods, run_folder
 from peftkit.data import load_splits
+from peftkit.data_checks import Checks, check_data
 from peftkit.errors import AuditError, UserError, exit_code_of
 from peftkit.files import text_without_home
 from peftkit.log import is_rank_zero, logger, set_up_logging
@@ -85,6 +87,9 @@ def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report
         logger.info("%s", decision)
     tokenizer = load_tokenizer(recipe.model, task)
     run_folder.fit_length(tokenizer, recipe)
+    checks = check_data(splits, task, tokenizer) if is_rank_zero() else Checks()
+    for warning in checks.warnings:
+        logger.warning("data: %s", warning)
     encoded = {name: task.encode(rows, tokenizer, splits.labels) for name, rows in splits.rows.items()}
     base = load_base(recipe.model, task, tokenizer, splits.labels, recipe.method.quantization)
     check_precision(base.model, fp16=arguments.fp16)
@@ -135,7 +140,7 @@ def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report
             report = replace(
                 report,
                 status="complete",
-                data=splits.describe(),
+                data={**splits.describe(), "checks": dataclasses.asdict(checks)},
                 seed=arguments.seed,
                 parameters=parameters,
                 head=sorted(base.head),

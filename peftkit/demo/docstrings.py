@@ -17,11 +17,10 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_from_disk
 from datasets.config import HF_DATASETS_CACHE
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.preprocessing import normalize
 
 from peftkit.files import new_folder
 from peftkit.log import logger
+from peftkit.near_duplicates import near_duplicates
 
 # Label -> the package whose docstrings carry it; None is the standard library.
 LIBRARIES: dict[str, str | None] = {
@@ -45,7 +44,7 @@ MAX_WORDS = 40
 FILES_PER_LIBRARY = 260
 NEAR_DUPLICATE = 0.7
 SEED = 20
-BUILDER = 1
+BUILDER = 2
 
 
 def load_docstrings() -> DatasetDict:
@@ -153,18 +152,8 @@ def prose(docstring: str, *, masked: bool = True) -> str:
 
 def _without_near_duplicates(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Keep the first of rows whose word pairs overlap by a cosine of at least `NEAR_DUPLICATE`."""
-    words = re.compile(r"\w+").findall
-    counts = CountVectorizer(ngram_range=(1, 2), binary=True, tokenizer=words, token_pattern=None)
-    unit = normalize(counts.fit_transform(row["text"] for row in rows)).tocsr()
-    dropped: set[int] = set()
-    for start in range(0, len(rows), 1000):
-        near = (unit[start : start + 1000] @ unit.T).tocoo()
-        close = near.data >= NEAR_DUPLICATE
-        dropped |= {
-            int(row) + start
-            for row, column in zip(near.row[close], near.col[close], strict=True)
-            if column < row + start
-        }
+    texts = [row["text"] for row in rows]
+    dropped = {row for row, earlier in near_duplicates(texts, texts, NEAR_DUPLICATE) if earlier < row}
     return [row for index, row in enumerate(rows) if index not in dropped]
 
 

@@ -68,6 +68,11 @@ class Task(Protocol):
         ...
 
     @property
+    def column_fields(self) -> tuple[str, ...]:
+        """The task's fields that name columns."""
+        ...
+
+    @property
     def stratify_by(self) -> str | None:
         """The column by which rows are held out in proportion."""
         ...
@@ -94,6 +99,12 @@ class Task(Protocol):
 
     def lengths(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
         """Tokens of each row before anything is cut, by the name of the field that limits them."""
+        ...
+
+    def entities_cut(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, references: Sequence[Any]
+    ) -> tuple[int, int] | None:
+        """How many entities the model never reads whole, and how many there are; None for a task without entities."""
         ...
 
     def tokenizer_options(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:

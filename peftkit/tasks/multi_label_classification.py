@@ -40,6 +40,7 @@ class MultiLabelClassification(TextTask):
     class_weights: Literal["balanced"] | dict[str, float] | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
 
+    column_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
     main_metrics: ClassVar[tuple[str, ...]] = ("f1_macro", "f1_micro")
     label_smoothing: ClassVar[bool] = False
     stratify_by: ClassVar[str | None] = None

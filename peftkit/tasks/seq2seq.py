@@ -60,6 +60,7 @@ class Seq2Seq:
     trainer_class: ClassVar[type[Trainer]] = Seq2SeqTrainer
     arguments_class: ClassVar[type[TrainingArguments]] = Seq2SeqTrainingArguments
     arguments: ClassVar[Mapping[str, Any]] = {"predict_with_generate": True}
+    column_fields: ClassVar[tuple[str, ...]] = ("source", "target")
     main_metrics: ClassVar[tuple[str, ...]] = ("rougeL", "bleu")
     label_smoothing: ClassVar[bool] = True
     stratify_by: ClassVar[str | None] = None
@@ -117,6 +118,12 @@ class Seq2Seq:
             targets = tokenizer(text_target=list(dataset[self.target]), verbose=False)["input_ids"]
             found["max_target_length"] = np.array([len(row) for row in targets])
         return found
+
+    def entities_cut(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, references: Sequence[Any]
+    ) -> tuple[int, int] | None:
+        """A text has no entities."""
+        return None
 
     def tokenizer_options(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
         """Any tokenizer is right as it is."""

@@ -39,6 +39,7 @@ class SequenceClassification(TextTask):
     label_names: list[str] = field(default_factory=list)
     class_weights: Literal["balanced"] | dict[str, float] | None = None
 
+    column_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
     main_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro")
     label_smoothing: ClassVar[bool] = True
 

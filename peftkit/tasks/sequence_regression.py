@@ -27,6 +27,7 @@ class SequenceRegression(TextTask):
 
     label: str = "score"
 
+    column_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
     main_metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
     label_smoothing: ClassVar[bool] = False
     stratify_by: ClassVar[str | None] = None

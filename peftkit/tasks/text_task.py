@@ -52,6 +52,12 @@ class TextTask:
         ids = tokenizer(*(dataset[column][:] for column in self.inputs), verbose=False)["input_ids"]
         return {"max_length": np.array([len(row) for row in ids])}
 
+    def entities_cut(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, references: Sequence[Any]
+    ) -> tuple[int, int] | None:
+        """A text has no entities."""
+        return None
+
     def tokenizer_options(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
         """Any tokenizer is right as it is."""
         return {}

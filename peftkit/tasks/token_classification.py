@@ -53,6 +53,7 @@ class TokenClassification:
     trainer_class: ClassVar[type[Trainer]] = Trainer
     arguments_class: ClassVar[type[TrainingArguments]] = TrainingArguments
     arguments: ClassVar[Mapping[str, Any]] = {}
+    column_fields: ClassVar[tuple[str, ...]] = ("tokens", "tags")
     main_metrics: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall")
     label_smoothing: ClassVar[bool] = True
     stratify_by: ClassVar[str | None] = None
@@ -139,6 +140,21 @@ class TokenClassification:
         """Tokens of each row before it is split, special ones included."""
         special = tokenizer.num_special_tokens_to_add(False)
         return {"max_length": np.array([sum(counts) + special for counts in self._word_lengths(dataset, tokenizer)])}
+
+    def entities_cut(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, references: Sequence[Any]
+    ) -> tuple[int, int] | None:
+        """How many entities no part holds whole, and how many there are."""
+        budget = self.max_length - tokenizer.num_special_tokens_to_add(False)
+        cut = total = 0
+        for counts, tags in zip(self._word_lengths(dataset, tokenizer), references, strict=True):
+            held = [(first, end) for first, end, _, _ in parts(counts, budget, self.stride)]
+            for _, begin, last in get_entities(list(tags)):
+                total += 1
+                cut += not any(
+                    first <= begin and last < end and sum(counts[first:end]) <= budget for first, end in held
+                )
+        return cut, total
 
     def tokenizer_options(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
         """A byte-level vocabulary must see every word as one that follows a space."""

@@ -1,0 +1,191 @@
+"""What is wrong with labelled data, before anything is trained on it."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from peftkit.data import Splits
+from peftkit.near_duplicates import near_duplicates
+from peftkit.tasks import Task
+
+NEAR_DUPLICATE = 0.8
+# More rows are not compared: the first so many of a split stand for it.
+MOST_TRAIN, MOST_OTHER = 20_000, 2_000
+FEW_ROWS = 10
+IMBALANCED = 20
+PERCENTILES = (50, 90, 95, 99, 100)
+CUT_SHARE = 0.01
+UNKNOWN_SHARE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checks:
+    """What was found.
+
+    Attributes:
+        warnings: What may spoil a result, a sentence each.
+        classes: Rows (or entities) of each class in train.
+        lengths: By the task's field that limits them, tokens of the training rows: percentiles, the share that is
+            cut, and the least length, a multiple of 8, that keeps 99 % whole.
+        duplicates: By split, how many of its rows are in train too, exactly or nearly.
+        entities: How many entities of train the model never reads whole, and how many there are.
+    """
+
+    warnings: tuple[str, ...] = ()
+    classes: Mapping[str, int] = field(default_factory=dict)
+    lengths: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    duplicates: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    entities: Mapping[str, int] = field(default_factory=dict)
+
+
+def check_data(splits: Splits, task: Task, tokenizer: PreTrainedTokenizerBase) -> Checks:
+    """Look for duplicates between splits, conflicting labels, rare classes, and what truncation cuts."""
+    references = {split: task.references(rows, splits.labels) for split, rows in splits.rows.items()}
+    classes = task.class_counts(references["train"])
+    duplicates, warnings = _duplicates(splits, task)
+    if classes:
+        warnings += _conflicts(splits, task, references) + _balance(classes, splits.labels, task)
+    lengths, said = _lengths(splits.train, task, tokenizer)
+    warnings += said
+    entities: dict[str, int] = {}
+    if found := task.entities_cut(splits.train, tokenizer, references["train"]):
+        entities = dict(zip(("cut", "all"), found, strict=True))
+        if found[0]:
+            warnings.append(
+                f"train: {found[0]} of {found[1]} entities are longer than a part of the text; raise task.stride"
+            )
+    warnings += _unknown(splits.train, task, tokenizer)
+    return Checks(
+        warnings=tuple(warnings),
+        classes=dict(sorted(classes.items(), key=lambda entry: -entry[1])),
+        lengths=lengths,
+        duplicates=duplicates,
+        entities=entities,
+    )
+
+
+def _duplicates(splits: Splits, task: Task) -> tuple[dict[str, dict[str, int]], list[str]]:
+    train = [" ".join(text.lower().split()) for text in task.texts(splits.train)]
+    first = {text: row for row, text in reversed(list(enumerate(train)))}
+    found, warnings = {}, []
+    if len(first) < len(train):
+        found["train"] = {"exact": len(train) - len(first)}
+        warnings.append(f"train: {_share(len(train) - len(first), len(train))} repeat an earlier row")
+    for split in ("validation", "test"):
+        rows = [" ".join(text.lower().split()) for text in task.texts(splits.rows[split])]
+        exact = [row for row, text in enumerate(rows) if text in first]
+        asked = rows[:MOST_OTHER]
+        near = dict(near_duplicates(asked, train[:MOST_TRAIN], NEAR_DUPLICATE))
+        only_near = sorted(set(near) - set(exact))
+        found[split] = {"exact": len(exact), "near": len(only_near)}
+        if exact:
+            example = f"row {exact[0]} is train's row {first[rows[exact[0]]]}"
+            warnings.append(
+                f"{split}: {_share(len(exact), len(rows))} are in train word for word ({example}): scores flatter"
+            )
+        if only_near:
+            example = f"row {only_near[0]} and train's row {near[only_near[0]]}"
+            of = _share(len(only_near), len(asked))
+            warnings.append(f"{split}: {of} are nearly in train (cosine of words >= {NEAR_DUPLICATE}; {example})")
+    return found, warnings
+
+
+def _conflicts(splits: Splits, task: Task, references: Mapping[str, Sequence[Any]]) -> list[str]:
+    answers: dict[str, dict[str, str]] = defaultdict(dict)
+    for split, rows in splits.rows.items():
+        for row, (text, right) in enumerate(zip(task.texts(rows), references[split], strict=True)):
+            key = json.dumps(sorted(right) if isinstance(right, list) and not hasattr(task, "tags") else right)
+            answers[text].setdefault(key, f"{split} row {row}")
+    conflicts = [places for places in answers.values() if len(places) > 1]
+    if not conflicts:
+        return []
+    example = " and ".join(list(conflicts[0].values())[:2])
+    return [f"{len(conflicts)} texts have different labels in different rows ({example})"]
+
+
+def _balance(classes: Mapping[str, int], labels: Sequence[str], task: Task) -> list[str]:
+    names = sorted({label[2:] for label in labels if label != "O"}) if hasattr(task, "tags") else labels
+    warnings = []
+    if missing := [name for name in names if not classes.get(name)]:
+        warnings.append(f"train has no row of {_some(missing)}: {_cannot(missing)} learned")
+    if few := [name for name in names if 0 < classes.get(name, 0) < FEW_ROWS]:
+        warnings.append(f"train has fewer than {FEW_ROWS} rows of {_some(few)}")
+    largest, smallest = max(classes.values()), min(classes.values())
+    if largest > IMBALANCED * smallest:
+        hint = "; task.class_weights balanced lets all count alike" if hasattr(task, "class_weights") else ""
+        warnings.append(f"train: the largest class has {largest} rows, the smallest {smallest}{hint}")
+    return warnings
+
+
+def _lengths(
+    train: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    found, warnings = {}, []
+    for name, tokens in task.lengths(train, tokenizer).items():
+        limit = getattr(task, name)
+        percentiles = {f"p{p}": float(np.percentile(tokens, p, method="higher")) for p in PERCENTILES}
+        suggested = 8 * math.ceil(percentiles["p99"] / 8)
+        cut = int((tokens > limit).sum())
+        found[name] = {**percentiles, "limit": limit, "cut_share": cut / len(tokens), "suggested": suggested}
+        if cut > CUT_SHARE * len(tokens):
+            what = "are read in parts" if hasattr(task, "tags") else "are cut"
+            warnings.append(
+                f"train: {_share(cut, len(tokens))} {what} at task.{name} {limit}; {suggested} keeps 99 % whole"
+            )
+    return found, warnings
+
+
+def _unknown(train: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    if tokenizer.unk_token_id is None:
+        return []
+    ids = tokenizer(task.texts(train.select(range(min(1000, len(train))))), verbose=False)["input_ids"]
+    tokens = [token for row in ids for token in row]
+    unknown = tokens.count(tokenizer.unk_token_id) / max(1, len(tokens))
+    if unknown <= UNKNOWN_SHARE:
+        return []
+    return [f"train: {unknown:.0%} of the tokens are unknown to the vocabulary; take a model of the text's language"]
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count} of {total} rows ({count / total:.1%})"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _cannot(names: Sequence[str]) -> str:
+    return "it can't be" if len(names) == 1 else "they can't be"
+
+
+def described(splits: Splits, checks: Checks) -> str:
+    """The findings for people, a line each, warnings last."""
+    rows = ", ".join(f"{split} {len(found):,}" for split, found in splits.rows.items())
+    lines = [f"rows        {rows}", *(f"            {decision}" for decision in splits.decisions)]
+    if checks.classes:
+        total = sum(checks.classes.values())
+        shown = [f"{name} {count:,} ({count / total:.1%})" for name, count in list(checks.classes.items())[:12]]
+        more = f", and {len(checks.classes) - 12} more" if len(checks.classes) > 12 else ""
+        lines.append(f"classes     {', '.join(shown)}{more}")
+    for name, found in checks.lengths.items():
+        shares = ", ".join(f"{p} % up to {found[f'p{p}']:.0f}" for p in PERCENTILES[:-1])
+        lines.append(
+            f"tokens      {shares}, longest {found['p100']:.0f}; task.{name} {found['limit']:.0f} cuts "
+            f"{found['cut_share']:.1%} of rows; {found['suggested']:.0f} keeps 99 % whole"
+        )
+    if checks.entities:
+        lines.append(f"entities    {checks.entities['cut']} of {checks.entities['all']} are never read whole")
+    copies = "; ".join(
+        f"{split} {', '.join(f'{count} {kind}' for kind, count in found.items())}"
+        for split, found in checks.duplicates.items()
+    )
+    lines.append(f"duplicates  {copies}")
+    lines += [f"warning     {warning}" for warning in checks.warnings] or ["no warnings"]
+    return "\n".join(lines)

@@ -1,0 +1,26 @@
+"""Which texts are nearly the same?"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.preprocessing import normalize
+
+# A word, or one character of a script that has no spaces between words.
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+# Rows compared at a time: bounds the memory of the product.
+CHUNK = 250
+
+
+def near_duplicates(texts: Sequence[str], others: Sequence[str], threshold: float) -> Iterator[tuple[int, int]]:
+    """Numbers of a text and of another whose words and word pairs have a cosine of at least `threshold`."""
+    counts = CountVectorizer(ngram_range=(1, 2), binary=True, tokenizer=WORD.findall, token_pattern=None)
+    try:
+        unit = normalize(counts.fit_transform([*texts, *others])).tocsr()
+    except ValueError:
+        return  # not a word in any of them
+    right = unit[len(texts) :].T.tocsr()
+    for start in range(0, len(texts), CHUNK):
+        near = (unit[start : min(start + CHUNK, len(texts))] @ right).tocoo()
+        close = near.data >= threshold
+        yield from ((int(row) + start, int(other)) for row, other in zip(near.row[close], near.col[close], strict=True))
