@@ -25,9 +25,22 @@ def peer(method: str, seed: int, words: argparse.Namespace) -> dict:
     """One run of the plain Trainer."""
     output = words.work / f"trainer-{method}-{seed}.json"
     if not output.exists():
-        script = [sys.executable, HERE / "plain_trainer.py", "--method", method, "--seed", seed, "--output", output]
-        _run([*script, "--data", words.data, "--model", demo_model_folder(), "--max_steps", words.max_steps])
-    return json.loads(output.read_text())
+        settings = {
+            "data": str(words.data.resolve()), "model": str(demo_model_folder()), "kind": "SequenceClassification",
+            "task": {"text": "text", "label": "label", "max_length": 128},
+            "learning_rate": {"full": 5e-5, "lora": 1e-3, "qlora": 1e-3},
+            "training": {
+                "num_train_epochs": 1, "max_steps": words.max_steps, "per_device_train_batch_size": 32,
+                "per_device_eval_batch_size": 64,
+            },
+        }  # fmt: skip
+        file = words.work / "settings.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings))
+        script = [sys.executable, HERE / "plain_trainer.py", file, "--method", method, "--seed", seed]
+        _run([*script, "--output", output])
+    found = json.loads(output.read_text())
+    return {"accuracy": found.pop("metrics")["accuracy"], **found}
 
 
 def ours(method: str, seed: int, words: argparse.Namespace) -> dict:

@@ -1,6 +1,9 @@
 """The peer: the plain Trainer with plain peft, no peftkit code. One run, one JSON.
 
-python benchmarks/plain_trainer.py --method lora --data FOLDER --model FOLDER --seed 1 --output result.json
+    python benchmarks/plain_trainer.py SETTINGS.json --method lora --seed 1 --output result.json
+
+The settings name the data's folder, the task with its columns and lengths, and what the Trainer is to do; peftkit's
+side of a benchmark has the same.
 """
 
 import argparse
@@ -11,68 +14,191 @@ import numpy as np
 import torch
 from datasets import load_dataset
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from rouge_score import rouge_scorer
+from sacrebleu.metrics import BLEU
+from scipy.stats import pearsonr, spearmanr
+from seqeval.metrics import f1_score as entity_f1
+from sklearn.metrics import f1_score
 from transformers import (
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
     DataCollatorWithPadding,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
     Trainer,
     TrainingArguments,
     set_seed,
 )
 
-LEARNING_RATES = {"full": 5e-5, "lora": 1e-3, "qlora": 1e-3}
+
+def text_columns(task):
+    """The column of the text, or of both."""
+    return [task["text"]] + ([task["text_pair"]] if task.get("text_pair") else [])
+
+
+def classifier(kind, task, data, tokenizer):
+    """Encoded rows, keywords of the model's head, and a scorer, for one label, several, or a number."""
+    if kind == "MultiLabelClassification":
+        names = sorted({name for row in data["train"][task["label"]] for name in row})
+        head = {"num_labels": len(names), "problem_type": "multi_label_classification"}
+
+        def label(value):
+            return [float(name in value) for name in names]
+
+        def score(logits, right):
+            predicted = logits > 0
+            seen = (predicted.any(0)) | (right.any(0))
+            return {
+                "f1_macro": f1_score(right[:, seen], predicted[:, seen], average="macro", zero_division=0),
+                "f1_micro": f1_score(right, predicted, average="micro", zero_division=0),
+            }
+    elif kind == "SequenceRegression":
+        head, label = {"num_labels": 1, "problem_type": "regression"}, float
+
+        def score(logits, right):
+            return {
+                "pearson": pearsonr(logits[:, 0], right).statistic,
+                "spearman": spearmanr(logits[:, 0], right).statistic,
+            }
+    else:
+        names = sorted(data["train"].unique(task["label"]))
+        head = {"num_labels": len(names)}
+        label = names.index
+
+        def score(logits, right):
+            found = logits.argmax(-1)
+            return {"accuracy": np.mean(found == right), "f1_macro": f1_score(right, found, average="macro")}
+
+    def encode(batch):
+        texts = (batch[column] for column in text_columns(task))
+        encoded = tokenizer(*texts, truncation=True, max_length=task["max_length"])
+        return {**encoded, "labels": [label(value) for value in batch[task["label"]]]}
+
+    encoded = data.map(encode, batched=True, remove_columns=data["train"].column_names)
+    return encoded, head, lambda predictions: score(predictions.predictions, predictions.label_ids)
+
+
+def tagger(task, data, tokenizer):
+    """The same for BIO tags: the first token of a word carries the tag, longer texts are cut."""
+    kinds = sorted({tag[2:] for row in data["train"][task["tags"]] for tag in row if tag != "O"})
+    names = ["O", *(f"{place}-{kind}" for kind in kinds for place in "BI")]
+
+    def encode(batch):
+        encoded = tokenizer(
+            batch[task["tokens"]], is_split_into_words=True, truncation=True, max_length=task["max_length"]
+        )
+        labels = []
+        for row, tags in enumerate(batch[task["tags"]]):
+            places, before = encoded.word_ids(row), None
+            labels.append([])
+            for place in places:
+                labels[-1].append(-100 if place is None or place == before else names.index(tags[place]))
+                before = place
+        return {**encoded, "labels": labels}
+
+    def score(predictions):
+        found, right = predictions.predictions.argmax(-1), predictions.label_ids
+        pairs = [(said[gold != -100], gold[gold != -100]) for said, gold in zip(found, right, strict=True)]
+        return {
+            "f1": entity_f1(
+                [[names[i] for i in gold] for _, gold in pairs], [[names[i] for i in said] for said, _ in pairs]
+            )
+        }
+
+    encoded = data.map(encode, batched=True, remove_columns=data["train"].column_names)
+    return encoded, {"num_labels": len(names)}, score
+
+
+def generator(task, data, tokenizer):
+    """The same for a target text, scored on what is generated."""
+
+    def encode(batch):
+        sources = [task.get("source_prefix", "") + text for text in batch[task["source"]]]
+        encoded = tokenizer(sources, truncation=True, max_length=task["max_source_length"], return_token_type_ids=False)
+        targets = tokenizer(text_target=batch[task["target"]], truncation=True, max_length=task["max_target_length"])
+        return {**encoded, "labels": targets["input_ids"]}
+
+    def score(predictions):
+        ids = np.where(predictions.predictions == -100, tokenizer.pad_token_id, predictions.predictions)
+        said = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        rows = data["test"]
+        several = task.get("references_column")
+        right = list(rows[several]) if several in rows.column_names else [[one] for one in rows[task["target"]]]
+        rouge = rouge_scorer.RougeScorer(["rougeL"])
+        most = max(map(len, right))
+        streams = [[row[place] if place < len(row) else None for row in right] for place in range(most)]
+        return {
+            "rougeL": np.mean([rouge.score_multi(r, s)["rougeL"].fmeasure for r, s in zip(right, said, strict=True)]),
+            "bleu": BLEU().corpus_score(said, streams).score,
+        }
+
+    encoded = {split: rows.map(encode, batched=True, remove_columns=rows.column_names) for split, rows in data.items()}
+    return encoded, {}, score
 
 
 def main() -> None:
     """Train, test, write."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--method", choices=LEARNING_RATES, required=True)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("settings", type=Path)
+    parser.add_argument("--method", choices=("full", "lora", "qlora"), required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--max_steps", type=int, default=-1)
     words = parser.parse_args()
+    settings = json.loads(words.settings.read_text())
+    kind, task, folder = settings["kind"], settings["task"], Path(settings["data"])
 
-    arguments = TrainingArguments(
-        output_dir=str(words.output.with_suffix("")), num_train_epochs=1, learning_rate=LEARNING_RATES[words.method],
-        per_device_train_batch_size=32, per_device_eval_batch_size=64, seed=words.seed, report_to="none",
-        save_strategy="no", logging_steps=10, max_steps=words.max_steps, use_cpu=not torch.cuda.is_available(),
+    seq2seq = kind == "Seq2Seq"
+    trainer_class = Seq2SeqTrainer if seq2seq else Trainer
+    arguments_class = Seq2SeqTrainingArguments if seq2seq else TrainingArguments
+    arguments = arguments_class(
+        output_dir=str(words.output.with_suffix("")), learning_rate=settings["learning_rate"][words.method],
+        seed=words.seed, report_to="none", save_strategy="no", logging_steps=10, use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=True, **({"predict_with_generate": True} if seq2seq else {}), **settings["training"],
     )  # fmt: skip
     set_seed(words.seed)
-    data = load_dataset(words.data)
-    labels = sorted(data["train"].unique("label"))
-    tokenizer = AutoTokenizer.from_pretrained(words.model)
-    encoded = data.map(
-        lambda batch: {**tokenizer(batch["text"], truncation=True, max_length=128), "labels": batch["label"]},
-        batched=True, remove_columns=data["train"].column_names,
-    )  # fmt: skip
+    data = load_dataset(str(folder)) if not seq2seq else {
+        split: load_dataset("json", data_files=str(folder / f"{split}.jsonl"), split="train")
+        for split in ("train", "validation", "test")
+    }  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(settings["model"])
+    auto = AutoModelForSequenceClassification
+    if kind == "TokenClassification":
+        encoded, head, score = tagger(task, data, tokenizer)
+        auto, collator, task_type, skipped = AutoModelForTokenClassification, DataCollatorForTokenClassification(tokenizer), "TOKEN_CLS", ["classifier"]  # fmt: skip  # noqa: E501
+    elif seq2seq:
+        encoded, head, score = generator(task, data, tokenizer)
+        auto, collator, task_type, skipped = AutoModelForSeq2SeqLM, None, "SEQ_2_SEQ_LM", ["lm_head"]
+    else:
+        encoded, head, score = classifier(kind, task, data, tokenizer)
+        collator, task_type, skipped = DataCollatorWithPadding(tokenizer), "SEQ_CLS", ["classifier"]
     quantization = None
     if words.method == "qlora":
         compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         quantization = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute, llm_int8_skip_modules=["classifier"],
+            bnb_4bit_compute_dtype=compute, llm_int8_skip_modules=skipped,
         )  # fmt: skip
-    model = AutoModelForSequenceClassification.from_pretrained(
-        words.model, num_labels=len(labels), quantization_config=quantization, dtype=torch.float32
-    )
+    model = auto.from_pretrained(settings["model"], quantization_config=quantization, dtype=torch.float32, **head)
+    if seq2seq:
+        model.generation_config.max_new_tokens = task["max_target_length"]
     if quantization is not None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if words.method != "full":
-        config = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules="all-linear")
+        config = LoraConfig(task_type=task_type, r=8, lora_alpha=16, target_modules="all-linear")
         model = get_peft_model(model, config)
-    trainer = Trainer(
+    trainer = trainer_class(
         model=model, args=arguments, train_dataset=encoded["train"], eval_dataset=encoded["validation"],
-        data_collator=DataCollatorWithPadding(tokenizer), processing_class=tokenizer,
+        data_collator=collator or DataCollatorForSeq2Seq(tokenizer, model=model), processing_class=tokenizer,
     )  # fmt: skip
     trained = trainer.train().metrics
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    predictions = trainer.predict(encoded["test"])
-    accuracy = float(np.mean(predictions.predictions.argmax(-1) == predictions.label_ids))
     result = {
-        "accuracy": accuracy,
+        "metrics": {name: float(value) for name, value in score(trainer.predict(encoded["test"])).items()},
         "process_peak": int(peak.split()[1]) * 1024,
         "train_seconds": trained["train_runtime"],
         "steps": trainer.state.global_step,

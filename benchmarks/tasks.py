@@ -1,0 +1,284 @@
+"""Every task: full, LoRA and QLoRA on real data, peftkit beside the plain Trainer, as one table.
+
+    python benchmarks/tasks.py --data FOLDER [--only trec,mrpc] [--table]
+
+FOLDER holds a folder of JSON Lines a data set. Seeded subsets of at most 1,000 training and 1,000 test rows are drawn.
+Both sides of a row run at the same time, a core each, so that a busy machine slows both alike. A row that stands in
+benchmarks/results/tasks.json with the same settings is not run again: the same command goes on where it stopped.
+`--table` only prints what is there.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from peftkit.demo.model import demo_model_folder
+from peftkit.measure import environment
+
+HERE = Path(__file__).resolve().parent
+RESULT = HERE / "results" / "tasks.json"
+METHODS = ("full", "lora", "qlora")
+DATA_SEED = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One data set of the table."""
+
+    files: dict[str, str]
+    kind: str
+    task: dict
+    metrics: tuple[str, ...]
+    epochs: int
+    seeds: tuple[int, ...] = (1,)
+    train: int = 1000
+    test: int = 1000
+    batch: int = 32
+    model: str = "demo"
+    learning_rate: dict[str, float] = field(default_factory=lambda: {"full": 5e-5, "lora": 1e-3, "qlora": 1e-3})
+
+
+TEXT = {"text": "text", "label": "label", "max_length": 64}
+PAIR = {"text": "sentence1", "text_pair": "sentence2", "max_length": 96}
+THREE = {"train": "train.jsonl", "validation": "dev.jsonl", "test": "test.jsonl"}
+TWO = {"train": "train.jsonl", "test": "test.jsonl"}
+SEEDS = (1, 2, 3)
+T5 = {"model": "demo-seq2seq", "batch": 16, "learning_rate": {"full": 1e-3, "lora": 3e-3, "qlora": 3e-3}}
+ROWS = {
+    "sst2_sentences": Row(
+        files=THREE, kind="SequenceClassification", task=TEXT, metrics=("accuracy",), epochs=3, seeds=SEEDS
+    ),
+    "trec": Row(files=TWO, kind="SequenceClassification", task=TEXT, metrics=("accuracy",), epochs=3, seeds=SEEDS),
+    "mrpc": Row(
+        files=THREE, kind="SequenceClassification", task={**PAIR, "label": "label"}, metrics=("accuracy", "f1_macro"),
+        epochs=3, seeds=SEEDS,
+    ),
+    "wnut17": Row(
+        files=THREE, kind="TokenClassification", task={"tokens": "tokens", "tags": "ner_tags", "max_length": 96},
+        metrics=("f1",), epochs=3, seeds=SEEDS,
+    ),
+    "banking77": Row(files=TWO, kind="SequenceClassification", task=TEXT, metrics=("accuracy",), epochs=8),
+    "stsb": Row(
+        files=THREE, kind="SequenceRegression", task={**PAIR, "label": "score"}, epochs=3,
+        metrics=("pearson", "spearman"),
+    ),
+    "goemotions": Row(
+        files=THREE, kind="MultiLabelClassification", task={**TEXT, "label": "labels"}, epochs=4,
+        metrics=("f1_macro", "f1_micro"),
+    ),
+    "waimai10k": Row(
+        files={"train": "all.jsonl"}, kind="SequenceClassification", task=TEXT, metrics=("accuracy",), epochs=3,
+        model="minilm-zh",
+    ),
+    "e2e_nlg": Row(
+        files=THREE, kind="Seq2Seq", metrics=("rougeL", "bleu"), epochs=6, **T5,
+        task={"source": "source", "target": "target", "references_column": "targets", "max_source_length": 96,
+              "max_target_length": 64},
+    ),
+    "dialogsum": Row(
+        files=THREE, kind="Seq2Seq", metrics=("rougeL", "bleu"), epochs=3, test=500, **T5,
+        task={"source": "source", "target": "target", "references_column": "targets",
+              "source_prefix": "summarize: ", "max_source_length": 256, "max_target_length": 64},
+    ),
+    "multi30k": Row(
+        files=THREE, kind="Seq2Seq", metrics=("rougeL", "bleu"), epochs=6, **T5,
+        task={"source": "en", "target": "de", "max_source_length": 64, "max_target_length": 64},
+    ),
+}  # fmt: skip
+
+
+def subset(name: str, row: Row, words: argparse.Namespace) -> Path:
+    """The seeded rows of a data set, as three files; drawn once."""
+    folder = words.work / "data" / name
+    if folder.exists():
+        return folder
+    found = {
+        split: (words.data / name / file).read_text(encoding="utf-8").splitlines() for split, file in row.files.items()
+    }
+    chance = random.Random(DATA_SEED)
+    for lines in found.values():
+        chance.shuffle(lines)
+    for split, most in (("test", row.test), ("validation", 500)):
+        if split not in found:
+            found[split], found["train"] = found["train"][:most], found["train"][most:]
+    folder.mkdir(parents=True)
+    for split, most in (("train", row.train), ("validation", 500), ("test", row.test)):
+        (folder / f"{split}.jsonl").write_text("\n".join(found[split][:most]) + "\n", encoding="utf-8")
+    return folder
+
+
+def chinese_model(words: argparse.Namespace) -> Path:
+    """all-MiniLM-L6-v2 with the vocabulary of bert-base-chinese; tokens that it does not know get random vectors."""
+    folder = words.work / "minilm-zh"
+    if not folder.exists():
+        source = demo_model_folder()
+        vocabulary = words.data.parent / "tokenizers" / "bert-base-chinese"
+        tokenizer, known = AutoTokenizer.from_pretrained(vocabulary), AutoTokenizer.from_pretrained(source).get_vocab()
+        weights = load_file(source / "model.safetensors")
+        name = next(name for name in weights if name.endswith("word_embeddings.weight"))
+        old = weights[name]
+        new = torch.randn(len(tokenizer), old.shape[1], generator=torch.Generator().manual_seed(0)) * old.std()
+        for token, index in tokenizer.get_vocab().items():
+            if token in known:
+                new[index] = old[known[token]]
+        folder.mkdir(parents=True)
+        save_file({**weights, name: new}, folder / "model.safetensors", {"format": "pt"})
+        config = json.loads((source / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "vocab_size": len(tokenizer)}))
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def commands(name: str, row: Row, method: str, seed: int, words: argparse.Namespace) -> dict[str, tuple[list, Path]]:
+    """For either side its command and the file that it leaves."""
+    model = str(chinese_model(words)) if row.model == "minilm-zh" else str(demo_model_folder(row.model))
+    training = {
+        "num_train_epochs": row.epochs, "per_device_train_batch_size": row.batch, "per_device_eval_batch_size": 64,
+    }  # fmt: skip
+    settings = {
+        "data": str(subset(name, row, words)), "model": model, "kind": row.kind, "task": row.task,
+        "training": training, "learning_rate": row.learning_rate,
+    }  # fmt: skip
+    file = words.work / f"{name}.json"
+    file.write_text(json.dumps(settings))
+    recipe = {
+        "name": f"{name} {method}",
+        "model": {"name_or_path": model},
+        "data": {"path": settings["data"]},
+        "task": {"class_path": f"peftkit.tasks.{row.kind}", "init_args": row.task},
+        "method": {"name": method},
+        "training": {
+            **training, "learning_rate": row.learning_rate[method], "seed": seed, "logging_steps": 10,
+            "disable_tqdm": True,
+            "output_dir": str(words.work / f"peftkit-{name}-{method}-{seed}"),
+        },
+    }  # fmt: skip
+    if method != "full":
+        adapter = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+        recipe["method"]["peft"] = {"class_path": "peft.LoraConfig", "init_args": adapter}
+    if method == "qlora":
+        recipe["method"]["quantization"] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    ours = words.work / f"peftkit-{name}-{method}-{seed}.yaml"
+    ours.write_text(json.dumps(recipe))
+    theirs = words.work / f"trainer-{name}-{method}-{seed}.json"
+    plain = [sys.executable, HERE / "plain_trainer.py", file, "--method", method, "--seed", seed, "--output", theirs]
+    return {
+        "trainer": (plain, theirs),
+        "peftkit": (
+            [sys.executable, "-m", "peftkit.cli", "train", ours],
+            Path(recipe["training"]["output_dir"]) / "report.json",
+        ),
+    }  # fmt: skip
+
+
+def run_both(sides: dict[str, tuple[list, Path]], words: argparse.Namespace) -> None:
+    """Both sides at once, a core each; neither where it is done."""
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    running = []
+    for side, (command, file) in sides.items():
+        if not done(file):
+            print("+", " ".join(map(str, command)), flush=True)
+            log = (words.work / f"{side}.log").open("a")
+            running.append(
+                subprocess.Popen([str(word) for word in command], env=variables, stdout=log, stderr=subprocess.STDOUT)
+            )
+    if failed := [process.args for process in running if process.wait()]:
+        sys.exit(f"failed: {failed[0]}; see {words.work}/*.log")
+
+
+def done(file: Path) -> bool:
+    """Whether a side has finished."""
+    return file.exists() and json.loads(file.read_text()).get("status", "complete") == "complete"
+
+
+def measured(file: Path) -> dict:
+    """What a side measured, in the words of the plain one."""
+    found = json.loads(file.read_text())
+    if "status" not in found:
+        return found
+    return {
+        "metrics": {name: value for name, value in found["metrics"]["test"].items() if isinstance(value, float)},
+        "process_peak": found["memory"]["process_peak"],
+        "train_seconds": found["times"]["train"],
+        "steps": found["audit"]["end_step"],
+        "trainable": found["parameters"]["trainable"],
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """Means over seeds, peftkit beside the Trainer; time and memory as ratios of medians."""
+    lines = [
+        "| data | metric | seeds | full | LoRA | QLoRA | plain: full | LoRA | QLoRA | train time | peak memory |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in ROWS.items():
+        for metric in row.metrics:
+            mine = [found for found in rows if found["data"] == name]
+            if not mine:
+                continue
+            cells = [name, metric, str(len({found["seed"] for found in mine}))]
+            for side in ("peftkit", "trainer"):
+                for method in METHODS:
+                    values = [found[side]["metrics"][metric] for found in mine if found["method"] == method]
+                    cells.append(shown(values, percent=metric != "bleu"))
+            for what in ("train_seconds", "process_peak"):
+                medians = [statistics.median(found[side][what] for found in mine) for side in ("peftkit", "trainer")]
+                cells.append(f"{medians[0] / medians[1]:.2f}")
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def shown(values: list[float], *, percent: bool) -> str:
+    """The mean, and over several seeds the standard deviation."""
+    if not values:
+        return ""
+    values = [100 * value for value in values] if percent else values
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def main() -> None:
+    """Run what is not done yet, then write the result and print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/tasks"))
+    parser.add_argument("--only", default=",".join(ROWS))
+    parser.add_argument("--table", action="store_true")
+    words = parser.parse_args()
+    words.work = words.work.resolve()
+    words.work.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    # The first seed of every data set comes first: half a table is a table.
+    for seed in SEEDS:
+        for name in words.only.split(","):
+            for method in METHODS if seed in ROWS[name].seeds and not words.table else ():
+                settings = {name: value for name, value in vars(ROWS[name]).items() if name not in ("seeds", "metrics")}
+                row = {"data": name, "method": method, "seed": seed, "settings": settings}
+                if any(row == {part: found[part] for part in row} for found in rows):
+                    continue
+                sides = commands(name, ROWS[name], method, seed, words)
+                run_both(sides, words)
+                rows = [
+                    found for found in rows if (found["data"], found["method"], found["seed"]) != (name, method, seed)
+                ]
+                rows.append({**row, **{side: measured(file) for side, (_, file) in sides.items()}})
+                result = {"environment": environment(), "rows": rows}
+                RESULT.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+                for side in sides:
+                    shutil.rmtree(words.work / f"{side}-{name}-{method}-{seed}", ignore_errors=True)
+    print("\n" + table(rows) + f"\n\nwritten: {RESULT}")
+
+
+if __name__ == "__main__":
+    main()
