@@ -18,9 +18,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from peftkit import DataConfig, ModelConfig, Recipe, Seq2Seq, full
+from peftkit.data import load_splits
 from peftkit.demo.docstrings import LIBRARIES, documented, modules, place_of, prose
 from peftkit.demo.summaries import summaries
 from peftkit.log import set_up_logging
+from peftkit.metrics.text import text_metrics
 from peftkit.run import run
 
 # Installed with peftkit; the first seven are also the demo's, of which modules from 0.5 on are kept apart.
@@ -110,7 +112,7 @@ def main() -> None:
         Recipe(
             name="seq2seq_base",
             model=ModelConfig(name_or_path=str(start)),
-            data=DataConfig(path=str(words.work), max_eval_samples=200),
+            data=DataConfig(path=str(words.work)),
             task=Seq2Seq(max_source_length=64, max_target_length=48),
             method=full(),
             training=dict(
@@ -120,7 +122,13 @@ def main() -> None:
             ),
         )
     )  # fmt: skip
-    print(f"{len(found)} rows; test:", report.metrics["test"])
+    answers = [json.loads(line) for line in (words.work / "base" / "predictions.jsonl").read_text().splitlines()]
+    jobs = load_splits(DataConfig(path=str(words.work)), Seq2Seq()).test["source"]
+    print(f"{len(found[1000:])} training rows, {report.data['rows']}")
+    for job in ("restore", "summarize"):
+        mine = [answer for answer, source in zip(answers, jobs, strict=True) if source.startswith(job)]
+        scores = text_metrics([answer["text"] for answer in mine], [answer["reference"] for answer in mine])
+        print(f"{job}: {len(mine)} test rows, " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
 
 
 if __name__ == "__main__":

@@ -135,6 +135,17 @@ def load_finished(folder: str | Path, task: Task, **options: Any) -> PreTrainedM
     return model
 
 
+def position_limit(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model can read; None where positions are relative and nothing ends."""
+    config: Any = getattr(model.config, "encoder", model.config)
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    for name, module in model.named_modules():
+        # RoBERTa's first positions, up to the pad token's id, stand for padding.
+        if limit and name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return limit - module.padding_idx - 1
+    return limit
+
+
 def head_modules(model: PreTrainedModel, missing_keys: set[str]) -> tuple[str, ...]:
     """The modules to train, save and keep out of quantization, given the parameters the checkpoint did not bring.
 

@@ -73,6 +73,7 @@ def parse_recipe(words: Sequence[str], base: Recipe, prog: str = "recipe") -> Re
     # What stands in a Python recipe has been checked by no one yet.
     dict_to_recipe(recipe_to_dict(base))
     parser = build_parser(base, prog)
+    words = _with_full_task(words)
     given = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}
     named = {name.split(".")[1]: None for name in sorted(given) if name.startswith("training.")}
     # A value that is also the library's default is kept when the user wrote it.
@@ -123,11 +124,35 @@ def dict_to_recipe(plain: Mapping[str, Any]) -> Recipe:
     for path in dotted_paths(plain):
         if path not in names and not path.startswith(inside):
             raise UserError(f"unknown field '{path}'{nearest(path, names)}")
+    plain = dict(plain)
+    if isinstance(task := plain.get("task"), Mapping) and isinstance(name := task.get("class_path"), str):
+        plain["task"] = {**task, "class_path": _full_task(name)}
+    elif isinstance(task, str):
+        plain["task"] = _full_task(task)
     try:
-        config = parser.parse_object(dict(plain), defaults=True)
+        config = parser.parse_object(plain, defaults=True)
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(one_line(str(error), names)) from None
     return _to_recipe(config, base)
+
+
+def _full_task(name: str) -> str:
+    """`peftkit.tasks.NAME` for the bare NAME of a task; any other as it is. Raises UserError for one that is none."""
+    names = [kind.__name__ for kind in TASKS]
+    if "." not in name and name not in names:
+        raise UserError(f"task: '{name}' is no task{nearest(name, names)}; one of {', '.join(names)}")
+    return name if "." in name else f"peftkit.tasks.{name}"
+
+
+def _with_full_task(words: Sequence[str]) -> list[str]:
+    """The words with the task in full, whether it follows `--task` or is a part of it."""
+    full, follows = [], False
+    for word in words:
+        if word.startswith("--task="):
+            word = f"--task={_full_task(word.removeprefix('--task='))}"
+        full.append(_full_task(word) if follows else word)
+        follows = word == "--task"
+    return full
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:

@@ -86,12 +86,12 @@ def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report
     for decision in splits.decisions:
         logger.info("%s", decision)
     tokenizer = load_tokenizer(recipe.model, task)
-    run_folder.fit_length(tokenizer, recipe)
     checks = check_data(splits, task, tokenizer) if is_rank_zero() else Checks()
     for warning in checks.warnings:
         logger.warning("data: %s", warning)
     encoded = {name: task.encode(rows, tokenizer, splits.labels) for name, rows in splits.rows.items()}
     base = load_base(recipe.model, task, tokenizer, splits.labels, recipe.method.quantization)
+    run_folder.fit_length(tokenizer, base.model, task)
     check_precision(base.model, fp16=arguments.fp16)
     model = methods.apply(recipe.method, base.model, base.head, task.task_type, base.unused)
     methods.check_head(model, set(base.missing_keys))

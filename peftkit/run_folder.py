@@ -20,7 +20,7 @@ from peftkit.files import without_home, write_json, write_text
 from peftkit.log import is_rank_zero, logger
 from peftkit.measure import is_out_of_memory
 from peftkit.methods import plain_name
-from peftkit.model import load_base, load_finished
+from peftkit.model import load_base, load_finished, position_limit
 from peftkit.parsing import read_recipe, recipe_to_yaml
 from peftkit.recipe import Recipe
 from peftkit.report import FILE_NAME, read_report
@@ -59,13 +59,12 @@ def choose(recipe: Recipe) -> Path:
     return folder
 
 
-def fit_length(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
-    """Let the tokenizer carry the length that the task reads. Raises UserError when it allows fewer."""
-    field = "max_source_length" if hasattr(recipe.task, "max_source_length") else "max_length"
-    length = getattr(recipe.task, field)
-    # T5 has no positions to run out of; 512 is only what it was pretrained on.
-    if length > tokenizer.model_max_length and "T5" not in type(tokenizer).__name__:
-        raise UserError(f"task.{field}: {length} is more than the model's {tokenizer.model_max_length} positions")
+def fit_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, task: Task) -> None:
+    """Let the tokenizer carry the length that the task reads. Raises UserError when the model has fewer positions."""
+    field = "max_source_length" if hasattr(task, "max_source_length") else "max_length"
+    length, limit = getattr(task, field), position_limit(model)
+    if limit is not None and length > limit:
+        raise UserError(f"task.{field}: {length} is more than the model's {limit} positions")
     tokenizer.model_max_length = length
 
 

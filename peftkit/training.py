@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch.utils.data import SequentialSampler
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -108,7 +109,7 @@ def make_trainer(
 ) -> Trainer:
     """The library's Trainer on encoded splits `train` and `validation`; `score` is asked during training."""
     task = recipe.task
-    return task.trainer_class(
+    trainer = task.trainer_class(
         model=cast(PreTrainedModel, model),
         args=arguments,
         data_collator=task.collator(tokenizer, model),
@@ -121,3 +122,6 @@ def make_trainer(
         preprocess_logits_for_metrics=lambda logits, _: task.reduce(first_output(logits)),
         callbacks=[audit],
     )
+    # Grouped by length, evaluation too would come in a random order; answers belong to rows by their place.
+    trainer._get_eval_sampler = SequentialSampler  # type: ignore[method-assign, assignment]
+    return trainer

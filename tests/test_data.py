@@ -1,10 +1,12 @@
 import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 from datasets import Dataset, DatasetDict
 
 from peftkit import DataConfig, SequenceClassification
-from peftkit.data import load_splits
+from peftkit.data import load_rows, load_splits
 from peftkit.errors import UserError
 
 TASK = SequenceClassification()
@@ -90,7 +92,11 @@ def test_sizes_are_cut_by_the_seed(tmp_path):
     ("records", "fields", "said"),
     [
         (rows(20), {"train_split": "tain"}, None),
-        ([{"sentence": "a", "label": 1}] * 20, {}, "train has no column 'text' among sentence, label"),
+        (
+            [{"sentence": "a", "label": 1}] * 20,
+            {},
+            "has no column 'text' among sentence, label; name the right one with",
+        ),
         (rows(20), {"test_split": "tset"}, "data.test_split: no split 'tset'"),
         (rows(20, ("same",)), {}, "1 label found"),
     ],
@@ -125,3 +131,82 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path):
     (tmp_path / "a.xyz").write_text("x")
     with pytest.raises(UserError, match=r"unknown file format '\.xyz'"):
         load(tmp_path / "a.xyz")
+
+
+def test_a_folder_whose_splits_have_other_columns(tmp_path):
+    write(tmp_path / "train.jsonl", rows(20))
+    write(tmp_path / "dev.jsonl", [{**row, "more": ["a", "b"]} for row in rows(6)])
+    write(tmp_path / "test.jsonl", [{**row, "id": 3} for row in rows(4)])
+    splits = load(tmp_path)
+    assert [len(found) for found in splits.rows.values()] == [20, 6, 4]
+    assert splits.validation["more"][0] == ["a", "b"]
+
+
+def test_a_bad_row_is_named_with_its_file_and_number(tmp_path):
+    write(tmp_path / "train.jsonl", rows(20))
+    write(tmp_path / "test.jsonl", [*rows(3), {"text": " ", "label": "no"}, {"text": "a", "label": "maybe"}])
+    with pytest.raises(
+        UserError, match=r", test, row 3 \(from 0\), column 'text': empty; .* \(and 1 more; peftkit check"
+    ):
+        load(tmp_path)
+    config = DataConfig(path=str(tmp_path), data_files={"train": "train.jsonl", "test": "test.jsonl"})
+    with pytest.raises(UserError, match=r"^test\.jsonl, row 3 "):
+        load_splits(config, TASK)
+
+
+@pytest.fixture
+def database(tmp_path):
+    path = tmp_path / "reviews.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("create table reviews (text text, label text, year integer)")
+        connection.executemany(
+            "insert into reviews values (?, ?, ?)",
+            [(row["text"], row["label"], 2020 + number % 2) for number, row in enumerate(rows(60, ("a", "b", "c")))],
+        )
+        connection.commit()
+    return path
+
+
+@pytest.mark.parametrize("address", ["{}", "sqlite:///{}"])
+def test_a_query_is_data(database, address):
+    path = address.format(database)
+    splits = load_splits(DataConfig(path=path, sql="select text, label from reviews where year = 2020"), TASK)
+    assert sum(len(found) for found in splits.rows.values()) == 30
+    assert splits.labels == ("a", "b", "c")
+    # Another row is seen: nothing is read from a cache.
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("insert into reviews values ('new', 'a', 2020)")
+        connection.commit()
+    splits = load_splits(DataConfig(path=path, sql="select text, label from reviews where year = 2020"), TASK)
+    assert sum(len(found) for found in splits.rows.values()) == 31
+
+
+@pytest.mark.parametrize(
+    ("path", "sql", "said"),
+    [
+        ("{}", "select stars from reviews", "data.sql: the query failed: .*no such column: stars"),
+        ("nowhere.db", "select 1", "no such SQLite file, nor a database's address"),
+        ("postgresql://me:secret@host/db", "select 1", "a password would be saved; put it into the environment"),
+        ("nosuch://host/db", "select 1", "data.sql: the query failed"),
+    ],
+)
+def test_a_query_that_fails_is_one_line(database, path, sql, said):
+    with pytest.raises(UserError, match=said) as raised:
+        load_rows(DataConfig(path=path.format(database), sql=sql))
+    assert "secret" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_another_training_seed_sees_the_same_rows(tmp_path):
+    path = write(tmp_path / "a.jsonl", rows(100))
+    assert load(path).fingerprint == load(path).fingerprint != load(path, seed=2).fingerprint
+
+
+def test_numbers_keep_their_names_when_rows_are_held_out(tmp_path):
+    names = [f"name {number}" for number in range(12)]
+    path = write(tmp_path / "a.jsonl", [{"text": f"text {i}", "label": i % 12} for i in range(240)])
+    task = SequenceClassification(label_names=names)
+    splits = load_splits(DataConfig(path=str(path)), task)
+    for found in splits.rows.values():
+        for row, name in zip(found, task.references(found, splits.labels), strict=True):
+            assert name == f"name {int(row['text'].split()[1]) % 12}"

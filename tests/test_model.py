@@ -4,7 +4,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peftkit import ModelConfig, Quantization, Seq2Seq, SequenceClassification
 from peftkit.errors import UserError
-from peftkit.model import check_precision, head_modules, load_base, load_finished, load_tokenizer, source
+from peftkit.model import (
+    check_precision,
+    head_modules,
+    load_base,
+    load_finished,
+    load_tokenizer,
+    position_limit,
+    source,
+)
 
 TASK = SequenceClassification(max_length=32)
 
@@ -114,3 +122,25 @@ def test_t5_in_float16_is_refused(checkpoints, dtype, fp16, word):
         with pytest.raises(UserError, match=f"{word}: t5 overflows in float16"):
             check_precision(load(checkpoints / "t5", task, dtype=dtype).model, fp16=fp16)
     check_precision(load(checkpoints / "bert").model, fp16=True)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task", "limit"),
+    [
+        ("bert", TASK, 512),
+        ("roberta", TASK, 513),
+        ("bart", Seq2Seq(), 512),
+        ("gpt2", TASK, 512),
+        ("t5", Seq2Seq(), None),
+        ("bert", Seq2Seq(), 512),
+    ],
+)
+def test_positions_end_where_the_model_ends(checkpoints, architecture, task, limit):
+    loaded = load(checkpoints / architecture, task)
+    assert position_limit(loaded.model) == limit
+    if architecture in ("bert", "roberta") and task is TASK:
+        most = torch.full((1, limit), 5)
+        with torch.no_grad():
+            loaded.model(input_ids=most, attention_mask=torch.ones_like(most))
+            with pytest.raises((IndexError, RuntimeError)):
+                loaded.model(input_ids=torch.full((1, limit + 1), 5), attention_mask=torch.ones(1, limit + 1))

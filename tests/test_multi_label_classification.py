@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
         lines = [
             {
                 "text": text,
-                "labels": [topic for topic, words in TOPICS.items() if any(w in text.lower() for w in words)],
+                "label": [topic for topic, words in TOPICS.items() if any(w in text.lower() for w in words)],
             }
             for text in rows["text"][:200]
         ]
@@ -74,7 +74,7 @@ def test_a_threshold_of_the_recipe_is_kept():
     encoded = Dataset.from_dict({"labels": [[1.0, 1.0], [0.0, 0.0]]})
     assert task.fitted(np.array([[0.6, 0.6], [0.2, 0.2]]), encoded, ("a", "b")).thresholds == {"a": 0.9, "b": 0.4}
     with pytest.raises(UserError, match=r"task\.thresholds: no label 'z'"):
-        MultiLabelClassification(thresholds={"z": 0.5}).find_labels(Dataset.from_dict({"labels": [["a"]]}))
+        MultiLabelClassification(thresholds={"z": 0.5}).find_labels(Dataset.from_dict({"label": [["a"]]}))
 
 
 @pytest.mark.parametrize(
@@ -87,23 +87,23 @@ def test_a_threshold_of_the_recipe_is_kept():
     ],
 )
 def test_labels_are_names_numbers_or_strings(values, task, labels, names):
-    data = Dataset.from_dict({"text": ["t"] * 3, "labels": values})
+    data = Dataset.from_dict({"text": ["t"] * 3, "label": values})
     assert task.find_labels(data) == labels
     assert task.references(data, labels) == names
     assert not list(task.problems(data, labels, "train"))
 
 
 def test_a_declared_order_is_kept():
-    data = Dataset.from_dict({"labels": [[1], [0]]}).cast_column(
-        "labels", List(ClassLabel(names=["zebra", "ant", "cow"]))
+    data = Dataset.from_dict({"label": [[1], [0]]}).cast_column(
+        "label", List(ClassLabel(names=["zebra", "ant", "cow"]))
     )
     assert TASK.find_labels(data) == ("zebra", "ant", "cow")
     assert TASK.references(data, ()) == [["ant"], ["zebra"]]
 
 
 def test_rows_that_cannot_be_used_are_named():
-    data = Dataset.from_dict({"text": ["a", "b"], "labels": [["x"], None]})
-    assert "row 1 (from 0), column 'labels': no list of labels" in next(TASK.problems(data, ("x",), "f"))
+    data = Dataset.from_dict({"text": ["a", "b"], "label": [["x"], None]})
+    assert "row 1 (from 0), column 'label': no list of labels" in next(TASK.problems(data, ("x",), "f"))
     assert "label 'x' does not occur in train" in next(TASK.problems(data, ("y",), "f"))
 
 

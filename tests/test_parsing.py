@@ -8,6 +8,7 @@ from peft import IA3Config, LoraConfig
 from peftkit import DataConfig, Method, ModelConfig, Quantization, Recipe, SequenceClassification, full, lora, qlora
 from peftkit.errors import UserError
 from peftkit.parsing import build_parser, parse_recipe, read_recipe, recipe_to_dict, recipe_to_yaml
+from peftkit.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 LORA = Recipe(name="a", method=lora(r=4), training={"learning_rate": 1e-3, "max_steps": 10})
@@ -181,3 +182,23 @@ def test_lora_configs_class_is_kept_with_its_other_arguments():
     assert isinstance(recipe.method.peft, LoraConfig)
     assert recipe.method.peft.use_dora
     assert recipe.method.peft.r == 4
+
+
+def test_a_task_by_its_bare_name(tmp_path):
+    from peftkit import Seq2Seq, TokenClassification
+
+    recipe = parse_recipe(["--task", "TokenClassification", "--task.stride", "9"], Recipe())
+    assert recipe.task == TokenClassification(stride=9)
+    assert parse_recipe(["--task=peftkit.tasks.Seq2Seq"], Recipe()).task == Seq2Seq()
+    (tmp_path / "r.yaml").write_text("task: {class_path: Seq2Seq, init_args: {generation: {num_beams: 4}}}\n")
+    assert read_recipe(tmp_path / "r.yaml").task == Seq2Seq(generation={"num_beams": 4})
+    (tmp_path / "r.yaml").write_text("task: Seq2Sec\n")
+    with pytest.raises(UserError, match="'Seq2Sec' is no task; did you mean 'Seq2Seq'"):
+        read_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("kind", TASKS, ids=lambda kind: kind.__name__)
+def test_every_task_goes_to_yaml_and_back(tmp_path, kind):
+    recipe = Recipe(task=kind())
+    (tmp_path / "r.yaml").write_text(recipe_to_yaml(recipe))
+    assert read_recipe(tmp_path / "r.yaml").task == kind()

@@ -3,7 +3,8 @@ import json
 import pytest
 from datasets import Dataset
 
-from peftkit import SequenceRegression, full, lora
+from peftkit import DataConfig, SequenceRegression, full, lora
+from peftkit.data import load_splits
 from peftkit.demo.docstrings import load_docstrings
 from peftkit.export import export
 from peftkit.predict import predict
@@ -44,3 +45,14 @@ def test_what_is_no_number_is_named():
     problems = list(TASK.problems(data, (), "f.csv"))
     assert problems[0].startswith("f.csv, row 1 (from 0), column 'share': 'nan' is not a finite number")
     assert "row 2" in problems[1]
+
+
+def test_batches_of_like_length_leave_every_answer_with_its_row(small_recipe, file, tmp_path):
+    words = {"train_sampling_strategy": "group_by_length", "per_device_eval_batch_size": 4}
+    run(small_recipe("bert", full(), TASK, str(file), max_steps=4, **words))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    load_splits(DataConfig(path=str(file), max_eval_samples=40), TASK).test.to_json(tmp_path / "test.jsonl")
+    predict(tmp_path / "run", tmp_path / "test.jsonl", tmp_path / "out.jsonl")
+    found = [json.loads(line)["score"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert found == pytest.approx([row["score"] for row in rows], abs=1e-5)
+    assert len(set(found)) > 20

@@ -34,7 +34,7 @@ class MultiLabelClassification(TextTask):
         thresholds: Probability from which a label is given, by name; chosen on validation for those not named.
     """
 
-    label: str = "labels"
+    label: str = "label"
     separator: str = ","
     label_names: list[str] = field(default_factory=list)
     class_weights: Literal["balanced"] | dict[str, float] | None = None

@@ -25,7 +25,7 @@ class SequenceRegression(TextTask):
         max_length: Tokens kept of a text or a pair.
     """
 
-    label: str = "score"
+    label: str = "label"
 
     column_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
     main_metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")

@@ -1,0 +1,178 @@
+import json
+
+import pytest
+
+from peftkit import (
+    DataConfig,
+    ModelConfig,
+    MultiLabelClassification,
+    Seq2Seq,
+    SequenceClassification,
+    TokenClassification,
+)
+from peftkit.cli import main
+from peftkit.data import load_splits
+from peftkit.data_checks import check_data, described
+from peftkit.model import load_tokenizer
+from peftkit.run import run
+
+WORDS = "the quick brown fox jumps over a lazy dog while seven wise owls watch from an old tree"
+
+
+def text(number):
+    """Texts of which no two are alike: ten words that depend on the number."""
+    words = WORDS.split()
+    return " ".join(words[(number * step + step) % len(words)] + str(number * step % 97) for step in range(1, 11))
+
+
+def checked(tmp_path, task, **splits):
+    for split, rows in splits.items():
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_splits(DataConfig(path=str(tmp_path)), task)
+    tokenizer = load_tokenizer(ModelConfig(), task)
+    return found, check_data(found, task, tokenizer)
+
+
+def rows(start, count, **more):
+    return [{"text": text(n), "label": "ab"[n % 2], **more} for n in range(start, start + count)]
+
+
+def test_clean_data_has_no_warnings(tmp_path):
+    splits, checks = checked(
+        tmp_path, SequenceClassification(), train=rows(0, 60), validation=rows(100, 20), test=rows(200, 20)
+    )
+    assert checks.warnings == ()
+    assert checks.classes == {"a": 30, "b": 30}
+    assert checks.duplicates["test"] == {"exact": 0, "near": 0}
+    assert described(splits, checks).endswith("no warnings")
+
+
+def test_duplicates_exact_and_near_and_conflicts_are_found(tmp_path):
+    train = rows(0, 60)
+    near = {**train[5], "text": train[5]["text"] + " indeed"}
+    copy = {**train[7], "text": train[7]["text"].upper() + " "}
+    other = {**train[9], "label": "a"}
+    splits, checks = checked(
+        tmp_path, SequenceClassification(), train=[*train, train[3]], validation=rows(100, 20),
+        test=[*rows(200, 20), near, copy, other],
+    )  # fmt: skip
+    assert checks.duplicates == {
+        "train": {"exact": 1},
+        "validation": {"exact": 0, "near": 0},
+        "test": {"exact": 2, "near": 1},
+    }
+    said = "\n".join(checks.warnings)
+    assert "train: 1 of 61 rows (1.6%) repeat an earlier row" in said
+    assert "test: 2 of 23 rows (8.7%) are in train word for word (row 21 is train's row 7)" in said
+    assert "(cosine of words >= 0.8; row 20 and train's row 5)" in said
+    assert "1 texts have different labels in different rows (train row 9 and test row 22)" in said
+    assert "warning     test: 2 of 23" in described(splits, checks)
+
+
+def test_rare_and_unequal_classes_are_named(tmp_path):
+    train = [*rows(0, 300), {"text": "one of its kind", "label": "c"}]
+    _, checks = checked(tmp_path, SequenceClassification(), train=train, validation=rows(400, 9), test=rows(500, 9))
+    said = "\n".join(checks.warnings)
+    assert "train has fewer than 10 rows of c" in said
+    assert "the largest class has 150 rows, the smallest 1; task.class_weights balanced" in said
+
+
+def test_what_is_cut_and_what_length_would_do(tmp_path):
+    task = SequenceClassification(max_length=16)
+    splits, checks = checked(tmp_path, task, train=rows(0, 60), validation=rows(100, 9), test=rows(200, 9))
+    tokenizer = load_tokenizer(ModelConfig(), task)
+    tokens = sorted(len(tokenizer(row)["input_ids"]) for row in splits.train["text"])
+    found = checks.lengths["max_length"]
+    assert found["p100"] == tokens[-1]
+    assert found["cut_share"] == 1.0
+    assert found["suggested"] % 8 == 0
+    assert sum(n <= found["suggested"] for n in tokens) >= 0.99 * len(tokens)
+    assert (
+        f"train: 60 of 60 rows (100.0%) are cut at task.max_length 16; {found['suggested']} keeps 99 % whole"
+        in checks.warnings
+    )
+
+
+def test_a_foreign_language_is_noticed(tmp_path):
+    foreign = [{"text": "\u0461 \u0463 \u0467 \u0469 " * 3 + str(n), "label": "ab"[n % 2]} for n in range(30)]
+    _, checks = checked(tmp_path, SequenceClassification(), train=foreign, validation=rows(0, 9), test=rows(20, 9))
+    assert any("of the tokens are unknown to the vocabulary" in warning for warning in checks.warnings)
+
+
+def test_entities_that_no_part_holds_are_counted(tmp_path):
+    tagged = [
+        {"tokens": ["x"] * 30, "ner_tags": ["O"] * 5 + ["B-a"] + ["I-a"] * length + ["O"] * (24 - length)}
+        for length in (1, 2, 20)
+    ]
+    _, checks = checked(
+        tmp_path, TokenClassification(max_length=12, stride=4), train=tagged, validation=tagged, test=tagged
+    )
+    assert checks.entities == {"cut": 1, "all": 3}
+    assert checks.classes == {"a": 3}
+
+
+def test_other_tasks(tmp_path):
+    pairs = [{"source": text(n), "target": text(n + 50)} for n in range(30)]
+    (tmp_path / "a").mkdir()
+    _, checks = checked(
+        tmp_path / "a", Seq2Seq(max_target_length=8), train=pairs, validation=pairs[:3], test=pairs[5:9]
+    )
+    assert set(checks.lengths) == {"max_source_length", "max_target_length"}
+    assert checks.duplicates["test"]["exact"] == 4
+    labelled = [{"text": text(n), "label": ["a", "b"][: n % 3]} for n in range(30)]
+    (tmp_path / "b").mkdir()
+    _, checks = checked(
+        tmp_path / "b", MultiLabelClassification(), train=labelled, validation=labelled[:3], test=labelled[:3]
+    )
+    assert checks.classes == {"a": 20, "b": 10}
+
+
+def test_the_run_keeps_and_tells_the_warnings(small_recipe, tmp_path, capsys):
+    recipe = small_recipe(task=SequenceClassification(max_length=8), max_steps=3)
+    report = run(recipe)
+    assert any("are cut at task.max_length 8" in warning for warning in report.data["checks"]["warnings"])
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def make(train, test):
+        for split, found in (("train", train), ("test", test)):
+            (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+        path = tmp_path / "r.yaml"
+        path.write_text(f"data: {{path: '{tmp_path}'}}\ntask: SequenceClassification\n")
+        return str(path)
+
+    return make
+
+
+def test_the_command_reports_and_writes(recipe, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "check",
+                recipe(rows(0, 60), rows(100, 9)),
+                "--output",
+                str(tmp_path / "out.json"),
+                "--task.max_length",
+                "64",
+            ]
+        )
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "rows        train 51, validation 9, test 9" in said
+    assert "classes     " in said
+    assert json.loads((tmp_path / "out.json").read_text())["checks"]["lengths"]["max_length"]["limit"] == 64
+
+
+def test_the_command_lists_what_is_fatal(recipe, tmp_path, capsys):
+    bad = [{"text": None, "label": "a"}, {"text": "x", "label": "never seen"}]
+    with pytest.raises(SystemExit) as ended:
+        main(["check", recipe(rows(0, 60), [*rows(100, 9), *bad])])
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 2
+    assert (
+        f"{tmp_path}, test, row 10 (from 0), column 'label': label 'never seen' does not occur in train" in captured.out
+    )
+    assert captured.err.startswith("peftkit: 2 rows can't be used; the first: ")
+    assert len(captured.err.splitlines()) == 1
