@@ -19,7 +19,8 @@ LAUNCHERS = {
     "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators", "2"],
 }
 FEW = ["--training.max_steps", "4", "--data.max_train_samples", "96", "--data.max_eval_samples", "40"]
-FEW += ["--training.per_device_train_batch_size", "4", "--training.disable_tqdm", "true", "--task.max_length", "32"]
+FEW += ["--training.per_device_train_batch_size", "4", "--training.disable_tqdm", "true"]
+SHORT = {"seq2seq": ["--task.max_source_length", "32", "--task.max_target_length", "8"]}
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +32,7 @@ def launch(launcher, recipe, words, folder):
             free.bind(("127.0.0.1", 0))
             start += ["--master_port", str(free.getsockname()[1])]
     command = [*start, str(recipe), "--training.output_dir", str(folder), *FEW, *words]
+    command += SHORT.get(recipe.stem.split("_")[1], ["--task.max_length", "32"])
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

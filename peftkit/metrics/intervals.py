@@ -6,6 +6,8 @@ import numpy as np
 from scipy.stats import bootstrap
 
 RESAMPLES = 1000
+# Row numbers drawn at a time: bounds the memory.
+AT_ONCE = 1_000_000
 
 
 def bootstrap_interval(
@@ -19,6 +21,7 @@ def bootstrap_interval(
     if rows < 2:
         return [statistic(np.arange(rows))] * 2
     found = bootstrap(
-        (np.arange(rows),), statistic, vectorized=False, n_resamples=n_resamples, method="percentile", rng=seed
-    ).confidence_interval
+        (np.arange(rows),), statistic, vectorized=False, n_resamples=n_resamples, method="percentile", rng=seed,
+        batch=max(1, AT_ONCE // rows),
+    ).confidence_interval  # fmt: skip
     return [float(found.low), float(found.high)]

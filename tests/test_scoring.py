@@ -1,0 +1,46 @@
+"""Evaluation keeps an answer a row, never the logits of a whole split."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys, json
+from peftkit import DataConfig, ModelConfig, Recipe, SequenceClassification, full
+from peftkit import measure, run as run_module
+from peftkit.log import set_up_logging
+from peftkit.training import AuditCallback
+set_up_logging()
+folder, model, output = sys.argv[1:]
+before = {}
+saved = run_module.run_folder.filling
+def filling(path):
+    before["peak"] = measure.process_peak_bytes()  # after training, before anything is evaluated
+    return saved(path)
+run_module.run_folder.filling = filling
+recipe = Recipe(
+    model=ModelConfig(name_or_path=model), data=DataConfig(path=folder), task=SequenceClassification(max_length=8),
+    method=full(), training=dict(
+        max_steps=3, per_device_train_batch_size=256, per_device_eval_batch_size=256, output_dir=output,
+        disable_tqdm=True,
+    ),
+)
+report = run_module.run(recipe)
+print(json.dumps([before["peak"], measure.process_peak_bytes(), report.data["rows"], len(report.data["labels"])]))
+"""
+
+
+@pytest.mark.slow
+def test_ten_thousand_classes_on_twenty_thousand_rows(checkpoints, tmp_path):
+    for split, rows in (("train", 20_000), ("validation", 1_000), ("test", 20_000)):
+        lines = [json.dumps({"text": f"{split} number {n}", "label": n % 10_000}) + "\n" for n in range(rows)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines))
+    words = [sys.executable, "-W", "ignore", "-c", SCRIPT, tmp_path, checkpoints / "bert", tmp_path / "run"]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    before, after, rows, labels = json.loads(done.stdout.splitlines()[-1])
+    assert (rows["test"], labels) == (20_000, 10_000)
+    # The logits of the test split alone are 800 MB.
+    assert after - before < 100e6, f"{before / 1e6:.0f} MB before evaluation, {after / 1e6:.0f} MB after"
