@@ -8,8 +8,6 @@ from pathlib import Path
 import peftkit
 from peftkit.errors import UserError, exit_code_of
 
-MOST_PROBLEMS = 20
-
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
@@ -110,26 +108,10 @@ def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
 
 
 def _check(chosen: argparse.Namespace, words: list[str]) -> None:
-    import dataclasses
-
-    from peftkit.data import find_splits, load_splits, row_problems
-    from peftkit.data_checks import check_data, described
-    from peftkit.files import write_json
-    from peftkit.model import load_tokenizer
+    from peftkit.check import check
     from peftkit.parsing import parse_recipe, read_recipe
 
-    recipe = parse_recipe(words, read_recipe(chosen.recipe), prog="peftkit check RECIPE")
-    found = find_splits(recipe.data, recipe.task)
-    problems = row_problems(recipe.data, recipe.task, found, recipe.task.find_labels(found["train"]))
-    for problem in problems[:MOST_PROBLEMS]:
-        print(problem)
-    if problems:
-        raise UserError(f"{len(problems)} rows can't be used; the first: {problems[0]}")
-    splits = load_splits(recipe.data, recipe.task)
-    checks = check_data(splits, recipe.task, load_tokenizer(recipe.model, recipe.task))
-    print(described(splits, checks))
-    if chosen.output is not None:
-        write_json(chosen.output, {**splits.describe(), "checks": dataclasses.asdict(checks)})
+    print(check(parse_recipe(words, read_recipe(chosen.recipe), prog="peftkit check RECIPE"), chosen.output))
 
 
 def _export(chosen: argparse.Namespace, words: list[str]) -> None:

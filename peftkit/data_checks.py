@@ -163,29 +163,3 @@ def _some(names: Sequence[str]) -> str:
 
 def _cannot(names: Sequence[str]) -> str:
     return "it can't be" if len(names) == 1 else "they can't be"
-
-
-def described(splits: Splits, checks: Checks) -> str:
-    """The findings for people, a line each, warnings last."""
-    rows = ", ".join(f"{split} {len(found):,}" for split, found in splits.rows.items())
-    lines = [f"rows        {rows}", *(f"            {decision}" for decision in splits.decisions)]
-    if checks.classes:
-        total = sum(checks.classes.values())
-        shown = [f"{name} {count:,} ({count / total:.1%})" for name, count in list(checks.classes.items())[:12]]
-        more = f", and {len(checks.classes) - 12} more" if len(checks.classes) > 12 else ""
-        lines.append(f"classes     {', '.join(shown)}{more}")
-    for name, found in checks.lengths.items():
-        shares = ", ".join(f"{p} % up to {found[f'p{p}']:.0f}" for p in PERCENTILES[:-1])
-        lines.append(
-            f"tokens      {shares}, longest {found['p100']:.0f}; task.{name} {found['limit']:.0f} cuts "
-            f"{found['cut_share']:.1%} of rows; {found['suggested']:.0f} keeps 99 % whole"
-        )
-    if checks.entities:
-        lines.append(f"entities    {checks.entities['cut']} of {checks.entities['all']} are never read whole")
-    copies = "; ".join(
-        f"{split} {', '.join(f'{count} {kind}' for kind, count in found.items())}"
-        for split, found in checks.duplicates.items()
-    )
-    lines.append(f"duplicates  {copies}")
-    lines += [f"warning     {warning}" for warning in checks.warnings] or ["no warnings"]
-    return "\n".join(lines)

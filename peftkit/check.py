@@ -1,0 +1,56 @@
+"""A recipe's data looked at before anything is trained, and what was found in words."""
+
+import dataclasses
+from pathlib import Path
+
+from peftkit.data import Splits, find_splits, load_splits, row_problems
+from peftkit.data_checks import PERCENTILES, Checks, check_data
+from peftkit.errors import UserError
+from peftkit.files import write_json
+from peftkit.model import load_tokenizer
+from peftkit.recipe import Recipe
+
+MOST_PROBLEMS = 20
+
+
+def check(recipe: Recipe, output: Path | None = None) -> str:
+    """What was found, a line each; `output` takes it as JSON too.
+
+    Prints the first rows that can't be used, and raises UserError with their number.
+    """
+    found = find_splits(recipe.data, recipe.task)
+    if problems := row_problems(recipe.data, recipe.task, found, recipe.task.find_labels(found["train"])):
+        for problem in problems[:MOST_PROBLEMS]:
+            print(problem)
+        raise UserError(f"{len(problems)} rows can't be used; the first: {problems[0]}")
+    splits = load_splits(recipe.data, recipe.task)
+    checks = check_data(splits, recipe.task, load_tokenizer(recipe.model, recipe.task))
+    if output is not None:
+        write_json(output, {**splits.describe(), "checks": dataclasses.asdict(checks)})
+    return described(splits, checks)
+
+
+def described(splits: Splits, checks: Checks) -> str:
+    """The findings for people, a line each, warnings last."""
+    rows = ", ".join(f"{split} {len(found):,}" for split, found in splits.rows.items())
+    lines = [f"rows        {rows}", *(f"            {decision}" for decision in splits.decisions)]
+    if checks.classes:
+        total = sum(checks.classes.values())
+        shown = [f"{name} {count:,} ({count / total:.1%})" for name, count in list(checks.classes.items())[:12]]
+        more = f", and {len(checks.classes) - 12} more" if len(checks.classes) > 12 else ""
+        lines.append(f"classes     {', '.join(shown)}{more}")
+    for name, found in checks.lengths.items():
+        shares = ", ".join(f"{p} % up to {found[f'p{p}']:.0f}" for p in PERCENTILES[:-1])
+        lines.append(
+            f"tokens      {shares}, longest {found['p100']:.0f}; task.{name} {found['limit']:.0f} cuts "
+            f"{found['cut_share']:.1%} of rows; {found['suggested']:.0f} keeps 99 % whole"
+        )
+    if checks.entities:
+        lines.append(f"entities    {checks.entities['cut']} of {checks.entities['all']} are never read whole")
+    copies = "; ".join(
+        f"{split} {', '.join(f'{count} {kind}' for kind, count in found.items())}"
+        for split, found in checks.duplicates.items()
+    )
+    lines.append(f"duplicates  {copies}")
+    lines += [f"warning     {warning}" for warning in checks.warnings] or ["no warnings"]
+    return "\n".join(lines)
