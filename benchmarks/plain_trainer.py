@@ -189,7 +189,11 @@ def main() -> None:
     if quantization is not None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if words.method != "full":
-        config = LoraConfig(task_type=task_type, r=8, lora_alpha=16, target_modules="all-linear")
+        # For tagging peft takes the head for one more linear layer and then can't train it; left out by name.
+        left_out = skipped if kind == "TokenClassification" else None
+        config = LoraConfig(
+            task_type=task_type, r=8, lora_alpha=16, target_modules="all-linear", exclude_modules=left_out
+        )
         model = get_peft_model(model, config)
     trainer = trainer_class(
         model=model, args=arguments, train_dataset=encoded["train"], eval_dataset=encoded["validation"],
