@@ -74,10 +74,13 @@ def classifier(kind, task, data, tokenizer):
             found = logits.argmax(-1)
             return {"accuracy": np.mean(found == right), "f1_macro": f1_score(right, found, average="macro")}
 
+    # Under another name: a new column `labels` would be cast to the old one's integers.
+    data = data.rename_column(task["label"], "right")
+
     def encode(batch):
         texts = (batch[column] for column in text_columns(task))
         encoded = tokenizer(*texts, truncation=True, max_length=task["max_length"])
-        return {**encoded, "labels": [label(value) for value in batch[task["label"]]]}
+        return {**encoded, "labels": [label(value) for value in batch["right"]]}
 
     encoded = data.map(encode, batched=True, remove_columns=data["train"].column_names)
     return encoded, head, lambda predictions: score(predictions.predictions, predictions.label_ids)
