@@ -78,21 +78,21 @@ ROWS = {
         metrics=("f1_macro", "f1_micro"),
     ),
     "waimai10k": Row(
-        files={"train": "all.jsonl"}, kind="SequenceClassification", task=TEXT, metrics=("accuracy",), epochs=3,
+        files={"train": "all.jsonl"}, kind="SequenceClassification", task=TEXT, metrics=("accuracy",), epochs=2,
         model="minilm-zh",
     ),
     "e2e_nlg": Row(
-        files=THREE, kind="Seq2Seq", metrics=("rougeL", "bleu"), epochs=6, **T5,
+        files=THREE, kind="Seq2Seq", metrics=("rougeL", "bleu"), epochs=3, **T5,
         task={"source": "source", "target": "target", "references_column": "targets", "max_source_length": 96,
               "max_target_length": 64},
     ),
     "dialogsum": Row(
-        files=THREE, kind="Seq2Seq", metrics=("rougeL", "bleu"), epochs=3, test=500, **T5,
+        files=THREE, kind="Seq2Seq", metrics=("rougeL", "bleu"), epochs=2, test=500, **T5,
         task={"source": "source", "target": "target", "references_column": "targets",
               "source_prefix": "summarize: ", "max_source_length": 256, "max_target_length": 64},
     ),
     "multi30k": Row(
-        files=THREE, kind="Seq2Seq", metrics=("rougeL", "bleu"), epochs=6, **T5,
+        files=THREE, kind="Seq2Seq", metrics=("rougeL", "bleu"), epochs=4, **T5,
         task={"source": "en", "target": "de", "max_source_length": 64, "max_target_length": 64},
     ),
 }  # fmt: skip
