@@ -1,43 +1,20 @@
-"""Labelled data to splits: a hub id, a local folder, a file, a query, or the embedded docstrings."""
+"""Labelled rows to splits: checked, held out where a split is absent, cut to size, and fingerprinted."""
 
 import hashlib
-import importlib.util
 import json
-import os
-import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas
-from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets import Dataset
 
-from peftkit.demo.docstrings import load_docstrings
-from peftkit.demo.entities import load_entities
-from peftkit.demo.summaries import load_summaries
 from peftkit.errors import UserError
-from peftkit.files import without_password
 from peftkit.recipe import DataConfig
+from peftkit.sources import DEMOS, load_rows, shown_path
 from peftkit.tasks import Task
 
-# File name ending -> builder of `datasets` and its arguments.
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".arrow": ("arrow", {}),
-}
 HELD_OUT_SHARE = 0.15
-DEMOS: dict[str, Callable[[], DatasetDict]] = {
-    "demo": load_docstrings,
-    "demo-entities": load_entities,
-    "demo-summaries": load_summaries,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +79,7 @@ def load_splits(config: DataConfig, task: Task) -> Splits:
             splits[split] = splits[split].shuffle(seed=config.seed).select(range(limit))
         if not len(splits[split]):
             raise UserError(f"data: {split} has no rows")
-    fingerprint = _fingerprint(splits, task.columns)
+    fingerprint = _fingerprint(splits, (*task.columns, *task.scored_columns))
     return Splits(**splits, labels=labels, fingerprint=fingerprint, decisions=tuple(decisions))
 
 
@@ -125,6 +102,10 @@ def find_splits(config: DataConfig, task: Task) -> dict[str, Dataset]:
                     f"data.path: {where(config, split)} has no column '{column}' among "
                     f"{', '.join(rows.column_names)}; name the right one with {words}"
                 )
+        for column in task.scored_columns if split != "train" else ():
+            if column not in rows.column_names:
+                there = f"has no column '{column}' among {', '.join(rows.column_names)}"
+                raise UserError(f"data.path: {where(config, split)} {there}, yet task.references_column names it")
     return splits
 
 
@@ -140,92 +121,6 @@ def where(config: DataConfig, split: str) -> str:
         return config.data_files[name]
     alone = config.path in DEMOS or Path(config.path).expanduser().is_file()
     return shown_path(config) if alone else f"{shown_path(config)}, {name}"
-
-
-def shown_path(config: DataConfig) -> str:
-    """The path without the password that a database's address may hold."""
-    return without_password(config.path)
-
-
-def load_rows(config: DataConfig) -> DatasetDict:
-    """The rows as they are, by split; a single file is a split `train`. Raises UserError when they can't be had."""
-    if config.path in DEMOS:
-        return DEMOS[config.path]()
-    path = Path(config.path).expanduser()
-    try:
-        if config.sql is not None:
-            return DatasetDict({config.train_split: _query(config.path, config.sql)})
-        if config.data_files is not None:
-            folder = path if path.is_dir() else Path()
-            files = {split: folder / Path(file).expanduser() for split, file in config.data_files.items()}
-            for split, file in files.items():
-                if not file.is_file():
-                    raise UserError(f"data.data_files.{split}: {file}: no such file")
-            return DatasetDict({split: _file(file, split) for split, file in files.items()})
-        if path.is_file():
-            return DatasetDict({config.train_split: _file(path, config.train_split)})
-        if path.is_dir():
-            if (path / "dataset_dict.json").exists():
-                return load_from_disk(str(path))
-            return _folder(str(path), config.name)
-        if config.path.startswith((".", "/", "~")) or path.suffix in FORMATS:
-            raise UserError(f"data.path: {config.path}: no such file or folder")
-        return load_dataset(config.path, config.name, revision=config.revision)
-    except (DatasetGenerationError, DatasetNotFoundError, OSError, ValueError, RuntimeError, ImportError) as error:
-        cause = error.__cause__ or error
-        said = without_password(" ".join(str(cause).split())[:300])
-        raise UserError(f"data.path: {shown_path(config)}: can't be read: {said}") from error
-
-
-def _file(path: Path, split: str) -> Dataset:
-    builder, options = _format(path)
-    return load_dataset(builder, data_files={split: str(path)}, split=split, **options)
-
-
-def _folder(path: str, name: str | None) -> DatasetDict:
-    """The splits of a folder; each with the columns that it has, which need not be the same."""
-    files = load_dataset_builder(path, name).config.data_files
-    if not files:
-        return load_dataset(path, name)
-    return DatasetDict(
-        {split: load_dataset(path, name, data_files={split: of}, split=split) for split, of in files.items()}
-    )
-
-
-def _query(path: str, sql: str) -> Dataset:
-    """The rows of a query, read anew each time: a database changes. `path` is a SQLite file or a database's address."""
-    file = Path(path).expanduser()
-    try:
-        if file.is_file():
-            with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
-                return Dataset.from_pandas(pandas.read_sql(sql, connection), preserve_index=False)
-        if "://" not in path:
-            raise UserError(
-                f"data.path: {path}: no such SQLite file, nor a database's address such as postgresql://..."
-            )
-        if without_password(path) != path:
-            raise UserError("data.path: a password would be saved; put it into the environment: user:$PASSWORD@host")
-        if importlib.util.find_spec("sqlalchemy") is None:
-            raise UserError("data.path: a database's address needs SQLAlchemy; run: pip install 'peftkit[sql]'")
-        return Dataset.from_pandas(pandas.read_sql(sql, os.path.expandvars(path)), preserve_index=False)
-    except UserError:
-        raise
-    except Exception as error:
-        # Each driver has errors of its own.
-        said = without_password(" ".join(str(error).split())[:300])
-        raise UserError(f"data.sql: the query failed: {said}") from error
-
-
-def with_files(config: DataConfig, file: Path) -> DataConfig:
-    """The same columns, read from one file."""
-    return replace(config, path=str(file), data_files=None, name=None, revision=None)
-
-
-def _format(path: Path) -> tuple[str, dict[str, Any]]:
-    try:
-        return FORMATS[path.suffix.lower()]
-    except KeyError:
-        raise UserError(f"{path.name}: unknown file format '{path.suffix}'; one of {' '.join(FORMATS)}") from None
 
 
 def _hold_out(train: Dataset, task: Task, seed: int) -> tuple[Dataset, Dataset, str]:
@@ -254,7 +149,8 @@ def _fingerprint(splits: dict[str, Dataset], columns: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for split in sorted(splits):
         digest.update(f"{split} {len(splits[split])}\n".encode())
-        for row in splits[split].select_columns(list(columns)):
-            digest.update(json.dumps([row[column] for column in columns], ensure_ascii=False, default=str).encode())
+        there = [column for column in columns if column in splits[split].column_names]
+        for row in splits[split].select_columns(there):
+            digest.update(json.dumps([row[column] for column in there], ensure_ascii=False, default=str).encode())
             digest.update(b"\n")
     return digest.hexdigest()

@@ -1,14 +1,14 @@
 """The tokenizer and the base model, quantized or not, and the head: what the checkpoint did not bring."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers.integrations.deepspeed as hf_deepspeed
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.core_model_loading import WeightRenaming
 
 from peftkit.demo.model import demo_model_folder
@@ -89,7 +89,10 @@ def load_base(
         output_loading_info=True,
         **task.model_config(labels),
     )
-    with _loading(config), starting_point(source(config), task.auto_model, tokenizer, options) as start:
+    with _loading(config), ExitStack() as stack:
+        # Sharded weights can't be written down as a checkpoint.
+        with _no_zero3():
+            start = stack.enter_context(starting_point(source(config), task.auto_model, tokenizer, options))
         if quantization is not None:
             # The head must be known before anything is quantized; the meta device reads no weights.
             with _no_zero3():
@@ -116,12 +119,20 @@ def load_base(
     return BaseModel(model=model, missing_keys=frozenset(missing), head=head_modules(model, missing), unused=unused)
 
 
-def check_precision(model: PreTrainedModel, *, fp16: bool) -> None:
-    """Raise UserError for a model that is known to overflow in the float16 that it is to be trained in."""
+def check_precision(model: PreTrainedModel, quantization: Quantization | None, arguments: TrainingArguments) -> None:
+    """Raise UserError for a model that is known to overflow in the float16 that it is to be trained or scored in."""
     kinds = {model.config.model_type, getattr(getattr(model.config, "decoder", None), "model_type", "")}
-    if kinds & OVERFLOW_IN_FLOAT16 and (fp16 or model.dtype == torch.float16):
-        word = "training.fp16" if fp16 else "model.dtype"
-        raise UserError(f"{word}: {model.config.model_type} overflows in float16; take bfloat16 or float32")
+    if not kinds & OVERFLOW_IN_FLOAT16:
+        return
+    words = {
+        "training.fp16": arguments.fp16,
+        "training.fp16_full_eval": arguments.fp16_full_eval,
+        "method.quantization.bnb_4bit_compute_dtype": quantization and quantization.bnb_4bit_compute_dtype == "float16",
+        "model.dtype": model.dtype == torch.float16,
+    }
+    for word, asked in words.items():
+        if asked:
+            raise UserError(f"{word}: {model.config.model_type} overflows in float16; take bfloat16 or float32")
 
 
 def load_finished(folder: str | Path, task: Task, **options: Any) -> PreTrainedModel:
@@ -138,6 +149,8 @@ def load_finished(folder: str | Path, task: Task, **options: Any) -> PreTrainedM
 def position_limit(model: PreTrainedModel) -> int | None:
     """The most tokens that the model can read; None where positions are relative and nothing ends."""
     config: Any = getattr(model.config, "encoder", model.config)
+    if getattr(config, "relative_attention_num_buckets", None):
+        return None
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     for name, module in model.named_modules():
         # RoBERTa's first positions, up to the pad token's id, stand for padding.

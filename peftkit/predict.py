@@ -1,12 +1,11 @@
 """Answers for a file of texts, by a run or by any finished model."""
 
 import csv
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -14,14 +13,14 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from peftkit.data import load_rows
 from peftkit.errors import UserError
-from peftkit.files import write_text
+from peftkit.files import writing
 from peftkit.log import logger
 from peftkit.model import load_finished
 from peftkit.parsing import dict_to_recipe
 from peftkit.recipe import DataConfig, Recipe
 from peftkit.run_folder import RECEIPT, RECIPE, Trained, label_names, load_run
+from peftkit.sources import load_rows
 from peftkit.tasks import (
     MultiLabelClassification,
     Seq2Seq,
@@ -63,11 +62,13 @@ def predict(
             raise UserError(f"{file}: no column '{column}' among {', '.join(rows.column_names)}; name it with {words}")
     if problem := next(trained.task.input_problems(rows, str(file)), None):
         raise UserError(problem)
-    found = []
-    for start in tqdm(range(0, len(rows), BATCH_SIZE), desc="predict", unit="batch"):
-        found += _answers(trained, rows.select(range(start, min(start + BATCH_SIZE, len(rows)))))
-    write_text(output, _csv(found) if output.suffix == ".csv" else _jsonl(found))
-    logger.info("%d rows predicted: %s", len(found), output)
+    if not len(rows):
+        raise UserError(f"{file}: has no rows")
+    with writing(output) as text:
+        for start in tqdm(range(0, len(rows), BATCH_SIZE), desc="predict", unit="batch"):
+            answers = _answers(trained, rows.select(range(start, min(start + BATCH_SIZE, len(rows)))))
+            (_write_csv if output.suffix == ".csv" else _write_jsonl)(text, answers, start)
+    logger.info("%d rows predicted: %s", len(rows), output)
     return output
 
 
@@ -133,21 +134,21 @@ def _answers(trained: Trained, rows: Dataset) -> list[Mapping[str, Any]]:
     return task.answer(np.stack(padded), encoded, rows, trained.tokenizer, trained.labels)
 
 
-def _jsonl(found: list[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps({"row": row, **one}, ensure_ascii=False) + "\n" for row, one in enumerate(found))
+def _write_jsonl(file: IO[str], answers: list[Mapping[str, Any]], start: int) -> None:
+    for row, one in enumerate(answers, start):
+        file.write(json.dumps({"row": row, **one}, ensure_ascii=False) + "\n")
 
 
-def _csv(found: list[Mapping[str, Any]]) -> str:
+def _write_csv(file: IO[str], answers: list[Mapping[str, Any]], start: int) -> None:
     """A column a value; a probability a label; lists with a space between tags and a comma between labels."""
-    text = io.StringIO()
-    names = list(found[0].get("probabilities", ()))
-    plain = [name for name in found[0] if name not in ("probabilities", "entities")]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", *plain, *(f"probability of {name}" for name in names)])
-    for row, one in enumerate(found):
+    names = list(answers[0].get("probabilities", ()))
+    plain = [name for name in answers[0] if name not in ("probabilities", "entities")]
+    writer = csv.writer(file, lineterminator="\n")
+    if start == 0:
+        writer.writerow(["row", *plain, *(f"probability of {name}" for name in names)])
+    for row, one in enumerate(answers, start):
         values = [
             (" " if name == "tags" else ",").join(one[name]) if isinstance(one[name], list) else one[name]
             for name in plain
         ]
         writer.writerow([row, *values, *(one["probabilities"][name] for name in names)])
-    return text.getvalue()

@@ -92,7 +92,7 @@ def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report
     encoded = {name: task.encode(rows, tokenizer, splits.labels) for name, rows in splits.rows.items()}
     base = load_base(recipe.model, task, tokenizer, splits.labels, recipe.method.quantization)
     run_folder.fit_length(tokenizer, base.model, task)
-    check_precision(base.model, fp16=arguments.fp16)
+    check_precision(base.model, recipe.method.quantization, arguments)
     model = methods.apply(recipe.method, base.model, base.head, task.task_type, base.unused)
     methods.check_head(model, set(base.missing_keys))
 
@@ -173,7 +173,7 @@ def _live_logits(task: Task, model: Any, batch: Any, device: torch.device) -> di
     """The batch and what the model, as it stands in memory, makes of it; every rank takes part."""
     model.eval()
     inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
-    inputs = dict(task.held_out(inputs, model.config.get_text_config(decoder=True).vocab_size))
+    inputs = dict(task.held_out(inputs, model.config))
     logits = first_output(model(**inputs).logits)
     kept = {name: tensor.cpu().contiguous() for name, tensor in inputs.items()}
     return {**kept, "logits": logits.float().cpu().contiguous()}

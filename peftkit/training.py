@@ -27,6 +27,14 @@ from peftkit.methods import usual_learning_rate
 from peftkit.recipe import Recipe
 from peftkit.tasks.text_task import first_output
 
+# Words of the Trainer's whose other value leaves evaluation without answers.
+NEEDED_TO_SCORE = {
+    "predict_with_generate": True,
+    "prediction_loss_only": False,
+    "eval_do_concat_batches": True,
+    "batch_eval_metrics": False,
+}
+
 
 def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
     """The recipe's `training`, with peftkit's choices where it names none, and the ranks joined.
@@ -39,6 +47,9 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
         raise UserError(
             f"training.label_smoothing_factor: has no meaning for {type(recipe.task).__name__}; leave it out"
         )
+    for word, needed in NEEDED_TO_SCORE.items():
+        if given.get(word, needed) != needed:
+            raise UserError(f"training.{word}: must be {str(needed).lower()}, or nothing could be scored; leave it out")
     use_cpu = bool(given.get("use_cpu")) or not torch.accelerator.is_available()
     chosen: dict[str, Any] = {
         "report_to": "none",

@@ -1,12 +1,10 @@
 import json
-import sqlite3
-from contextlib import closing
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 
 from peftkit import DataConfig, SequenceClassification
-from peftkit.data import load_rows, load_splits
+from peftkit.data import load_splits
 from peftkit.errors import UserError
 
 TASK = SequenceClassification()
@@ -62,13 +60,6 @@ def test_named_files_and_columns(tmp_path):
     assert len(splits.test) == 30
 
 
-def test_a_folder_saved_by_datasets_keeps_its_label_order(tmp_path):
-    data = Dataset.from_list(rows(40, ("zebra", "ant"))).class_encode_column("label")
-    data = data.cast_column("label", data.features["label"].__class__(names=["ant", "zebra", "never"]))
-    DatasetDict({"train": data, "validation": data, "test": data}).save_to_disk(tmp_path / "d")
-    assert load(tmp_path / "d").labels == ("ant", "zebra", "never")
-
-
 def test_numbers_are_labels_in_their_own_order(tmp_path):
     assert load(write(tmp_path / "a.jsonl", rows(60, (10, 9, 2)))).labels == ("2", "9", "10")
 
@@ -111,37 +102,6 @@ def test_what_is_wrong_is_one_line(tmp_path, records, fields, said):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("path", "said"),
-    [
-        ("./nowhere.jsonl", "no such file or folder"),
-        ("nowhere.csv", "no such file or folder"),
-        ("no-such/data-anywhere", "can't be read"),
-    ],
-)
-def test_data_that_cannot_be_had_is_one_line(path, said):
-    with pytest.raises(UserError, match=f"data.path: {path}: {said}"):
-        load(path)
-
-
-def test_a_file_that_is_not_what_its_name_says(tmp_path):
-    (tmp_path / "a.jsonl").write_text("this is { not json\n")
-    with pytest.raises(UserError, match="can't be read"):
-        load(tmp_path / "a.jsonl")
-    (tmp_path / "a.xyz").write_text("x")
-    with pytest.raises(UserError, match=r"unknown file format '\.xyz'"):
-        load(tmp_path / "a.xyz")
-
-
-def test_a_folder_whose_splits_have_other_columns(tmp_path):
-    write(tmp_path / "train.jsonl", rows(20))
-    write(tmp_path / "dev.jsonl", [{**row, "more": ["a", "b"]} for row in rows(6)])
-    write(tmp_path / "test.jsonl", [{**row, "id": 3} for row in rows(4)])
-    splits = load(tmp_path)
-    assert [len(found) for found in splits.rows.values()] == [20, 6, 4]
-    assert splits.validation["more"][0] == ["a", "b"]
-
-
 def test_a_bad_row_is_named_with_its_file_and_number(tmp_path):
     write(tmp_path / "train.jsonl", rows(20))
     write(tmp_path / "test.jsonl", [*rows(3), {"text": " ", "label": "no"}, {"text": "a", "label": "maybe"}])
@@ -152,49 +112,6 @@ def test_a_bad_row_is_named_with_its_file_and_number(tmp_path):
     config = DataConfig(path=str(tmp_path), data_files={"train": "train.jsonl", "test": "test.jsonl"})
     with pytest.raises(UserError, match=r"^test\.jsonl, row 3 "):
         load_splits(config, TASK)
-
-
-@pytest.fixture
-def database(tmp_path):
-    path = tmp_path / "reviews.db"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("create table reviews (text text, label text, year integer)")
-        connection.executemany(
-            "insert into reviews values (?, ?, ?)",
-            [(row["text"], row["label"], 2020 + number % 2) for number, row in enumerate(rows(60, ("a", "b", "c")))],
-        )
-        connection.commit()
-    return path
-
-
-@pytest.mark.parametrize("address", ["{}", "sqlite:///{}"])
-def test_a_query_is_data(database, address):
-    path = address.format(database)
-    splits = load_splits(DataConfig(path=path, sql="select text, label from reviews where year = 2020"), TASK)
-    assert sum(len(found) for found in splits.rows.values()) == 30
-    assert splits.labels == ("a", "b", "c")
-    # Another row is seen: nothing is read from a cache.
-    with closing(sqlite3.connect(database)) as connection:
-        connection.execute("insert into reviews values ('new', 'a', 2020)")
-        connection.commit()
-    splits = load_splits(DataConfig(path=path, sql="select text, label from reviews where year = 2020"), TASK)
-    assert sum(len(found) for found in splits.rows.values()) == 31
-
-
-@pytest.mark.parametrize(
-    ("path", "sql", "said"),
-    [
-        ("{}", "select stars from reviews", "data.sql: the query failed: .*no such column: stars"),
-        ("nowhere.db", "select 1", "no such SQLite file, nor a database's address"),
-        ("postgresql://me:secret@host/db", "select 1", "a password would be saved; put it into the environment"),
-        ("nosuch://host/db", "select 1", "data.sql: the query failed"),
-    ],
-)
-def test_a_query_that_fails_is_one_line(database, path, sql, said):
-    with pytest.raises(UserError, match=said) as raised:
-        load_rows(DataConfig(path=path.format(database), sql=sql))
-    assert "secret" not in str(raised.value)
-    assert "\n" not in str(raised.value)
 
 
 def test_another_training_seed_sees_the_same_rows(tmp_path):

@@ -134,3 +134,9 @@ def test_intervals_are_of_the_metrics_themselves(monkeypatch):
     assert text_intervals(texts[::-1], [[t] for t in texts])["rougeL_ci95"][0] == pytest.approx(score["rougeL"])
     tags = [[["O", "B-x", "B-y"][i] for i in rng.integers(0, 3, 6)] for _ in range(20)]
     assert entity_intervals(tags[::-1], tags)["f1_ci95"][0] == pytest.approx(entity_metrics(tags[::-1], tags)["f1"])
+
+
+def test_one_label_and_no_label_at_all():
+    found = multi_label_metrics([["a"], [], ["a"]], [["a"], ["a"], []])
+    assert found["f1_macro"] == found["f1_micro"] == pytest.approx(0.5)
+    assert multi_label_metrics([[], []], [[], []]) == {"f1_macro": 0.0, "f1_micro": 0.0, "exact_match": 1.0}

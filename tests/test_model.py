@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 from peftkit import ModelConfig, Quantization, Seq2Seq, SequenceClassification
 from peftkit.errors import UserError
@@ -115,13 +115,23 @@ def test_a_decoder_is_no_encoder_decoder(checkpoints):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "fp16", "word"), [("float32", True, "training.fp16"), ("float16", False, "model.dtype")]
+    ("dtype", "compute", "fields", "word"),
+    [
+        ("float32", "auto", {"fp16": True}, "training.fp16"),
+        ("float32", "auto", {"fp16_full_eval": True}, "training.fp16_full_eval"),
+        ("float32", "float16", {}, "method.quantization.bnb_4bit_compute_dtype"),
+        ("float16", "auto", {}, "model.dtype"),
+    ],
 )
-def test_t5_in_float16_is_refused(checkpoints, dtype, fp16, word):
+def test_t5_in_float16_is_refused(checkpoints, dtype, compute, fields, word):
+    arguments, quantization = TrainingArguments(use_cpu=True), Quantization(bnb_4bit_compute_dtype=compute)
+    for name, value in fields.items():
+        # Set afterwards: on a CPU the library refuses them.
+        object.__setattr__(arguments, name, value)
     for task in (TASK, Seq2Seq()):
         with pytest.raises(UserError, match=f"{word}: t5 overflows in float16"):
-            check_precision(load(checkpoints / "t5", task, dtype=dtype).model, fp16=fp16)
-    check_precision(load(checkpoints / "bert").model, fp16=True)
+            check_precision(load(checkpoints / "t5", task, dtype=dtype).model, quantization, arguments)
+    check_precision(load(checkpoints / "bert").model, quantization, arguments)
 
 
 @pytest.mark.parametrize(
@@ -144,3 +154,9 @@ def test_positions_end_where_the_model_ends(checkpoints, architecture, task, lim
             loaded.model(input_ids=most, attention_mask=torch.ones_like(most))
             with pytest.raises((IndexError, RuntimeError)):
                 loaded.model(input_ids=torch.full((1, limit + 1), 5), attention_mask=torch.ones(1, limit + 1))
+
+
+def test_relative_positions_have_no_end(checkpoints):
+    model = load(checkpoints / "t5").model
+    model.config.n_positions = 512
+    assert position_limit(model) is None

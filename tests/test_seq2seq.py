@@ -6,11 +6,12 @@ import pytest
 from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from peftkit import ModelConfig, Seq2Seq, full, lora, qlora
+from peftkit import DataConfig, ModelConfig, Seq2Seq, full, lora, qlora
+from peftkit.data import load_splits
 from peftkit.demo.summaries import load_summaries
 from peftkit.errors import UserError
 from peftkit.export import export
-from peftkit.model import load_tokenizer
+from peftkit.model import load_base, load_tokenizer
 from peftkit.predict import predict
 from peftkit.run import run
 
@@ -46,7 +47,9 @@ def test_references_are_whole_and_may_be_several(tokenizer):
     several = replace(TASK, references_column="targets")
     assert several.references(data, ()) == [["x", "y"]]
     assert several.score([{"text": "y"}], several.references(data, ()))["exact_match"] == 1.0
-    broken = Dataset.from_dict({"source": ["a"], "target": ["x"], "targets": [[]]})
+    empty = Dataset.from_dict({"source": ["a"], "target": ["x"], "targets": [[]]})
+    assert several.references(empty, ()) == [["x"]]
+    broken = Dataset.from_dict({"source": ["a"], "target": ["x"], "targets": ["x"]})
     assert "not a list of texts" in next(several.problems(broken, (), "f"))
 
 
@@ -54,6 +57,8 @@ def test_references_are_whole_and_may_be_several(tokenizer):
     ("fields", "said"),
     [
         ({"generation": {"num_beam": 4}}, r"task\.generation: 'num_beam' is no keyword .* did you mean 'num_beams'"),
+        ({"generation": {"temperature": 0.5}}, r"task\.generation: .*temperature"),
+        ({"generation": {"length_penalty": 2.0}}, r"task\.generation: .*length_penalty"),
         ({"tokenize": "xx"}, r"task\.tokenize: 'xx' is none of 13a"),
     ],
 )
@@ -106,3 +111,14 @@ def test_scores_during_training_are_of_generated_text(small_recipe):
     during = [row for row in report.history if "eval_rougeL" in row]
     assert len(during) == 2
     assert during[-1]["eval_rougeL"] == pytest.approx(report.metrics["validation"]["rougeL"])
+
+
+def test_a_misspelt_column_of_references_is_said():
+    with pytest.raises(UserError, match=r"has no column 'targetz' among .*references_column"):
+        load_splits(DataConfig(path="demo-summaries"), replace(TASK, references_column="targetz"))
+
+
+def test_a_target_longer_than_the_decoder_is_refused(checkpoints, tokenizer):
+    model = load_base(ModelConfig(name_or_path=str(checkpoints / "bart")), TASK, tokenizer, ()).model
+    with pytest.raises(UserError, match="max_target_length: 2000 is more than the 512 positions"):
+        replace(TASK, max_target_length=2000).prepare(model, tokenizer)

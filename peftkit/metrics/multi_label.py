@@ -29,10 +29,15 @@ class MultiLabelScores(evaluate.Metric):
 
     def _compute(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
         predicted, right = _indicators(predictions, references)
+        exact = float(accuracy_score(right, predicted)) if right.shape[1] else 1.0
+        # scikit-learn reads a single column as two classes, of which this label is one.
+        if right.shape[1] < 2:
+            one = float(f1_score(right.ravel(), predicted.ravel(), zero_division=0.0)) if right.size else 0.0
+            return {"f1_macro": one, "f1_micro": one, "exact_match": exact}
         return {
             "f1_macro": float(f1_score(right, predicted, average="macro", zero_division=0.0)),
             "f1_micro": float(f1_score(right, predicted, average="micro", zero_division=0.0)),
-            "exact_match": float(accuracy_score(right, predicted)),
+            "exact_match": exact,
         }
 
 

@@ -35,12 +35,9 @@ def _scorer(tokenize: str) -> rouge_scorer.RougeScorer:
 
 def _rouge(predictions: Sequence[str], references: Sequence[Sequence[str]], tokenize: str) -> np.ndarray:
     """F-measures of shape (rows, 4): with several references the best one counts."""
-    return np.array(
-        [
-            [_scorer(tokenize).score_multi(list(right), said)[kind].fmeasure for kind in ROUGE]
-            for said, right in zip(predictions, references, strict=True)
-        ]
-    )
+    scorer = _scorer(tokenize)
+    rows = (scorer.score_multi(list(right), said) for said, right in zip(predictions, references, strict=True))
+    return np.array([[row[kind].fmeasure for kind in ROUGE] for row in rows])
 
 
 def _streams(references: Sequence[Sequence[str]]) -> Any:

@@ -68,6 +68,11 @@ class Task(Protocol):
         ...
 
     @property
+    def scored_columns(self) -> tuple[str, ...]:
+        """Columns that validation and test must have besides."""
+        ...
+
+    @property
     def column_fields(self) -> tuple[str, ...]:
         """The task's fields that name columns."""
         ...
@@ -135,7 +140,7 @@ class Task(Protocol):
         """The Trainer's `compute_loss_func` on encoded training rows; None for the model's own loss."""
         ...
 
-    def held_out(self, batch: Mapping[str, torch.Tensor], vocabulary: int) -> Mapping[str, torch.Tensor]:
+    def held_out(self, batch: Mapping[str, torch.Tensor], config: Any) -> Mapping[str, torch.Tensor]:
         """Of a batch, what an export is proven on; small enough to be kept with the run."""
         ...
 

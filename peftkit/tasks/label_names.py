@@ -12,7 +12,7 @@ from peftkit.errors import UserError
 
 def distinct_names(values: Iterable[Any]) -> tuple[str, ...]:
     """The values as names, sorted: numbers by size, names by alphabet."""
-    found = set(values)
+    found = {value for value in values if not is_missing(value)}
     # Numbers and names in one column, as JSON allows, have no order among each other.
     order = found if len({isinstance(value, str) for value in found}) < 2 else {str(value) for value in found}
     return tuple(str(value) for value in sorted(order))
@@ -22,27 +22,37 @@ def check_label_names(names: Sequence[str], values: Iterable[Any], column: str) 
     """The recipe's `label_names`. Raises UserError when training data has a value that is none of them."""
     if len(set(names)) < len(names):
         raise UserError(f"task.label_names: a name stands twice among {', '.join(names)}")
-    for value in sorted(values, key=str):
-        if _number(value) and not 0 <= value < len(names):
+    for value in sorted((value for value in values if not is_missing(value)), key=str):
+        number = _number(value, names)
+        if number is not None and not 0 <= number < len(names):
             raise UserError(
                 f"task.label_names: {len(names)} names, but train, column '{column}', has the number {value}"
             )
-        if not _number(value) and str(value) not in names:
+        if number is None and str(value) not in names:
             raise UserError(f"task.label_names: '{value}' of train, column '{column}', is not among them")
     return tuple(names)
 
 
 def label_name(value: Any, feature: Any, label_names: Sequence[str]) -> str | None:
     """A value's name; None for no label, and for the -1 by which hub data sets mark one."""
-    if value is None or (isinstance(feature, ClassLabel) and value < 0):
+    if is_missing(value) or (isinstance(feature, ClassLabel) and value < 0):
         return None
-    if label_names and _number(value):
-        return label_names[value] if 0 <= value < len(label_names) else str(value)
+    number = _number(value, label_names) if label_names else None
+    if number is not None:
+        return label_names[number] if 0 <= number < len(label_names) else str(value)
     return feature.names[value] if isinstance(feature, ClassLabel) else str(value)
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds no label: null, or nothing but space."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _number(value: Any, label_names: Sequence[str]) -> int | None:
+    """The number that stands for a name; as text too, as in a CSV's list of them, unless it is a name itself."""
+    if isinstance(value, str):
+        return int(value) if value.strip().isdecimal() and value not in label_names else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def check_weights(weights: str | Mapping[str, float], labels: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from peftkit.errors import UserError
@@ -97,9 +97,23 @@ class MultiLabelClassification(TextTask):
         }
 
     def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Dataset:
-        """Token ids and a row of 0 and 1, a number a label."""
-        indicators = [[float(name in names) for name in labels] for names in map(set, self.references(dataset, labels))]
-        return self.encode_inputs(dataset, tokenizer).add_column("labels", indicators)
+        """Token ids and the ids of a row's labels."""
+        ids = {name: index for index, name in enumerate(labels)}
+        right = [sorted({ids[name] for name in names}) for names in self.references(dataset, labels)]
+        return self.encode_inputs(dataset, tokenizer).add_column("labels", right, feature=List(Value("int64")))
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
+        """Pads to the longest row of the batch; labels become 0 and 1, of shape (rows, labels)."""
+        pad = super().collator(tokenizer, model)
+
+        def collate(rows: list[Any]) -> Any:
+            batch = pad([{name: row[name] for name in row if name != "labels"} for row in rows])
+            if "labels" in rows[0]:
+                given = [row["labels"] for row in rows]
+                batch["labels"] = torch.from_numpy(_indicators(given, model.config.num_labels)).float()
+            return batch
+
+        return collate
 
     def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
         """Binary cross entropy with a weight on the rows that have the label; None without class weights."""
@@ -107,7 +121,7 @@ class MultiLabelClassification(TextTask):
             return None
         check_weights(self.class_weights, labels)
         if isinstance(self.class_weights, str):
-            counts = np.asarray(train["labels"][:]).sum(0)
+            counts = np.bincount([one for row in train["labels"] for one in row], minlength=len(labels))
             positive = torch.tensor((len(train) - counts) / np.maximum(counts, 1), dtype=torch.float32)
         else:
             positive = torch.tensor([float(self.class_weights.get(name, 1.0)) for name in labels])
@@ -129,7 +143,7 @@ class MultiLabelClassification(TextTask):
 
         Candidates lie half-way between neighbouring probabilities; a label that no row has gets 0.5.
         """
-        right = np.asarray(encoded["labels"][:], dtype=bool)
+        right = _indicators(encoded["labels"][:], len(labels))
         found = {
             name: _best_threshold(kept[: len(right), place].astype(np.float64), right[:, place])
             for place, name in enumerate(labels)
@@ -192,6 +206,14 @@ class MultiLabelClassification(TextTask):
     def intervals(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
         """95 % bootstrap intervals of both F1 over rows."""
         return multi_label_intervals([answer["labels"] for answer in answers], references)
+
+
+def _indicators(rows: Sequence[Sequence[int]], labels: int) -> np.ndarray:
+    """Ids to true and false, of shape (rows, labels)."""
+    found = np.zeros((len(rows), labels), dtype=bool)
+    for place, ids in enumerate(rows):
+        found[place, list(ids)] = True
+    return found
 
 
 def _best_threshold(probabilities: np.ndarray, right: np.ndarray) -> float:

@@ -38,6 +38,7 @@ class Seq2Seq:
         source: Column of the source text.
         target: Column of the target text.
         references_column: Column with all right targets of a row, a list; they count in scores, not in training.
+            Where the list is empty, or train has no such column, the target counts.
         source_prefix: What stands before every source text, such as `summarize: ` for T5.
         max_source_length: Tokens kept of a source; memory of activations grows with it.
         max_target_length: Tokens kept of a target in training, and the most that are generated.
@@ -74,6 +75,15 @@ class Seq2Seq:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
                 raise UserError(f"task.generation: '{name}' is no keyword of GenerationConfig{hint}")
+        try:
+            _validated(GenerationConfig(**self._generation()))
+        except TypeError as error:
+            raise UserError(f"task.generation: {error}") from error
+
+    def _generation(self) -> dict[str, Any]:
+        # Both limits at once would make the library guess which one is meant.
+        limit = {} if "max_length" in self.generation else {"max_new_tokens": self.max_target_length}
+        return {**limit, **self.generation}
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -85,6 +95,11 @@ class Seq2Seq:
         """Columns that training data must have."""
         return (self.source, self.target)
 
+    @property
+    def scored_columns(self) -> tuple[str, ...]:
+        """The column of all right targets."""
+        return () if self.references_column is None else (self.references_column,)
+
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
         """A text has no labels."""
         return ()
@@ -95,7 +110,7 @@ class Seq2Seq:
         yield from text_problems(dataset, self.target, where)
         if self.references_column is not None and self.references_column in dataset.column_names:
             for row, right in enumerate(dataset[self.references_column]):
-                if not isinstance(right, list) or not right or not all(isinstance(one, str) for one in right):
+                if right is not None and not (isinstance(right, list) and all(isinstance(one, str) for one in right)):
                     yield f"{at(where, row, self.references_column)}: not a list of texts; correct it or remove the row"
 
     def input_problems(self, dataset: Dataset, where: str) -> Iterator[str]:
@@ -138,7 +153,15 @@ class Seq2Seq:
         model.config.pad_token_id = tokenizer.pad_token_id
         settings: Any = model.generation_config
         settings.pad_token_id = tokenizer.pad_token_id
-        settings.update(**{"max_new_tokens": self.max_target_length, **self.generation})
+        if "max_length" in self.generation:
+            settings.max_new_tokens = None
+        settings.update(**self._generation())
+        _validated(settings)
+        limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if limit is not None and self.max_target_length > limit:
+            raise UserError(
+                f"task.max_target_length: {self.max_target_length} is more than the {limit} positions of the decoder"
+            )
 
     def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Dataset:
         """Token ids of source and target, a row each."""
@@ -172,8 +195,9 @@ class Seq2Seq:
         """The model's own: cross entropy over the tokens of the target."""
         return None
 
-    def held_out(self, batch: Mapping[str, torch.Tensor], vocabulary: int) -> Mapping[str, torch.Tensor]:
+    def held_out(self, batch: Mapping[str, torch.Tensor], config: Any) -> Mapping[str, torch.Tensor]:
         """A few rows, with as many tokens of the target as keep the logits of a large vocabulary small."""
+        vocabulary = config.get_text_config(decoder=True).vocab_size
         tokens = max(1, HELD_OUT_NUMBERS // (HELD_OUT_ROWS * vocabulary))
         return {
             name: tensor[:HELD_OUT_ROWS, :tokens] if name.startswith("decoder_") else tensor[:HELD_OUT_ROWS]
@@ -225,9 +249,10 @@ class Seq2Seq:
 
     def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
         """The right texts of each row, whole: never what is left of them after tokens were cut."""
-        if self.references_column in dataset.column_names:
-            return [list(right) for right in dataset[self.references_column]]
-        return [[right] for right in dataset[self.target]]
+        if self.references_column not in dataset.column_names:
+            return [[right] for right in dataset[self.target]]
+        several = zip(dataset[self.references_column], dataset[self.target], strict=True)
+        return [list(right) if right else [target] for right, target in several]
 
     def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
         """ROUGE, BLEU, chrF and exact match."""
@@ -236,3 +261,11 @@ class Seq2Seq:
     def intervals(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
         """95 % bootstrap intervals of ROUGE-L and BLEU over rows."""
         return text_intervals([answer["text"] for answer in answers], references, tokenize=self.tokenize)
+
+
+def _validated(settings: GenerationConfig) -> None:
+    """Raise UserError for settings that contradict each other: the library would refuse to save them after training."""
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        raise UserError(f"task.generation: {' '.join(str(error).split())[:400]}") from error

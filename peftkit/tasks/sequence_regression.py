@@ -45,7 +45,7 @@ class SequenceRegression(TextTask):
         """A line for each row without a finite number or without a text."""
         yield from self.input_problems(dataset, where)
         for row, value in enumerate(dataset[self.label]):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if not math.isfinite(_number(value)):
                 yield f"{at(where, row, self.label)}: '{value}' is not a finite number; correct it or remove the row"
 
     def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
@@ -94,7 +94,7 @@ class SequenceRegression(TextTask):
 
     def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
         """Each row's number."""
-        return [float(value) for value in dataset[self.label]]
+        return [_number(value) for value in dataset[self.label]]
 
     def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
         """Correlations and errors."""
@@ -103,3 +103,11 @@ class SequenceRegression(TextTask):
     def intervals(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
         """95 % bootstrap intervals of the correlations over rows."""
         return regression_intervals([answer["score"] for answer in answers], references)
+
+
+def _number(value: Any) -> float:
+    """The number; also of its text, as a CSV has it where one cell of the column is empty; NaN for anything else."""
+    try:
+        return math.nan if value is None or isinstance(value, bool) else float(value)
+    except (ValueError, TypeError):
+        return math.nan

@@ -32,6 +32,7 @@ class TextTask:
     trainer_class: ClassVar[type[Trainer]] = Trainer
     arguments_class: ClassVar[type[TrainingArguments]] = TrainingArguments
     arguments: ClassVar[Mapping[str, Any]] = {}
+    scored_columns: ClassVar[tuple[str, ...]] = ()
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -87,7 +88,7 @@ class TextTask:
         """The model's own."""
         return None
 
-    def held_out(self, batch: Mapping[str, torch.Tensor], vocabulary: int) -> Mapping[str, torch.Tensor]:
+    def held_out(self, batch: Mapping[str, torch.Tensor], config: Any) -> Mapping[str, torch.Tensor]:
         """The whole batch."""
         return batch
 

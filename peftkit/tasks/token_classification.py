@@ -53,6 +53,7 @@ class TokenClassification:
     trainer_class: ClassVar[type[Trainer]] = Trainer
     arguments_class: ClassVar[type[TrainingArguments]] = TrainingArguments
     arguments: ClassVar[Mapping[str, Any]] = {}
+    scored_columns: ClassVar[tuple[str, ...]] = ()
     column_fields: ClassVar[tuple[str, ...]] = ("tokens", "tags")
     main_metrics: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall")
     label_smoothing: ClassVar[bool] = True
@@ -71,7 +72,7 @@ class TokenClassification:
     def _names(self, dataset: Dataset) -> list[list[str] | None]:
         """The tags by name, a list a row; None where there is none."""
         feature = getattr(dataset.features[self.tags], "feature", None)
-        numbered = feature.names if isinstance(feature, ClassLabel) else self.label_names
+        numbered = self.label_names or (feature.names if isinstance(feature, ClassLabel) else [])
 
         def name(tag: Any) -> str:
             known = isinstance(tag, int) and 0 <= tag < len(numbered)
@@ -82,7 +83,7 @@ class TokenClassification:
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
         """`O`, then B- and I- of each type of entity; as the recipe or the data set orders them if it does."""
         feature = getattr(train.features[self.tags], "feature", None)
-        declared = feature.names if isinstance(feature, ClassLabel) else self.label_names
+        declared = self.label_names or (feature.names if isinstance(feature, ClassLabel) else [])
         found = {tag for row in self._names(train) for tag in row or ()}
         for tag in sorted(found):
             if tag != OUTSIDE and tag[:2] not in ("B-", "I-"):
@@ -230,7 +231,7 @@ class TokenClassification:
         """The model's own: cross entropy over the tokens that carry a tag."""
         return None
 
-    def held_out(self, batch: Mapping[str, torch.Tensor], vocabulary: int) -> Mapping[str, torch.Tensor]:
+    def held_out(self, batch: Mapping[str, torch.Tensor], config: Any) -> Mapping[str, torch.Tensor]:
         """The whole batch."""
         return batch
 

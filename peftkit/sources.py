@@ -1,0 +1,126 @@
+"""Rows from where they lie: a hub id, a local folder, a file, a query, or the embedded text."""
+
+import csv
+import importlib.util
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pandas
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_dataset_builder, load_from_disk
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+from peftkit.demo.docstrings import load_docstrings
+from peftkit.demo.entities import load_entities
+from peftkit.demo.summaries import load_summaries
+from peftkit.errors import UserError
+from peftkit.files import without_password
+from peftkit.recipe import DataConfig
+
+# File name ending -> arguments of pandas. A quotation mark in a TSV is one of the text.
+TABLES: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE}}
+# File name ending -> builder of `datasets`.
+BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
+DEMOS: dict[str, Callable[[], DatasetDict]] = {
+    "demo": load_docstrings,
+    "demo-entities": load_entities,
+    "demo-summaries": load_summaries,
+}
+
+
+def load_rows(config: DataConfig) -> DatasetDict:
+    """The rows as they are, by split; a single file is a split `train`. Raises UserError when they can't be had."""
+    if config.sql is not None and config.data_files is not None:
+        raise UserError("data.sql: excludes data.data_files; leave one of them out")
+    if config.path in DEMOS and config.sql is None and config.data_files is None:
+        return DEMOS[config.path]()
+    path = Path(config.path).expanduser()
+    try:
+        if config.sql is not None:
+            return DatasetDict({config.train_split: _query(config.path, config.sql)})
+        if config.data_files is not None:
+            folder = path if path.is_dir() else Path()
+            files = {split: folder / Path(file).expanduser() for split, file in config.data_files.items()}
+            for split, file in files.items():
+                if not file.is_file():
+                    raise UserError(f"data.data_files.{split}: {file}: no such file")
+            return DatasetDict({split: _file(file, split) for split, file in files.items()})
+        if path.is_file():
+            return DatasetDict({config.train_split: _file(path, config.train_split)})
+        if path.is_dir():
+            if (path / "dataset_dict.json").exists():
+                return load_from_disk(str(path))
+            if (path / "state.json").exists():
+                return DatasetDict({config.train_split: load_from_disk(str(path))})
+            return _folder(str(path), config.name)
+        if config.path.startswith((".", "/", "~")) or path.suffix in (*TABLES, *BUILDERS):
+            raise UserError(f"data.path: {config.path}: no such file or folder")
+        return load_dataset(config.path, config.name, revision=config.revision)
+    except (DatasetGenerationError, DatasetNotFoundError, OSError, ValueError, RuntimeError, ImportError) as error:
+        cause = error.__cause__ or error
+        said = without_password(" ".join(str(cause).split())[:300])
+        raise UserError(f"data.path: {shown_path(config)}: can't be read: {said}") from error
+
+
+def _file(path: Path, split: str) -> Dataset:
+    suffix = path.suffix.lower()
+    if suffix in TABLES:
+        return _table(path)
+    if suffix not in BUILDERS:
+        known = " ".join((*TABLES, *BUILDERS))
+        raise UserError(f"{path.name}: unknown file format '{path.suffix}'; one of {known}")
+    return load_dataset(BUILDERS[suffix], data_files={split: str(path)}, split=split)
+
+
+def _table(path: Path) -> Dataset:
+    """What a cell holds is text: "NA" and "None" are words. A column has one type, however long the file."""
+    options = TABLES[path.suffix.lower()]
+    return Dataset.from_pandas(
+        pandas.read_csv(path, keep_default_na=False, low_memory=False, **options), preserve_index=False
+    )
+
+
+def _folder(path: str, name: str | None) -> DatasetDict:
+    """The splits of a folder; each with the columns that it has, which need not be the same."""
+    files = load_dataset_builder(path, name).config.data_files
+    if not files:
+        return load_dataset(path, name)
+
+    def rows(split: str, of: list[str]) -> Dataset:
+        if all(Path(file).suffix.lower() in TABLES for file in of):
+            return concatenate_datasets([_table(Path(file)) for file in of])
+        return load_dataset(path, name, data_files={split: of}, split=split)
+
+    return DatasetDict({split: rows(split, of) for split, of in files.items()})
+
+
+def _query(path: str, sql: str) -> Dataset:
+    """The rows of a query, read anew each time: a database changes. `path` is a SQLite file or a database's address."""
+    file = Path(path).expanduser()
+    try:
+        if file.is_file():
+            with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+                return Dataset.from_pandas(pandas.read_sql(sql, connection), preserve_index=False)
+        if "://" not in path:
+            raise UserError(
+                f"data.path: {path}: no such SQLite file, nor a database's address such as postgresql://..."
+            )
+        if without_password(path) != path:
+            raise UserError("data.path: a password would be saved; put it into the environment: user:$PASSWORD@host")
+        if importlib.util.find_spec("sqlalchemy") is None:
+            raise UserError("data.path: a database's address needs SQLAlchemy; run: pip install 'peftkit[sql]'")
+        return Dataset.from_pandas(pandas.read_sql(sql, os.path.expandvars(path)), preserve_index=False)
+    except UserError:
+        raise
+    except Exception as error:
+        # Each driver has errors of its own.
+        said = without_password(" ".join(str(error).split())[:300])
+        raise UserError(f"data.sql: the query failed: {said}") from error
+
+
+def shown_path(config: DataConfig) -> str:
+    """The path without the password that a database's address may hold."""
+    return without_password(config.path)
