@@ -158,7 +158,7 @@ def apply(
     if unused and not isinstance(getattr(config, "exclude_modules", ""), str):
         config.exclude_modules = sorted({*(config.exclude_modules or ()), *unused})
     if method.quantization is not None:
-        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        model = prepare_quantized(model)
     try:
         with warnings.catch_warnings():
             # GPT-2's transposed layers: peft sets it right by itself and warns of it.
@@ -166,6 +166,18 @@ def apply(
             return peft.get_peft_model(model, config)
     except (ValueError, NotImplementedError, KeyError) as error:
         raise UserError(f"method.peft: {kind} does not fit {type(model).__name__}: {_first_line(error)}") from error
+
+
+def prepare_quantized(model: PreTrainedModel) -> PreTrainedModel:
+    """Freeze a 4-bit base, all but its 4-bit layers in float32.
+
+    A 4-bit layer rounds its bias to the compute dtype at its first use; done here, what is frozen stays as it is.
+    """
+    model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit" and module.bias is not None:
+            module.bias.data = module.bias.data.to(module.compute_dtype)
+    return model
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, prepare_model_for_kbit_training
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +19,7 @@ from peftkit.errors import AuditError, UserError
 from peftkit.files import without_home, write_json, write_text
 from peftkit.log import is_rank_zero, logger
 from peftkit.measure import is_out_of_memory
-from peftkit.methods import plain_name
+from peftkit.methods import plain_name, prepare_quantized
 from peftkit.model import load_base, load_finished, position_limit
 from peftkit.parsing import read_recipe, recipe_to_yaml
 from peftkit.recipe import Recipe
@@ -203,7 +203,7 @@ def load_run(folder: Path, *, full_precision: bool = False, trust_remote_code: b
         quantization = None if full_precision else recipe.method.quantization
         base = load_base(config, recipe.task, tokenizer, labels, quantization).model
         if quantization is not None:
-            base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+            base = prepare_quantized(base)
         try:
             model = PeftModel.from_pretrained(base, str(folder))
         except (RuntimeError, ValueError, KeyError, OSError) as error:
