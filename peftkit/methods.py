@@ -171,11 +171,12 @@ def apply(
 def prepare_quantized(model: PreTrainedModel) -> PreTrainedModel:
     """Freeze a 4-bit base, all but its 4-bit layers in float32.
 
-    A 4-bit layer rounds its bias to the compute dtype at its first use; done here, what is frozen stays as it is.
+    A 4-bit layer rounds its bias to the compute dtype at its first use; done here, what is frozen stays as it is. A
+    shard of ZeRO-3 stays as it is anyway: what is rounded is the copy that is gathered.
     """
     model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     for module in model.modules():
-        if type(module).__name__ == "Linear4bit" and module.bias is not None:
+        if type(module).__name__ == "Linear4bit" and module.bias is not None and not hasattr(module.bias, "ds_tensor"):
             module.bias.data = module.bias.data.to(module.compute_dtype)
     return model
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import IA3Config, LoHaConfig, LoraConfig, PrefixTuningConfig
 
-from peftkit import DataConfig, Method, full, lora, qlora
+from peftkit import DataConfig, Method, Quantization, full, lora, qlora
 from peftkit import audit as audit_module
 from peftkit import run as run_module
 from peftkit.errors import AuditError, UserError
@@ -19,6 +19,8 @@ METHODS = [
     full(),
     lora(),
     qlora(),
+    # What a GPU computes in: bitsandbytes then rounds the biases of frozen layers.
+    Method(name="qlora in bfloat16", peft=lora().peft, quantization=Quantization(bnb_4bit_compute_dtype="bfloat16")),
     Method(name="dora", peft=LoraConfig(use_dora=True, target_modules="all-linear")),
     Method(name="rslora", peft=LoraConfig(use_rslora=True, target_modules="all-linear")),
     Method(name="ia3", peft=IA3Config()),
