@@ -175,6 +175,7 @@ def prepare_quantized(model: PreTrainedModel) -> PreTrainedModel:
     shard of ZeRO-3 stays as it is anyway: what is rounded is the copy that is gathered.
     """
     model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    module: Any
     for module in model.modules():
         if type(module).__name__ == "Linear4bit" and module.bias is not None and not hasattr(module.bias, "ds_tensor"):
             module.bias.data = module.bias.data.to(module.compute_dtype)

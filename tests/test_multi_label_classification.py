@@ -13,6 +13,7 @@ from peftkit.errors import UserError
 from peftkit.export import export
 from peftkit.predict import predict
 from peftkit.run import run
+from peftkit.tasks import multi_label_classification
 from peftkit.tasks.multi_label_classification import HIGHEST, LOWEST
 
 TASK = MultiLabelClassification()
@@ -67,6 +68,21 @@ def test_the_threshold_is_the_best_there_is():
         assert given[0]["labels"] == [
             n for n, p in zip(("a", "b", "c", "never"), kept[0], strict=True) if p >= fitted.thresholds[n]
         ]
+
+
+def test_of_many_labels_the_most_probable_are_kept_and_say_the_same(monkeypatch):
+    names = tuple("abcdef")
+    rng = np.random.default_rng(2)
+    right = rng.random((200, 6)) < 0.25
+    logits = torch.from_numpy(4.0 * right - 2.0 + rng.normal(size=(200, 6)))
+    encoded = Dataset.from_dict({"labels": [np.flatnonzero(row) for row in right]})
+    dense = TASK.reduce(logits).numpy()
+    monkeypatch.setattr(multi_label_classification, "MOST_KEPT", 5)
+    few = TASK.reduce(logits).numpy()
+    assert few.shape == (200, 5, 2)
+    answers = [TASK.fitted(kept, encoded, names).decode(kept, encoded, None, None, names) for kept in (dense, few)]
+    assert answers[0] == answers[1]
+    assert sum(len(answer["labels"]) for answer in answers[0]) > 100
 
 
 def test_a_threshold_of_the_recipe_is_kept():

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import evaluate
 import numpy as np
 from datasets import Features, List, Value
+from scipy.sparse import csr_matrix
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.preprocessing import MultiLabelBinarizer
 
@@ -29,23 +30,25 @@ class MultiLabelScores(evaluate.Metric):
 
     def _compute(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
         predicted, right = _indicators(predictions, references)
-        exact = float(accuracy_score(right, predicted)) if right.shape[1] else 1.0
+        if not right.shape[1]:
+            return {"f1_macro": 0.0, "f1_micro": 0.0, "exact_match": 1.0}
         # scikit-learn reads a single column as two classes, of which this label is one.
-        if right.shape[1] < 2:
-            one = float(f1_score(right.ravel(), predicted.ravel(), zero_division=0.0)) if right.size else 0.0
-            return {"f1_macro": one, "f1_micro": one, "exact_match": exact}
+        if right.shape[1] == 1:
+            predicted, right = predicted.toarray().ravel(), right.toarray().ravel()
+            one = float(f1_score(right, predicted, zero_division=0.0))
+            return {"f1_macro": one, "f1_micro": one, "exact_match": float(accuracy_score(right, predicted))}
         return {
             "f1_macro": float(f1_score(right, predicted, average="macro", zero_division=0.0)),
             "f1_micro": float(f1_score(right, predicted, average="micro", zero_division=0.0)),
-            "exact_match": exact,
+            "exact_match": float(accuracy_score(right, predicted)),
         }
 
 
 def _indicators(
     predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Two 0/1 matrices of shape (rows, labels that occur)."""
-    both = MultiLabelBinarizer().fit_transform([*predictions, *references])
+) -> tuple[csr_matrix, csr_matrix]:
+    """Two sparse 0/1 matrices of shape (rows, labels that occur)."""
+    both = MultiLabelBinarizer(sparse_output=True).fit_transform([*predictions, *references])
     return both[: len(predictions)], both[len(predictions) :]
 
 
@@ -63,16 +66,19 @@ def multi_label_intervals(
 ) -> dict[str, list[float]]:
     """95 % bootstrap intervals over rows, as `{metric}_ci95: [low, high]`."""
     predicted, right = _indicators(predictions, references)
-    hits, seen = (predicted & right).astype(np.int32), (predicted + right).astype(np.int32)
+    hits, seen = predicted.multiply(right).tocsc(), (predicted + right).tocsc()
+
+    def counts(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        weight = np.bincount(rows, minlength=hits.shape[0])
+        return hits.T @ weight, seen.T @ weight
 
     def macro_f1(rows: np.ndarray) -> float:
-        weight = np.bincount(rows, minlength=len(hits))
-        true, both = weight @ hits, weight @ seen
+        true, both = counts(rows)
         return float(np.mean(2 * true[both > 0] / both[both > 0])) if both.any() else 0.0
 
     def micro_f1(rows: np.ndarray) -> float:
-        both = seen[rows].sum()
-        return float(2 * hits[rows].sum() / both) if both else 0.0
+        true, both = counts(rows)
+        return float(2 * true.sum() / both.sum()) if both.any() else 0.0
 
     count = len(references)
     return {

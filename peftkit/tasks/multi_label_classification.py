@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from datasets import Dataset, List, Value
-from transformers import PreTrainedTokenizerBase
+from scipy.sparse import csc_matrix
+from transformers import PreTrainedTokenizerBase, Trainer
 
 from peftkit.errors import UserError
 from peftkit.metrics.multi_label import multi_label_intervals, multi_label_metrics
@@ -17,6 +18,16 @@ from peftkit.tasks.text_task import TextTask, at, first_output, reduced_loss
 
 # A label of few rows may score best at a threshold that answers it everywhere; no threshold lies outside.
 LOWEST, HIGHEST = 0.05, 0.95
+# Of more labels, evaluation keeps a row's most probable so many: the probabilities of all would fill the memory.
+MOST_KEPT = 256
+
+
+class _Trainer(Trainer):
+    """The library's, but of a split's right answers it does not keep a number for every row and label."""
+
+    def prediction_step(self, *words: Any, **fields: Any) -> Any:
+        loss, logits, labels = super().prediction_step(*words, **fields)
+        return loss, logits, None if labels is None else labels[:, :1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +51,7 @@ class MultiLabelClassification(TextTask):
     class_weights: Literal["balanced"] | dict[str, float] | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
 
+    trainer_class: ClassVar[type[Trainer]] = _Trainer
     column_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
     main_metrics: ClassVar[tuple[str, ...]] = ("f1_macro", "f1_micro")
     label_smoothing: ClassVar[bool] = False
@@ -135,19 +147,30 @@ class MultiLabelClassification(TextTask):
         return weighted
 
     def reduce(self, logits: torch.Tensor) -> torch.Tensor:
-        """Probabilities in 16 bits, of shape (rows, labels): thresholds are chosen when all rows are seen."""
-        return logits.float().sigmoid().half()
+        """Probabilities, of shape (rows, labels) in 16 bits; of more than 256 labels the largest, (rows, 256, 2).
+
+        Their second number is then the label's id. Thresholds are chosen when all rows are seen.
+        """
+        probabilities = logits.float().sigmoid()
+        if probabilities.shape[-1] <= MOST_KEPT:
+            return probabilities.half()
+        largest, ids = probabilities.topk(MOST_KEPT)
+        return torch.stack([largest, ids.float()], -1)
 
     def fitted(self, kept: np.ndarray, encoded: Dataset, labels: Sequence[str]) -> "MultiLabelClassification":
         """The threshold of each label that scores best on these rows by F1, between 0.05 and 0.95.
 
         Candidates lie half-way between neighbouring probabilities; a label that no row has gets 0.5.
         """
-        right = _indicators(encoded["labels"][:], len(labels))
-        found = {
-            name: _best_threshold(kept[: len(right), place].astype(np.float64), right[:, place])
-            for place, name in enumerate(labels)
-        }
+        probabilities, ids = _kept_labels(kept)
+        shape = (len(kept), len(labels))
+        given = csc_matrix((probabilities.ravel(), (np.repeat(np.arange(len(kept)), ids.shape[1]), ids.ravel())), shape)
+        right = csc_matrix(_indicators(encoded["labels"][:], len(labels)))
+        found = {}
+        for place, name in enumerate(labels):
+            rows, mine = (slice(matrix.indptr[place], matrix.indptr[place + 1]) for matrix in (given, right))
+            has = np.isin(given.indices[rows], right.indices[mine])
+            found[name] = _best_threshold(given.data[rows], has, len(right.indices[mine]))
         return replace(self, thresholds=found | self.thresholds)
 
     def settings(self) -> Mapping[str, Any]:
@@ -158,9 +181,10 @@ class MultiLabelClassification(TextTask):
         """With the thresholds that the model's config holds."""
         return replace(self, thresholds=getattr(config, "thresholds", None) or self.thresholds)
 
-    def _given(self, row: np.ndarray, labels: Sequence[str]) -> list[str]:
+    def _given(self, probabilities: np.ndarray, ids: np.ndarray, labels: Sequence[str]) -> list[str]:
         # 0.5 for a model that was trained elsewhere and brings no thresholds.
-        return [name for name, p in zip(labels, row, strict=True) if p >= self.thresholds.get(name, 0.5)]
+        named = [(int(index), p) for index, p in zip(ids, probabilities, strict=True)]
+        return [labels[index] for index, p in sorted(named) if p >= self.thresholds.get(labels[index], 0.5)]
 
     def decode(
         self,
@@ -171,7 +195,7 @@ class MultiLabelClassification(TextTask):
         labels: Sequence[str],
     ) -> list[Mapping[str, Any]]:
         """`labels` of each row."""
-        return [{"labels": self._given(row, labels)} for row in kept]
+        return [{"labels": self._given(row, ids, labels)} for row, ids in zip(*_kept_labels(kept), strict=True)]
 
     def infer(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Probabilities, float32, of shape (rows, labels)."""
@@ -187,8 +211,8 @@ class MultiLabelClassification(TextTask):
     ) -> list[Mapping[str, Any]]:
         """`labels` of each row, and the probability of every label."""
         return [
-            {"labels": self._given(row, labels), "probabilities": dict(zip(labels, map(float, row), strict=True))}
-            for row in kept
+            {"labels": self._given(row, ids, labels), "probabilities": dict(zip(labels, map(float, row), strict=True))}
+            for row, ids in zip(*_kept_labels(kept), strict=True)
         ]
 
     def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
@@ -208,6 +232,14 @@ class MultiLabelClassification(TextTask):
         return multi_label_intervals([answer["labels"] for answer in answers], references)
 
 
+def _kept_labels(kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and their labels' ids, each of shape (rows, kept labels), from what `reduce` or `infer` made."""
+    if kept.ndim == 3:
+        return kept[..., 0], kept[..., 1].astype(int)
+    kept = kept.astype(np.float32)
+    return kept, np.broadcast_to(np.arange(kept.shape[1]), kept.shape)
+
+
 def _indicators(rows: Sequence[Sequence[int]], labels: int) -> np.ndarray:
     """Ids to true and false, of shape (rows, labels)."""
     found = np.zeros((len(rows), labels), dtype=bool)
@@ -216,14 +248,15 @@ def _indicators(rows: Sequence[Sequence[int]], labels: int) -> np.ndarray:
     return found
 
 
-def _best_threshold(probabilities: np.ndarray, right: np.ndarray) -> float:
-    """The candidate with the best F1; of equals the one in the middle."""
+def _best_threshold(probabilities: np.ndarray, right: np.ndarray, positives: int) -> float:
+    """The candidate with the best F1; of equals the one in the middle. `positives` are rows that have the label."""
     if not right.any():
         return 0.5
+    probabilities = probabilities.astype(np.float64)
     order = np.argsort(-probabilities, kind="stable")
     sorted_p = probabilities[order]
     hits = np.cumsum(right[order])
-    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + right.sum())
+    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + positives)
     # Answering the first k rows needs a threshold between the k-th probability and the next, if they differ.
     below = np.append(sorted_p[1:], 0.0)
     candidates = (sorted_p + below) / 2
