@@ -2,13 +2,14 @@
 
     python benchmarks/tasks.py --data FOLDER [--only trec,mrpc] [--table]
 
-FOLDER holds a folder of JSON Lines a data set. Seeded subsets of at most 1,000 training and 1,000 test rows are drawn.
+FOLDER holds a folder of JSON Lines a data set. Seeded subsets of at most 2,000 training and 1,000 test rows are drawn.
 Both sides of a row run at the same time, a core each, so that a busy machine slows both alike. A row that stands in
-benchmarks/results/tasks.json with the same settings is not run again: the same command goes on where it stopped.
-`--table` only prints what is there.
+benchmarks/results/tasks.json with the same settings and weights is not run again: the same command goes on where it
+stopped. `--table` only prints what is there.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -77,8 +78,8 @@ ROWS = {
         metrics=("pearson", "spearman"),
     ),
     "goemotions": Row(
-        files=THREE, kind="MultiLabelClassification", task={**TEXT, "label": "labels"}, epochs=4,
-        metrics=("f1_macro", "f1_micro"),
+        files=THREE, kind="MultiLabelClassification", task={**TEXT, "label": "labels"}, epochs=6, train=2000, batch=16,
+        metrics=("f1_macro", "f1_micro"), learning_rate={"full": 2e-4, "lora": 1e-3, "qlora": 1e-3},
     ),
     "waimai10k": Row(
         files={"train": "all.jsonl"}, kind="SequenceClassification", task=TEXT, metrics=("accuracy",), epochs=2,
@@ -103,7 +104,7 @@ ROWS = {
 
 def subset(name: str, row: Row, words: argparse.Namespace) -> Path:
     """The seeded rows of a data set, as three files; drawn once."""
-    folder = words.work / "data" / name
+    folder = words.work / "data" / f"{name}-{row.train}-{row.test}"
     if folder.exists():
         return folder
     found = {
@@ -143,9 +144,25 @@ def chinese_model(words: argparse.Namespace) -> Path:
     return folder
 
 
+def model_folder(row: Row, words: argparse.Namespace) -> Path:
+    """Where the weights of a row lie."""
+    return chinese_model(words) if row.model == "minilm-zh" else demo_model_folder(row.model)
+
+
+def digest(data: bytes) -> str:
+    """Enough of a SHA-256 to tell a few hundred things apart."""
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def settings_of(row: Row, words: argparse.Namespace) -> dict:
+    """What makes a row another one: everything but its seeds and what is shown of it."""
+    found = {name: value for name, value in vars(row).items() if name not in ("seeds", "metrics")}
+    return {**found, "weights": digest((model_folder(row, words) / "model.safetensors").read_bytes())}
+
+
 def commands(name: str, row: Row, method: str, seed: int, words: argparse.Namespace) -> dict[str, tuple[list, Path]]:
     """For either side its command and the file that it leaves."""
-    model = str(chinese_model(words)) if row.model == "minilm-zh" else str(demo_model_folder(row.model))
+    model = str(model_folder(row, words))
     training = {
         "num_train_epochs": row.epochs, "per_device_train_batch_size": row.batch, "per_device_eval_batch_size": 64,
     }  # fmt: skip
@@ -153,7 +170,9 @@ def commands(name: str, row: Row, method: str, seed: int, words: argparse.Namesp
         "data": str(subset(name, row, words)), "model": model, "kind": row.kind, "task": row.task,
         "training": training, "learning_rate": row.learning_rate,
     }  # fmt: skip
-    file = words.work / f"{name}.json"
+    # What was left by other settings is another thing's.
+    run = f"{name}-{method}-{seed}-{digest(json.dumps(settings_of(row, words)).encode())}"
+    file = words.work / f"{run}.json"
     file.write_text(json.dumps(settings))
     recipe = {
         "name": f"{name} {method}",
@@ -163,8 +182,7 @@ def commands(name: str, row: Row, method: str, seed: int, words: argparse.Namesp
         "method": {"name": method},
         "training": {
             **training, "learning_rate": row.learning_rate[method], "seed": seed, "logging_steps": 10,
-            "disable_tqdm": True,
-            "output_dir": str(words.work / f"peftkit-{name}-{method}-{seed}"),
+            "disable_tqdm": True, "output_dir": str(words.work / "peftkit" / run),
         },
     }  # fmt: skip
     if method != "full":
@@ -172,9 +190,9 @@ def commands(name: str, row: Row, method: str, seed: int, words: argparse.Namesp
         recipe["method"]["peft"] = {"class_path": "peft.LoraConfig", "init_args": adapter}
     if method == "qlora":
         recipe["method"]["quantization"] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    ours = words.work / f"peftkit-{name}-{method}-{seed}.yaml"
+    ours = words.work / f"{run}.yaml"
     ours.write_text(json.dumps(recipe))
-    theirs = words.work / f"trainer-{name}-{method}-{seed}.json"
+    theirs = words.work / "trainer" / f"{run}.json"
     plain = [sys.executable, HERE / "plain_trainer.py", file, "--method", method, "--seed", seed, "--output", theirs]
     return {
         "trainer": (plain, theirs),
@@ -216,21 +234,22 @@ def measured(file: Path) -> dict:
         "train_seconds": found["times"]["train"],
         "steps": found["audit"]["end_step"],
         "trainable": found["parameters"]["trainable"],
+        "rows": found["data"]["rows"],
     }
 
 
 def table(rows: list[dict]) -> str:
     """Means over seeds, peftkit beside the Trainer; time and memory as ratios of medians."""
     lines = [
-        "| data | metric | seeds | full | LoRA | QLoRA | plain: full | LoRA | QLoRA | train time | peak memory |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| data | rows: train, test | metric | seeds | full | LoRA | QLoRA | plain: full | LoRA | QLoRA | train time "
+        "| peak memory |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, row in ROWS.items():
-        for metric in row.metrics:
-            mine = [found for found in rows if found["data"] == name]
-            if not mine:
-                continue
-            cells = [name, metric, str(len({found["seed"] for found in mine}))]
+        mine = [found for found in rows if found["data"] == name]
+        for metric in row.metrics if mine else ():
+            size = mine[0]["peftkit"]["rows"]
+            cells = [name, f"{size['train']:,}, {size['test']:,}", metric, str(len({found["seed"] for found in mine}))]
             for side in ("peftkit", "trainer"):
                 for method in METHODS:
                     values = [found[side]["metrics"][metric] for found in mine if found["method"] == method]
@@ -261,28 +280,34 @@ def main() -> None:
     words = parser.parse_args()
     words.work = words.work.resolve()
     words.work.mkdir(parents=True, exist_ok=True)
-    rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"environments": {}, "rows": []}
     # The first seed of every data set comes first: half a table is a table.
     for seed in SEEDS:
         for name in words.only.split(","):
             for method in METHODS if seed in ROWS[name].seeds and not words.table else ():
-                settings = {name: value for name, value in vars(ROWS[name]).items() if name not in ("seeds", "metrics")}
-                row = {"data": name, "method": method, "seed": seed, "settings": settings}
-                if any(row == {part: found[part] for part in row} for found in rows):
+                row = {"data": name, "method": method, "seed": seed}
+                settings = settings_of(ROWS[name], words)
+                kept = [found for found in result["rows"] if any(found[part] != row[part] for part in row)]
+                same = [found for found in result["rows"] if found not in kept and found["settings"] == settings]
+                if same:
                     continue
                 sides = commands(name, ROWS[name], method, seed, words)
                 began = time.monotonic()
                 run_both(sides, words)
-                row["seconds"] = round(time.monotonic() - began)
-                rows = [
-                    found for found in rows if (found["data"], found["method"], found["seed"]) != (name, method, seed)
-                ]
-                rows.append({**row, **{side: measured(file) for side, (_, file) in sides.items()}})
-                result = {"environment": environment(), "rows": rows}
+                where = environment()
+                row |= {
+                    "settings": settings, "environment": digest(json.dumps(where).encode()),
+                    "seconds": round(time.monotonic() - began),
+                }  # fmt: skip
+                result["environments"][row["environment"]] = where
+                result["rows"] = [*kept, {**row, **{side: measured(file) for side, (_, file) in sides.items()}}]
                 RESULT.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-                for side in sides:
-                    shutil.rmtree(words.work / f"{side}-{name}-{method}-{seed}", ignore_errors=True)
-    print("\n" + table(rows) + f"\n\nwritten: {RESULT}")
+                for _, file in sides.values():
+                    shutil.rmtree(file.parent if file.name == "report.json" else file.with_suffix(""), True)
+                    file.unlink(missing_ok=True)
+    print("\n" + table(result["rows"]) + f"\n\nwritten: {RESULT}")
+    timed = [found["seconds"] for found in result["rows"] if found["seconds"] is not None]
+    print(f"{len(result['rows'])} rows; {len(timed)} of them took {sum(timed) / 3600:.1f} hours")
 
 
 if __name__ == "__main__":
