@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from peftkit.data import Splits, find_splits, load_splits, row_problems
+from peftkit.data import Splits, complete_splits, find_splits, row_problems
 from peftkit.data_checks import PERCENTILES, Checks, check_data
 from peftkit.errors import UserError
 from peftkit.files import write_json
@@ -19,11 +19,12 @@ def check(recipe: Recipe, output: Path | None = None) -> str:
     Prints the first rows that can't be used, and raises UserError with their number.
     """
     found = find_splits(recipe.data, recipe.task)
-    if problems := row_problems(recipe.data, recipe.task, found, recipe.task.find_labels(found["train"])):
+    labels = recipe.task.find_labels(found["train"])
+    if problems := row_problems(recipe.data, recipe.task, found, labels):
         for problem in problems[:MOST_PROBLEMS]:
             print(problem)
         raise UserError(f"{len(problems)} rows can't be used; the first: {problems[0]}")
-    splits = load_splits(recipe.data, recipe.task)
+    splits = complete_splits(recipe.data, recipe.task, found, labels)
     checks = check_data(splits, recipe.task, load_tokenizer(recipe.model, recipe.task))
     if output is not None:
         write_json(output, {**splits.describe(), "checks": dataclasses.asdict(checks)})

@@ -8,6 +8,9 @@ from pathlib import Path
 import peftkit
 from peftkit.errors import UserError, exit_code_of
 
+# Of all tasks; named here too, since `--help` loads none of them.
+INPUT_FIELDS = ("text", "text_pair", "tokens", "source")
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
@@ -55,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("folder", type=Path, help="the folder of a run or of a model")
     predict.add_argument("file", type=Path, help="csv, tsv, json, jsonl, parquet or arrow")
     predict.add_argument("--output", type=Path, help="a .jsonl or .csv file; FILE.predictions.jsonl when not given")
-    for name in ("text", "text_pair", "tokens", "source"):
+    for name in INPUT_FIELDS:
         predict.add_argument(
             f"--{name}", metavar="COLUMN", help=f"the column of the {name}, when not the one trained on"
         )
@@ -123,7 +126,7 @@ def _export(chosen: argparse.Namespace, words: list[str]) -> None:
 def _predict(chosen: argparse.Namespace, words: list[str]) -> None:
     from peftkit.predict import predict
 
-    columns = {name: getattr(chosen, name) for name in ("text", "text_pair", "tokens", "source")}
+    columns = {name: getattr(chosen, name) for name in INPUT_FIELDS}
     given = {name: column for name, column in columns.items() if column is not None}
     trust = chosen.trust_remote_code
     predict(chosen.folder, chosen.file, chosen.output, columns=given, trust_remote_code=trust)

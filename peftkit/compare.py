@@ -164,10 +164,10 @@ def _notes(reports: Sequence[Report]) -> str:
 
 def _with_interval(report: Report, metric: str) -> str:
     found = report.metrics["test"]
-    if f"{metric}_ci95" not in found:
-        return f"{found[metric]:.3f}"
-    low, high = found[f"{metric}_ci95"]
-    return f"{found[metric]:.3f} ({low:.3f} to {high:.3f})"
+    if found[metric] is None:
+        return "none"
+    low, high = found.get(f"{metric}_ci95", (None, None))
+    return f"{found[metric]:.3f}" + ("" if low is None else f" ({low:.3f} to {high:.3f})")
 
 
 def _mebibytes(size: int) -> str:
@@ -187,7 +187,9 @@ def draw(reports: Sequence[Report], path: Path, metric: str) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for report in complete:
         score = report.metrics["test"][metric]
-        low, high = report.metrics["test"][f"{metric}_ci95"]
+        if score is None:
+            continue
+        low, high = (score if end is None else end for end in report.metrics["test"][f"{metric}_ci95"])
         memory = report.memory[kind] / 2**20
         spread = [[max(0.0, score - low)], [max(0.0, high - score)]]
         axes.errorbar([memory], [score], yerr=spread, marker="o", capsize=4, label=report.method)

@@ -4,14 +4,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from peftkit.errors import UserError
 from peftkit.recipe import DataConfig
-from peftkit.sources import DEMOS, load_rows, shown_path
+from peftkit.sources import DEMOS, load_rows, shown_path, split_file
 from peftkit.tasks import Task
 
 HELD_OUT_SHARE = 0.15
@@ -55,17 +54,28 @@ def load_splits(config: DataConfig, task: Task) -> Splits:
 
     Raises UserError naming what is wrong: a missing file, split or column, or the first row that can't be used.
     """
-    splits = find_splits(config, task)
-    labels = task.find_labels(splits["train"])
-    if problems := row_problems(config, task, splits, labels):
+    found = find_splits(config, task)
+    labels = task.find_labels(found["train"])
+    if problems := row_problems(config, task, found, labels):
         more = f" (and {len(problems) - 1} more; peftkit check lists them)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{more}")
+    return complete_splits(config, task, found, labels)
+
+
+def complete_splits(config: DataConfig, task: Task, found: Mapping[str, Dataset], labels: tuple[str, ...]) -> Splits:
+    """The splits that are absent made, all cut to the asked size. Raises UserError for one without rows."""
+    splits = dict(found)
+    for split, rows in splits.items():
+        if not len(rows):
+            raise UserError(f"data: {where(config, split)} has no rows")
     names = {"validation": config.validation_split, "test": config.test_split}
     decisions = [
         f"{split} is {name}, the training rows: its scores tell only how well they were learned"
         for split, name in names.items()
         if name == config.train_split
     ]
+    if config.validation_split == config.test_split != config.train_split:
+        decisions.append(f"validation and test are both {config.test_split}: what is chosen on it is not tested apart")
     for split in ("test", "validation"):
         if split not in splits:
             splits["train"], splits[split], how = _hold_out(splits["train"], task, config.seed)
@@ -97,16 +107,19 @@ def find_splits(config: DataConfig, task: Task) -> dict[str, Dataset]:
     for split, rows in splits.items():
         for column in task.columns:
             if column not in rows.column_names:
-                words = " or ".join(f"--task.{word}" for word in task.column_fields)
-                raise UserError(
-                    f"data.path: {where(config, split)} has no column '{column}' among "
-                    f"{', '.join(rows.column_names)}; name the right one with {words}"
-                )
+                raise UserError(_no_column(config, task, split, column, rows))
         for column in task.scored_columns if split != "train" else ():
             if column not in rows.column_names:
-                there = f"has no column '{column}' among {', '.join(rows.column_names)}"
-                raise UserError(f"data.path: {where(config, split)} {there}, yet task.references_column names it")
+                raise UserError(_no_column(config, task, split, column, rows))
     return splits
+
+
+def _no_column(config: DataConfig, task: Task, split: str, column: str, rows: Dataset) -> str:
+    words = " or ".join(f"--task.{word}" for word in task.column_fields if getattr(task, word) == column)
+    return (
+        f"data.path: {where(config, split)} has no column '{column}' among {', '.join(rows.column_names)}; "
+        f"name the right one with {words}"
+    )
 
 
 def row_problems(config: DataConfig, task: Task, splits: Mapping[str, Dataset], labels: Sequence[str]) -> list[str]:
@@ -117,10 +130,8 @@ def row_problems(config: DataConfig, task: Task, splits: Mapping[str, Dataset], 
 def where(config: DataConfig, split: str) -> str:
     """What a split is called in an error: its file where it has one of its own."""
     name = {"validation": config.validation_split, "test": config.test_split}.get(split, config.train_split)
-    if config.data_files is not None and name in config.data_files:
-        return config.data_files[name]
-    alone = config.path in DEMOS or Path(config.path).expanduser().is_file()
-    return shown_path(config) if alone else f"{shown_path(config)}, {name}"
+    alone = config.path in DEMOS and config.data_files is None
+    return shown_path(config) if alone else split_file(config, name) or f"{shown_path(config)}, {name}"
 
 
 def _hold_out(train: Dataset, task: Task, seed: int) -> tuple[Dataset, Dataset, str]:

@@ -1,6 +1,5 @@
 """What is wrong with labelled data, before anything is trained on it."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,8 @@ class Checks:
         classes: Rows (or entities) of each class in train.
         lengths: By the task's field that limits them, tokens of the training rows: percentiles, the share that is
             cut, and the least length, a multiple of 8, that keeps 99 % whole.
-        duplicates: By split, how many of its rows are in train too, exactly or nearly.
+        duplicates: By split, how many of its rows repeat an earlier one, are in train too, exactly or nearly, or in
+            validation.
         entities: How many entities of train the model never reads whole, and how many there are.
     """
 
@@ -72,21 +72,25 @@ def check_data(splits: Splits, task: Task, tokenizer: PreTrainedTokenizerBase) -
 
 
 def _duplicates(splits: Splits, task: Task) -> tuple[dict[str, dict[str, int]], list[str]]:
-    train = [" ".join(text.lower().split()) for text in task.texts(splits.train)]
-    first = {text: row for row, text in reversed(list(enumerate(train)))}
-    found, warnings = {}, []
-    if len(first) < len(train):
-        found["train"] = {"exact": len(train) - len(first)}
-        warnings.append(f"train: {_share(len(train) - len(first), len(train))} repeat an earlier row")
-    for split in ("validation", "test"):
-        rows = [" ".join(text.lower().split()) for text in task.texts(splits.rows[split])]
-        exact = [row for row, text in enumerate(rows) if text in first]
+    """Rows that stand in train too, or in an earlier split, or earlier in their own; counts by split, and sentences."""
+    texts = {
+        split: [" ".join(text.lower().split()) for text in task.texts(rows)] for split, rows in splits.rows.items()
+    }
+    first = {split: {text: row for row, text in reversed(list(enumerate(found)))} for split, found in texts.items()}
+    counts, warnings = {}, []
+    for split, rows in texts.items():
+        mine = counts[split] = {"repeated": len(rows) - len(first[split])}
+        if mine["repeated"]:
+            warnings.append(f"{split}: {_share(mine['repeated'], len(rows))} repeat an earlier row")
+        if split == "train":
+            continue
+        exact = [row for row, text in enumerate(rows) if text in first["train"]]
         asked = rows[:MOST_OTHER]
-        near = dict(near_duplicates(asked, train[:MOST_TRAIN], NEAR_DUPLICATE))
+        near = dict(near_duplicates(asked, texts["train"][:MOST_TRAIN], NEAR_DUPLICATE))
         only_near = sorted(set(near) - set(exact))
-        found[split] = {"exact": len(exact), "near": len(only_near)}
+        mine |= {"exact": len(exact), "near": len(only_near)}
         if exact:
-            example = f"row {exact[0]} is train's row {first[rows[exact[0]]]}"
+            example = f"row {exact[0]} is train's row {first['train'][rows[exact[0]]]}"
             warnings.append(
                 f"{split}: {_share(len(exact), len(rows))} are in train word for word ({example}): scores flatter"
             )
@@ -94,15 +98,18 @@ def _duplicates(splits: Splits, task: Task) -> tuple[dict[str, dict[str, int]], 
             example = f"row {only_near[0]} and train's row {near[only_near[0]]}"
             of = _share(len(only_near), len(asked))
             warnings.append(f"{split}: {of} are nearly in train (cosine of words >= {NEAR_DUPLICATE}; {example})")
-    return found, warnings
+    if both := [row for row, text in enumerate(texts["test"]) if text in first["validation"]]:
+        counts["test"]["in_validation"] = len(both)
+        example = f"row {both[0]} is validation's row {first['validation'][texts['test'][both[0]]]}"
+        warnings.append(f"test: {_share(len(both), len(texts['test']))} are in validation word for word ({example})")
+    return counts, warnings
 
 
 def _conflicts(splits: Splits, task: Task, references: Mapping[str, Sequence[Any]]) -> list[str]:
     answers: dict[str, dict[str, str]] = defaultdict(dict)
     for split, rows in splits.rows.items():
         for row, (text, right) in enumerate(zip(task.texts(rows), references[split], strict=True)):
-            key = json.dumps(sorted(right) if isinstance(right, list) and not hasattr(task, "tags") else right)
-            answers[text].setdefault(key, f"{split} row {row}")
+            answers[text].setdefault(task.same_answer(right), f"{split} row {row}")
     conflicts = [places for places in answers.values() if len(places) > 1]
     if not conflicts:
         return []
@@ -111,7 +118,7 @@ def _conflicts(splits: Splits, task: Task, references: Mapping[str, Sequence[Any
 
 
 def _balance(classes: Mapping[str, int], labels: Sequence[str], task: Task) -> list[str]:
-    names = sorted({label[2:] for label in labels if label != "O"}) if hasattr(task, "tags") else labels
+    names = task.class_names(labels)
     warnings = []
     if missing := [name for name in names if not classes.get(name)]:
         warnings.append(f"train has no row of {_some(missing)}: {_cannot(missing)} learned")
@@ -119,8 +126,7 @@ def _balance(classes: Mapping[str, int], labels: Sequence[str], task: Task) -> l
         warnings.append(f"train has fewer than {FEW_ROWS} rows of {_some(few)}")
     largest, smallest = max(classes.values()), min(classes.values())
     if largest > IMBALANCED * smallest:
-        hint = "; task.class_weights balanced lets all count alike" if hasattr(task, "class_weights") else ""
-        warnings.append(f"train: the largest class has {largest} rows, the smallest {smallest}{hint}")
+        warnings.append(f"train: the largest class has {largest} rows, the smallest {smallest}{task.balance_hint}")
     return warnings
 
 
@@ -135,10 +141,8 @@ def _lengths(
         cut = int((tokens > limit).sum())
         found[name] = {**percentiles, "limit": limit, "cut_share": cut / len(tokens), "suggested": suggested}
         if cut > CUT_SHARE * len(tokens):
-            what = "are read in parts" if hasattr(task, "tags") else "are cut"
-            warnings.append(
-                f"train: {_share(cut, len(tokens))} {what} at task.{name} {limit}; {suggested} keeps 99 % whole"
-            )
+            what = f"{_share(cut, len(tokens))} {task.too_long}"
+            warnings.append(f"train: {what} at task.{name} {limit}; {suggested} keeps 99 % whole")
     return found, warnings
 
 

@@ -18,7 +18,7 @@ from peftkit.log import logger
 from peftkit.measure import environment
 from peftkit.parsing import recipe_to_dict
 from peftkit.run_folder import RECEIPT, Trained, load_run, read_held_out
-from peftkit.tasks.text_task import first_output
+from peftkit.tasks.plain_task import first_output
 
 FULL_TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-2

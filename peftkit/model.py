@@ -59,9 +59,14 @@ def load_tokenizer(config: ModelConfig, task: Task) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(source(config), **options)
         if more := task.tokenizer_options(tokenizer):
             tokenizer = AutoTokenizer.from_pretrained(source(config), **options, **more)
+    return make_paddable(tokenizer, config.name_or_path)
+
+
+def make_paddable(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a token to pad with, on the right. Raises UserError when it has none to take."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise UserError(f"model.name_or_path: {config.name_or_path}: its tokenizer has no token to pad with")
+            raise UserError(f"model.name_or_path: {name}: its tokenizer has no token to pad with")
         tokenizer.pad_token = tokenizer.eos_token
         logger.info("the tokenizer has no pad token: '%s' is used, in its config and the model's", tokenizer.eos_token)
     # A decoder counts positions from the left: padded there, a text's logits would depend on its batch.
@@ -149,12 +154,16 @@ def load_finished(folder: str | Path, task: Task, **options: Any) -> PreTrainedM
 def position_limit(model: PreTrainedModel) -> int | None:
     """The most tokens that the model can read; None where positions are relative and nothing ends."""
     config: Any = getattr(model.config, "encoder", model.config)
-    if getattr(config, "relative_attention_num_buckets", None):
-        return None
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    for name, module in model.named_modules():
+    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    relative = getattr(config, "relative_attention_num_buckets", None) or not getattr(
+        config, "position_biased_input", True
+    )
+    if relative and not any(isinstance(module, torch.nn.Embedding) for module in tables):
+        return None
+    for module in tables:
         # RoBERTa's first positions, up to the pad token's id, stand for padding.
-        if limit and name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+        if limit and getattr(module, "padding_idx", None) is not None:
             return limit - module.padding_idx - 1
     return limit
 

@@ -11,30 +11,21 @@ import numpy as np
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from peftkit.errors import UserError
 from peftkit.files import writing
 from peftkit.log import logger
-from peftkit.model import load_finished
+from peftkit.model import load_finished, make_paddable, position_limit
 from peftkit.parsing import dict_to_recipe
 from peftkit.recipe import DataConfig, Recipe
 from peftkit.run_folder import RECEIPT, RECIPE, Trained, label_names, load_run
 from peftkit.sources import load_rows
-from peftkit.tasks import (
-    MultiLabelClassification,
-    Seq2Seq,
-    SequenceClassification,
-    SequenceRegression,
-    Task,
-    TokenClassification,
-)
+from peftkit.tasks import TASKS, Task
 
 BATCH_SIZE = 32
 # Where neither a recipe nor the tokenizer says how many the model reads.
 MOST_TOKENS = 512
-# Fields of the tasks that name a column to read.
-INPUTS = ("text", "text_pair", "tokens", "source")
 
 
 def predict(
@@ -58,7 +49,7 @@ def predict(
     rows = next(iter(load_rows(DataConfig(path=str(file))).values()))
     for column in trained.task.inputs:
         if column not in rows.column_names:
-            words = " or ".join(f"--{name}" for name in INPUTS if hasattr(trained.task, name))
+            words = " or ".join(f"--{name}" for name in trained.task.input_fields)
             raise UserError(f"{file}: no column '{column}' among {', '.join(rows.column_names)}; name it with {words}")
     if problem := next(trained.task.input_problems(rows, str(file)), None):
         raise UserError(problem)
@@ -72,19 +63,31 @@ def predict(
     return output
 
 
+def within_positions(task: Any, model: PreTrainedModel) -> Task:
+    """The task, reading no more tokens than the model has positions for; a tokenizer may promise more."""
+    field, limit = task.length_fields[0], position_limit(model)
+    return task if limit is None or getattr(task, field) <= limit else replace(task, **{field: limit})
+
+
 def _load(source: Path, columns: Mapping[str, str], trust_remote_code: bool) -> Trained:
     if (source / RECIPE).exists():
         trained = load_run(source, trust_remote_code=trust_remote_code)
     else:
         if not (source / "config.json").is_file():
             raise UserError(f"{source}: neither a run nor a model; it has no config.json")
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        tokenizer = make_paddable(
+            AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code), str(source)
+        )
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         if (source / RECEIPT).exists():
             recipe = dict_to_recipe(json.loads((source / RECEIPT).read_text())["recipe"])
         else:
-            recipe = Recipe(task=_task_of(config, tokenizer))
+            length = min(tokenizer.model_max_length, MOST_TOKENS)
+            kinds = (kind.of_model(config, length) for kind in TASKS)
+            recipe = Recipe(task=next(kind for kind in kinds if kind is not None))
         model = load_finished(source, recipe.task, trust_remote_code=trust_remote_code)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        recipe = replace(recipe, task=within_positions(recipe.task, model))
         model.eval()
         trained = Trained(
             model=model,
@@ -94,28 +97,13 @@ def _load(source: Path, columns: Mapping[str, str], trust_remote_code: bool) -> 
             labels=label_names(config),
         )
     for name in columns:
-        if not hasattr(trained.task, name):
+        if name not in trained.task.input_fields:
             raise UserError(f"--{name}: a model of {type(trained.task).__name__} reads no {name}")
     task: Any = trained.task
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     if not getattr(trained.model, "is_loaded_in_4bit", False):  # which was loaded where it is to be
         cast(Any, trained.model).to(device)
     return replace(trained, task=replace(task, **columns))
-
-
-def _task_of(config: Any, tokenizer: PreTrainedTokenizerBase) -> Task:
-    """The task of a model that was trained elsewhere, by the class that its config names."""
-    kind = (getattr(config, "architectures", None) or [""])[0]
-    length = min(tokenizer.model_max_length, MOST_TOKENS)
-    if kind.endswith("ForTokenClassification"):
-        return TokenClassification(max_length=length, stride=length // 4)
-    if kind.endswith("ForSequenceClassification"):
-        if config.problem_type == "multi_label_classification":
-            return MultiLabelClassification(max_length=length)
-        if config.problem_type == "regression" or config.num_labels == 1:
-            return SequenceRegression(max_length=length)
-        return SequenceClassification(max_length=length)
-    return Seq2Seq(max_source_length=length)
 
 
 @torch.no_grad()
@@ -140,15 +128,20 @@ def _write_jsonl(file: IO[str], answers: list[Mapping[str, Any]], start: int) ->
 
 
 def _write_csv(file: IO[str], answers: list[Mapping[str, Any]], start: int) -> None:
-    """A column a value; a probability a label; lists with a space between tags and a comma between labels."""
+    """A column a value; a probability a label; a space between tags, a comma between labels, entities as JSON."""
     names = list(answers[0].get("probabilities", ()))
-    plain = [name for name in answers[0] if name not in ("probabilities", "entities")]
+    plain = [name for name in answers[0] if name != "probabilities"]
     writer = csv.writer(file, lineterminator="\n")
     if start == 0:
         writer.writerow(["row", *plain, *(f"probability of {name}" for name in names)])
     for row, one in enumerate(answers, start):
-        values = [
-            (" " if name == "tags" else ",").join(one[name]) if isinstance(one[name], list) else one[name]
-            for name in plain
-        ]
+        values = [_cell(name, one[name]) for name in plain]
         writer.writerow([row, *values, *(one["probabilities"][name] for name in names)])
+
+
+def _cell(name: str, value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    if name == "entities":
+        return json.dumps(value, ensure_ascii=False)
+    return (" " if name == "tags" else ",").join(value)

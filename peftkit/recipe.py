@@ -40,7 +40,7 @@ class DataConfig:
         train_split: Name of the training split.
         validation_split: Name of the validation split; made from train when absent.
         test_split: Name of the test split; made from train when absent.
-        sql: A query or a table's name, for data in a database.
+        sql: A query, for data in a database.
         seed: Seed of the rows that are held out or drawn; another training seed sees the same rows.
         max_train_samples: Use at most so many training rows, drawn with `seed`.
         max_eval_samples: The same for validation and for test.

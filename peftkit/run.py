@@ -23,7 +23,7 @@ from peftkit.recipe import Recipe
 from peftkit.report import Report
 from peftkit.scoring import Scoring
 from peftkit.tasks import Task
-from peftkit.tasks.text_task import first_output
+from peftkit.tasks.plain_task import first_output
 from peftkit.training import AuditCallback, make_trainer, training_arguments
 
 HELD_OUT_ROWS = 32

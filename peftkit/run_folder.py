@@ -31,6 +31,9 @@ HELD_OUT = "held_out.safetensors"
 PREDICTIONS = "predictions.jsonl"
 RECEIPT = "receipt.json"
 ADAPTER = "adapter_model.safetensors"
+UNSCORED = "unscored"
+# The Trainer's, pickled.
+TRAINING_ARGUMENTS = "training_args.bin"
 _FILLING = ".filling"
 
 
@@ -61,7 +64,7 @@ def choose(recipe: Recipe) -> Path:
 
 def fit_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, task: Task) -> None:
     """Let the tokenizer carry the length that the task reads. Raises UserError when the model has fewer positions."""
-    field = "max_source_length" if hasattr(task, "max_source_length") else "max_length"
+    field = task.length_fields[0]
     length, limit = getattr(task, field), position_limit(model)
     if limit is not None and length > limit:
         raise UserError(f"task.{field}: {length} is more than the model's {limit} positions")
@@ -70,7 +73,10 @@ def fit_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, task:
 
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """A folder inside `folder` to fill on all ranks; at the end rank 0 moves its files up, report.json last."""
+    """A folder inside `folder` to fill on all ranks; at the end rank 0 moves its files up, report.json last.
+
+    On a failure, such as too little memory for evaluation, weights that were saved by then stay in `unscored`.
+    """
     temporary = folder / _FILLING
     if is_rank_zero():
         shutil.rmtree(temporary, ignore_errors=True)
@@ -83,6 +89,13 @@ def filling(folder: Path) -> Iterator[Path]:
             (folder / FILE_NAME).unlink(missing_ok=True)
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == FILE_NAME):
                 os.replace(path, folder / path.name)
+    except BaseException:
+        if is_rank_zero() and any(temporary.glob("*model*.safetensors")):
+            (temporary / TRAINING_ARGUMENTS).unlink(missing_ok=True)
+            shutil.rmtree(folder / UNSCORED, ignore_errors=True)
+            os.replace(temporary, folder / UNSCORED)
+            logger.warning("the trained weights are kept in %s", folder / UNSCORED)
+        raise
     finally:
         if is_rank_zero():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -103,7 +116,7 @@ def complete(
 
     Raises AuditError when a parameter that the checkpoint did not bring is not in the saved weights.
     """
-    (folder / "training_args.bin").unlink(missing_ok=True)
+    (folder / TRAINING_ARGUMENTS).unlink(missing_ok=True)
     base_name = without_home(recipe.model.name_or_path)
     if isinstance(model, PeftModel):
         (folder / "README.md").unlink(missing_ok=True)

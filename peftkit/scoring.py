@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from peftkit.data import Splits
 from peftkit.tasks import Task
-from peftkit.tasks.text_task import first_output
+from peftkit.tasks.plain_task import first_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,9 @@ class Scoring:
 
     def _kept(self, split: str, kept: Any) -> np.ndarray:
         # With several ranks the last batch is filled up with rows from the start.
-        return np.asarray(first_output(kept))[: len(self.encoded[split])]
+        found, rows = np.asarray(first_output(kept)), len(self.encoded[split])
+        assert len(found) >= rows, f"evaluation of {split} kept {len(found)} of {rows} rows"
+        return found[:rows]
 
     def fitted(self, kept: Any) -> "Scoring":
         """With what the task learns from its outputs on validation."""

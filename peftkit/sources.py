@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import os
 import sqlite3
+import warnings
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -20,9 +21,11 @@ from peftkit.errors import UserError
 from peftkit.files import without_password
 from peftkit.recipe import DataConfig
 
-# File name ending -> arguments of pandas. A quotation mark in a TSV is one of the text.
+# File name ending -> arguments of pandas. A quotation mark in a TSV is one of the text's.
 TABLES: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE}}
 # File name ending -> builder of `datasets`.
+# What `datasets` leaves in a folder that it saved.
+SAVED = ("dataset_dict.json", "state.json")
 BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
 DEMOS: dict[str, Callable[[], DatasetDict]] = {
     "demo": load_docstrings,
@@ -51,15 +54,26 @@ def load_rows(config: DataConfig) -> DatasetDict:
         if path.is_file():
             return DatasetDict({config.train_split: _file(path, config.train_split)})
         if path.is_dir():
-            if (path / "dataset_dict.json").exists():
-                return load_from_disk(str(path))
-            if (path / "state.json").exists():
-                return DatasetDict({config.train_split: load_from_disk(str(path))})
+            if any((path / name).exists() for name in SAVED):
+                saved = load_from_disk(str(path))
+                return saved if isinstance(saved, DatasetDict) else DatasetDict({config.train_split: saved})
             return _folder(str(path), config.name)
         if config.path.startswith((".", "/", "~")) or path.suffix in (*TABLES, *BUILDERS):
             raise UserError(f"data.path: {config.path}: no such file or folder")
         return load_dataset(config.path, config.name, revision=config.revision)
-    except (DatasetGenerationError, DatasetNotFoundError, OSError, ValueError, RuntimeError, ImportError) as error:
+    except UserError:
+        raise
+    except StopIteration:
+        raise UserError(f"data.path: {shown_path(config)}: has no rows") from None
+    except (
+        DatasetGenerationError,
+        DatasetNotFoundError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        ImportError,
+        Warning,
+    ) as error:
         cause = error.__cause__ or error
         said = without_password(" ".join(str(cause).split())[:300])
         raise UserError(f"data.path: {shown_path(config)}: can't be read: {said}") from error
@@ -76,16 +90,15 @@ def _file(path: Path, split: str) -> Dataset:
 
 
 def _table(path: Path) -> Dataset:
-    """What a cell holds is text: "NA" and "None" are words. A column has one type, however long the file."""
-    options = TABLES[path.suffix.lower()]
-    return Dataset.from_pandas(
-        pandas.read_csv(path, keep_default_na=False, low_memory=False, **options), preserve_index=False
-    )
+    """What a cell holds is text: 01 is not 1, and "NA" and "None" are words."""
+    with warnings.catch_warnings(action="error", category=pandas.errors.ParserWarning):
+        rows = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False, **TABLES[path.suffix.lower()])
+    return Dataset.from_pandas(rows, preserve_index=False)
 
 
 def _folder(path: str, name: str | None) -> DatasetDict:
     """The splits of a folder; each with the columns that it has, which need not be the same."""
-    files = load_dataset_builder(path, name).config.data_files
+    files = _files(path, name)
     if not files:
         return load_dataset(path, name)
 
@@ -95,6 +108,24 @@ def _folder(path: str, name: str | None) -> DatasetDict:
         return load_dataset(path, name, data_files={split: of}, split=split)
 
     return DatasetDict({split: rows(split, of) for split, of in files.items()})
+
+
+def _files(path: str, name: str | None) -> dict[str, list[str]]:
+    """The files of each split of a folder, as `datasets` finds them by their names."""
+    return {str(split): list(of) for split, of in (load_dataset_builder(path, name).config.data_files or {}).items()}
+
+
+def split_file(config: DataConfig, split: str) -> str | None:
+    """The one file that a split is read from, as the user would name it; None where there is none, or are several."""
+    if config.data_files is not None:
+        return config.data_files.get(split)
+    path = Path(config.path).expanduser()
+    if config.sql is None and path.is_file():
+        return config.path
+    if config.sql is None and path.is_dir() and not any((path / name).exists() for name in SAVED):
+        files = _files(str(path), config.name).get(split, [])
+        return str(Path(config.path) / Path(files[0]).name) if len(files) == 1 else None
+    return None
 
 
 def _query(path: str, sql: str) -> Dataset:

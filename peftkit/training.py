@@ -25,14 +25,15 @@ from peftkit.errors import UserError
 from peftkit.log import logger
 from peftkit.methods import usual_learning_rate
 from peftkit.recipe import Recipe
-from peftkit.tasks.text_task import first_output
+from peftkit.tasks.plain_task import first_output
 
-# Words of the Trainer's whose other value leaves evaluation without answers.
+# Words of the Trainer's whose other value leaves rows of an evaluation without an answer.
 NEEDED_TO_SCORE = {
     "predict_with_generate": True,
     "prediction_loss_only": False,
     "eval_do_concat_batches": True,
     "batch_eval_metrics": False,
+    "dataloader_drop_last": False,
 }
 
 
@@ -49,7 +50,9 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
         )
     for word, needed in NEEDED_TO_SCORE.items():
         if given.get(word, needed) != needed:
-            raise UserError(f"training.{word}: must be {str(needed).lower()}, or nothing could be scored; leave it out")
+            raise UserError(
+                f"training.{word}: must be {str(needed).lower()}, or evaluation would lose its answers; leave it out"
+            )
     use_cpu = bool(given.get("use_cpu")) or not torch.accelerator.is_available()
     chosen: dict[str, Any] = {
         "report_to": "none",

@@ -61,6 +61,16 @@ def test_unlike_rows_are_warned_of():
     assert "Warning" not in table([COMPLETE, replace(COMPLETE, method="lora")], METRICS)
 
 
+def test_a_score_that_does_not_exist_is_said_and_not_drawn(tmp_path):
+    none = replace(
+        COMPLETE, method="lora", metrics={"test": {"accuracy": None, "f1_macro": 0.5, "f1_macro_ci95": [None, None]}}
+    )
+    text = table([COMPLETE, none], METRICS)
+    assert "| lora | none | 0.500 |" in text
+    draw([COMPLETE, none], tmp_path / "a.png", "accuracy")
+    assert (tmp_path / "a.png").exists()
+
+
 def test_the_picture_is_drawn(tmp_path):
     gpu = replace(COMPLETE, method="lora", memory={"process_peak": 2**30, "allocated_peak": 2**28})
     draw([COMPLETE, gpu, Report(name="x", method="b", status="failed")], tmp_path / "a.png", "accuracy")

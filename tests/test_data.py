@@ -106,12 +106,18 @@ def test_a_bad_row_is_named_with_its_file_and_number(tmp_path):
     write(tmp_path / "train.jsonl", rows(20))
     write(tmp_path / "test.jsonl", [*rows(3), {"text": " ", "label": "no"}, {"text": "a", "label": "maybe"}])
     with pytest.raises(
-        UserError, match=r", test, row 3 \(from 0\), column 'text': empty; .* \(and 1 more; peftkit check"
+        UserError, match=r"/test\.jsonl, row 3 \(from 0\), column 'text': empty; .* \(and 1 more; peftkit check"
     ):
         load(tmp_path)
     config = DataConfig(path=str(tmp_path), data_files={"train": "train.jsonl", "test": "test.jsonl"})
     with pytest.raises(UserError, match=r"^test\.jsonl, row 3 "):
         load_splits(config, TASK)
+
+
+def test_one_split_for_both_is_said(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.jsonl", rows(20))
+    assert "validation and test are both test" in " ".join(load(tmp_path, validation_split="test").decisions)
 
 
 def test_another_training_seed_sees_the_same_rows(tmp_path):

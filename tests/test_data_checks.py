@@ -41,7 +41,7 @@ def test_clean_data_has_no_warnings(tmp_path):
     )
     assert checks.warnings == ()
     assert checks.classes == {"a": 30, "b": 30}
-    assert checks.duplicates["test"] == {"exact": 0, "near": 0}
+    assert checks.duplicates["test"] == {"repeated": 0, "exact": 0, "near": 0}
     assert described(splits, checks).endswith("no warnings")
 
 
@@ -55,9 +55,9 @@ def test_duplicates_exact_and_near_and_conflicts_are_found(tmp_path):
         test=[*rows(200, 20), near, copy, other],
     )  # fmt: skip
     assert checks.duplicates == {
-        "train": {"exact": 1},
-        "validation": {"exact": 0, "near": 0},
-        "test": {"exact": 2, "near": 1},
+        "train": {"repeated": 1},
+        "validation": {"repeated": 0, "exact": 0, "near": 0},
+        "test": {"repeated": 0, "exact": 2, "near": 1},
     }
     said = "\n".join(checks.warnings)
     assert "train: 1 of 61 rows (1.6%) repeat an earlier row" in said

@@ -112,7 +112,7 @@ def test_intervals_are_of_the_metrics_themselves(monkeypatch):
 
     def identity(data, statistic, **options):
         class Found:
-            confidence_interval = type("Interval", (), {"low": statistic(data[0]), "high": statistic(data[0])})
+            bootstrap_distribution = np.array([statistic(data[0])])
 
         return Found
 
@@ -134,6 +134,12 @@ def test_intervals_are_of_the_metrics_themselves(monkeypatch):
     assert text_intervals(texts[::-1], [[t] for t in texts])["rougeL_ci95"][0] == pytest.approx(score["rougeL"])
     tags = [[["O", "B-x", "B-y"][i] for i in rng.integers(0, 3, 6)] for _ in range(20)]
     assert entity_intervals(tags[::-1], tags)["f1_ci95"][0] == pytest.approx(entity_metrics(tags[::-1], tags)["f1"])
+
+
+def test_resamples_without_a_score_are_left_out():
+    low, high = regression_intervals([1.0, 2.0, 3.0], [1.0, 2.5, 2.0])["pearson_ci95"]
+    assert -1 <= low <= high <= 1
+    assert np.isnan(regression_intervals([1.0, 1.0], [1.0, 2.0])["pearson_ci95"]).all()
 
 
 def test_one_label_and_no_label_at_all():

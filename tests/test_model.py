@@ -1,6 +1,14 @@
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    TrainingArguments,
+)
 
 from peftkit import ModelConfig, Quantization, Seq2Seq, SequenceClassification
 from peftkit.errors import UserError
@@ -154,6 +162,26 @@ def test_positions_end_where_the_model_ends(checkpoints, architecture, task, lim
             loaded.model(input_ids=most, attention_mask=torch.ones_like(most))
             with pytest.raises((IndexError, RuntimeError)):
                 loaded.model(input_ids=torch.full((1, limit + 1), 5), attention_mask=torch.ones(1, limit + 1))
+
+
+def test_positions_are_told_by_their_table_and_not_by_the_config():
+    few = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 50,
+    }
+    mpnet = MPNetForSequenceClassification(MPNetConfig(**few, max_position_embeddings=66))
+    assert position_limit(mpnet) == 64
+    mpnet(input_ids=torch.full((1, 64), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        mpnet(input_ids=torch.full((1, 65), 5))
+    deberta = DebertaV2ForSequenceClassification(
+        DebertaV2Config(**few, max_position_embeddings=16, position_biased_input=False, relative_attention=True)
+    )
+    assert position_limit(deberta) is None
+    deberta(input_ids=torch.full((1, 40), 5))
 
 
 def test_relative_positions_have_no_end(checkpoints):

@@ -3,7 +3,7 @@ import json
 
 import pytest
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from peftkit.demo.docstrings import LIBRARIES
 from peftkit.errors import UserError
@@ -74,6 +74,19 @@ def test_a_file_that_does_not_fit_is_one_line(folder, tmp_path, content, said):
     with pytest.raises(UserError, match=said):
         predict(folder, tmp_path / "bad.jsonl", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "gpt2"])
+def test_a_model_trained_elsewhere(checkpoints, file, tmp_path, architecture):
+    """A tokenizer that promises more tokens than there are positions, or has no pad token, is no reason to fail."""
+    config = AutoConfig.from_pretrained(checkpoints / architecture, num_labels=3)
+    config.update(
+        {"max_position_embeddings": 34, "n_positions": 32} if architecture == "roberta" else {"n_positions": 32}
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(checkpoints / architecture).save_pretrained(tmp_path / "model")
+    predict(tmp_path / "model", file, tmp_path / "out.jsonl")
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(TEXTS)
 
 
 def test_other_wrong_words(folder, file, tmp_path):

@@ -135,6 +135,19 @@ def test_a_run_that_fails_says_so_in_its_report(small_recipe, tmp_path, change, 
     assert said in report.error
 
 
+def test_weights_outlive_an_evaluation_that_fails(small_recipe, tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError("evaluation")
+
+    monkeypatch.setattr(run_module.Scoring, "fitted", fail)
+    with pytest.raises(MemoryError):
+        run(small_recipe())
+    kept = {path.name for path in (tmp_path / "run" / "unscored").iterdir()}
+    assert "adapter_model.safetensors" in kept
+    assert "training_args.bin" not in kept
+    assert not run_module.run_folder.is_finished(tmp_path / "run")
+
+
 def test_running_out_of_memory_is_a_status(small_recipe, tmp_path, monkeypatch):
     def full_memory(self, *args, **kwargs):
         return torch.empty(2**52)

@@ -59,6 +59,9 @@ def test_references_are_whole_and_may_be_several(tokenizer):
         ({"generation": {"num_beam": 4}}, r"task\.generation: 'num_beam' is no keyword .* did you mean 'num_beams'"),
         ({"generation": {"temperature": 0.5}}, r"task\.generation: .*temperature"),
         ({"generation": {"length_penalty": 2.0}}, r"task\.generation: .*length_penalty"),
+        ({"generation": {"num_return_sequences": 2, "num_beams": 2}}, r"num_return_sequences: must be 1"),
+        ({"generation": {"return_dict_in_generate": True}}, r"return_dict_in_generate: must be False"),
+        ({"generation": {"num_beams": "two"}}, r"task\.generation: num_beams: 'two' is not a whole number"),
         ({"tokenize": "xx"}, r"task\.tokenize: 'xx' is none of 13a"),
     ],
 )
@@ -114,7 +117,9 @@ def test_scores_during_training_are_of_generated_text(small_recipe):
 
 
 def test_a_misspelt_column_of_references_is_said():
-    with pytest.raises(UserError, match=r"has no column 'targetz' among .*references_column"):
+    with pytest.raises(
+        UserError, match=r"no column 'targetz' among .*name the right one with --task\.references_column"
+    ):
         load_splits(DataConfig(path="demo-summaries"), replace(TASK, references_column="targetz"))
 
 
@@ -122,3 +127,5 @@ def test_a_target_longer_than_the_decoder_is_refused(checkpoints, tokenizer):
     model = load_base(ModelConfig(name_or_path=str(checkpoints / "bart")), TASK, tokenizer, ()).model
     with pytest.raises(UserError, match="max_target_length: 2000 is more than the 512 positions"):
         replace(TASK, max_target_length=2000).prepare(model, tokenizer)
+    with pytest.raises(UserError, match=r"generation\.max_new_tokens: 600 is more than the 512 positions"):
+        replace(TASK, generation={"max_new_tokens": 600}).prepare(model, tokenizer)

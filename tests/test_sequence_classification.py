@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 
 from peftkit import ModelConfig, SequenceClassification, full
 from peftkit.errors import UserError
@@ -67,8 +67,38 @@ def test_names_of_numbers_keep_their_order(tokenizer):
     assert task.references(data, labels) == ["cow", "zebra", "ant"]
     assert task.encode(data, tokenizer, labels)["labels"][:] == [2, 0, 1]
     assert TASK.find_labels(data) == ("0", "1", "2")
-    with pytest.raises(UserError, match=r"task\.label_names: 2 names, but .* the number 2"):
-        SequenceClassification(label_names=["a", "b"]).find_labels(data)
+    short = SequenceClassification(label_names=["a", "b"])
+    assert "row 0 (from 0), column 'label': label '2' is not among task.label_names" in next(
+        short.problems(data, short.find_labels(data), "f")
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "feature", "names", "right"),
+    [
+        ([0, 1], ClassLabel(names=["neg", "pos"]), ["pos", "neg"], ["neg", "pos"]),
+        ([0, 1], ClassLabel(names=["LABEL_0", "LABEL_1"]), ["neg", "pos"], ["neg", "pos"]),
+        ([0, 1], Value("int64"), ["1", "0"], ["0", "1"]),
+        (["0", "1"], Value("string"), ["1", "0"], ["0", "1"]),
+        ([1, 5, 3], Value("int64"), ["1", "2", "3", "4", "5"], ["1", "5", "3"]),
+    ],
+)
+def test_a_value_that_is_a_name_keeps_it_whatever_the_order(values, feature, names, right):
+    data = Dataset.from_dict({"label": values}, features=Features({"label": feature}))
+    task = SequenceClassification(label_names=names)
+    assert task.find_labels(data) == tuple(names)
+    assert task.references(data, names) == right
+
+
+def test_values_that_are_half_names_half_numbers_are_refused():
+    with pytest.raises(UserError, match="has '1', which is a name among them, and '0', which is none"):
+        SequenceClassification(label_names=["1", "x"]).find_labels(Dataset.from_dict({"label": [0, 1]}))
+
+
+def test_lists_are_no_single_labels():
+    data = Dataset.from_dict({"text": ["a", "b"], "label": [["x"], ["y"]]})
+    assert TASK.find_labels(data) == ()
+    assert "list, not one label; for several take MultiLabelClassification" in next(TASK.problems(data, (), "f"))
 
 
 def test_answers_are_labels_and_probabilities():
@@ -103,6 +133,10 @@ def test_class_weights_are_those_of_torch_and_scikit_learn():
     # Two micro-batches of an accumulated one add up to the mean over both.
     parts = [balanced({"logits": logits[part]}, right[part], 5) for part in (slice(0, 2), slice(2, 5))]
     assert float(sum(parts)) == pytest.approx(float(balanced({"logits": logits}, right)))
+    by_number = SequenceClassification(class_weights={1: 3}).loss(train, ("0", "1", "2"), 0.0)
+    assert by_number({"logits": logits}, right) != plain.mean()
+    with pytest.raises(UserError, match=r"task\.class_weights: a: x is not a positive number"):
+        SequenceClassification(class_weights={"a": "x"}).loss(train, ("a", "b", "c"), 0.0)
     with pytest.raises(UserError, match=r"task\.class_weights: no label 'd'"):
         SequenceClassification(class_weights={"d": 1.0}).loss(train, ("a", "b", "c"), 0.0)
 

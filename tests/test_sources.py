@@ -132,6 +132,32 @@ def test_files_are_read_though_no_path_is_given(tmp_path):
         load_rows(DataConfig(data_files={"train": "a"}, sql="select 1"))
 
 
+def test_numbers_are_as_they_are_written(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n7,01\n8,2\n9,10\n1.5,true\n")
+    found = load_rows(DataConfig(path=str(tmp_path / "a.csv")))["train"]
+    assert found.to_dict() == {"text": ["7", "8", "9", "1.5"], "label": ["01", "2", "10", "true"]}
+    assert TASK.find_labels(found.select(range(3))) == ("01", "2", "10")
+
+
+@pytest.mark.parametrize("rows", ["nice, really,1\nbad, really,0\n", "nice,1,\nbad,0,\n", "nice,1\nbad, really,0\n"])
+def test_a_row_with_a_cell_too_many_is_refused(tmp_path, rows):
+    (tmp_path / "a.csv").write_text("text,label\n" + rows)
+    with pytest.raises(UserError, match="can't be read: "):
+        load_rows(DataConfig(path=str(tmp_path / "a.csv")))
+
+
+def test_an_empty_file_is_one_line(tmp_path):
+    for name in ("a.jsonl", "a.csv"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(UserError, match=r"has no rows|can't be read"):
+            load(tmp_path / name)
+
+
+def test_names_and_numbers_in_one_column(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": f"t{n}", "label": 1 if n % 2 else "x"} for n in range(60)])
+    assert load(path).labels == ("1", "x")
+
+
 def test_a_folder_of_tables_is_read_as_a_table_is(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.tsv").write_text('text\tlabel\na "b\tNA\nnull\tno\n')

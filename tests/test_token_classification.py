@@ -103,8 +103,9 @@ def test_a_byte_level_tokenizer_sees_words_after_a_space(tmp_path):
         (["O", "I-PER"], "f, row 0 (from 0), column 'ner_tags', word 1: 'I-PER' after 'O' continues nothing"),
         (["B-ORG", "I-PER"], "'I-PER' after 'B-ORG' continues nothing"),
         (["O"], "1 tags for 2 words"),
-        (["O", "B-LOC"], "word 1: tag 'B-LOC' does not occur in train"),
-        (None, "no tags"),
+        (["O", "B-LOC"], "word 1: label 'B-LOC' does not occur in train"),
+        (None, "no list of tags"),
+        (["O", "S-PER"], "word 1: 'S-PER' is no BIO tag, which are B-, I- and O"),
     ],
 )
 def test_tags_that_are_not_bio_are_named(tags, said):
@@ -125,13 +126,35 @@ def test_tags_by_number_and_other_schemes(tokenizer):
     task = TokenClassification(label_names=list(LABELS))
     assert task.find_labels(data) == LABELS
     assert task.references(data, LABELS) == [["O", "B-PER"]]
-    with pytest.raises(UserError, match=r"'0' is no BIO tag; name the tags of the numbers in task\.label_names"):
+    with pytest.raises(UserError, match=r"has numbers; name their tags in task\.label_names"):
         TASK.find_labels(data)
     hub = data.cast_column("ner_tags", List(ClassLabel(names=list(LABELS))))
     assert TASK.find_labels(hub) == LABELS
     assert TASK.encode(hub, tokenizer, LABELS)["labels"][0] == [-100, 0, 3, -100]
-    with pytest.raises(UserError, match="'S-PER' is no BIO tag; BIO has B-, I- and O"):
+    with pytest.raises(UserError, match="no entity found; a tagger needs lists of B-, I- and O"):
         TASK.find_labels(Dataset.from_dict({"tokens": [["a"]], "ner_tags": [["S-PER"]]}))
+    for column in ([5], ["B-PER O"]):
+        assert "no list of tags" in next(
+            TASK.problems(Dataset.from_dict({"tokens": [["a"]], "ner_tags": column}), LABELS, "f")
+        )
+
+
+def test_tags_without_a_beginning_can_be_repaired_though_none_is_declared(tokenizer):
+    data = Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [[1, 1]]})
+    data = data.cast_column("ner_tags", List(ClassLabel(names=["O", "I-PER"])))
+    task = TokenClassification(repair=True)
+    labels = task.find_labels(data)
+    assert labels == ("O", "I-PER", "B-PER")
+    assert not list(task.problems(data, labels, "f"))
+    assert task.encode(data, tokenizer, labels)["labels"][0] == [-100, 2, 1, -100]
+
+
+def test_a_declared_name_is_kept_whatever_the_order():
+    data = Dataset.from_dict({"ner_tags": [[0, 1, 2]]})
+    data = data.cast_column("ner_tags", List(ClassLabel(names=["O", "B-PER", "I-PER"])))
+    task = TokenClassification(label_names=["B-PER", "I-PER", "O"])
+    assert task.find_labels(data) == ("B-PER", "I-PER", "O")
+    assert task.references(data, ()) == [["O", "B-PER", "I-PER"]]
 
 
 @pytest.mark.parametrize(("architecture", "method"), [("bert", full()), ("bert", qlora()), ("roberta", lora())])

@@ -1,5 +1,7 @@
 """How far a score might move with another test set of the same size."""
 
+import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -16,12 +18,15 @@ def bootstrap_interval(
     """95 % interval `[low, high]` of `statistic`, which takes row numbers drawn with replacement from `rows`.
 
     Percentile bootstrap over rows (Efron and Tibshirani 1993, chapter 13), by `scipy.stats.bootstrap`, seeded. It
-    knows nothing of another training seed. With fewer than two rows both ends are the score itself.
+    knows nothing of another training seed. With fewer than two rows both ends are the score itself. Resamples without
+    a score, such as the correlation of a constant, are left out; without any score both ends are NaN.
     """
     if rows < 2:
         return [statistic(np.arange(rows))] * 2
-    found = bootstrap(
-        (np.arange(rows),), statistic, vectorized=False, n_resamples=n_resamples, method="percentile", rng=seed,
-        batch=max(1, AT_ONCE // rows),
-    ).confidence_interval  # fmt: skip
-    return [float(found.low), float(found.high)]
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        scores = bootstrap(
+            (np.arange(rows),), statistic, vectorized=False, n_resamples=n_resamples, method="percentile", rng=seed,
+            batch=max(1, AT_ONCE // rows),
+        ).bootstrap_distribution  # fmt: skip
+    scores = scores[np.isfinite(scores)]
+    return [float(end) for end in np.percentile(scores, [2.5, 97.5])] if len(scores) else [math.nan, math.nan]

@@ -57,6 +57,31 @@ class Task(Protocol):
         """Whether `label_smoothing_factor` has a meaning here."""
         ...
 
+    @classmethod
+    def of_model(cls, config: Any, length: int) -> Any:
+        """The task of a model that was trained elsewhere, reading `length` tokens; None if its config is another's."""
+        ...
+
+    @property
+    def input_fields(self) -> tuple[str, ...]:
+        """The task's fields that name the columns of `inputs`."""
+        ...
+
+    @property
+    def length_fields(self) -> tuple[str, ...]:
+        """The task's fields that limit tokens; the first is of what the model reads."""
+        ...
+
+    @property
+    def too_long(self) -> str:
+        """What happens to rows of more tokens."""
+        ...
+
+    @property
+    def balance_hint(self) -> str:
+        """What helps where classes are rare; a clause, or nothing."""
+        ...
+
     @property
     def inputs(self) -> tuple[str, ...]:
         """Columns that prediction reads."""
@@ -96,6 +121,14 @@ class Task(Protocol):
 
     def texts(self, dataset: Dataset) -> list[str]:
         """What a row asks, as one string: rows of equal strings are duplicates."""
+        ...
+
+    def class_names(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """What is counted as a class."""
+        ...
+
+    def same_answer(self, right: Any) -> str:
+        """A string that two right answers share only if they are the same."""
         ...
 
     def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
@@ -199,7 +232,7 @@ class Task(Protocol):
         ...
 
 
-TASKS: tuple[type, ...] = (
+TASKS: tuple[Any, ...] = (
     SequenceClassification,
     MultiLabelClassification,
     SequenceRegression,

@@ -7,19 +7,21 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from datasets import Dataset, List, Value
+from datasets import ClassLabel, Dataset, List, Value
 from scipy.sparse import csc_matrix
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from peftkit.errors import UserError
 from peftkit.metrics.multi_label import multi_label_intervals, multi_label_metrics
-from peftkit.tasks.label_names import check_label_names, check_weights, distinct_names, label_name
-from peftkit.tasks.text_task import TextTask, at, first_output, reduced_loss
+from peftkit.tasks.label_names import check_label_names, distinct_names, label_name, numbers_by_name, unknown_label
+from peftkit.tasks.plain_task import at, first_output, reduced_loss
+from peftkit.tasks.text_task import TextTask, is_text_classifier
 
 # A label of few rows may score best at a threshold that answers it everywhere; no threshold lies outside.
 LOWEST, HIGHEST = 0.05, 0.95
 # Of more labels, evaluation keeps a row's most probable so many: the probabilities of all would fill the memory.
 MOST_KEPT = 256
+SEVERAL_LABELS = "multi_label_classification"
 
 
 class _Trainer(Trainer):
@@ -39,7 +41,7 @@ class MultiLabelClassification(TextTask):
         text_pair: Column of the second text, when rows are pairs.
         label: Column of the labels: a list of names or numbers, or one string with `separator` between names.
         separator: What stands between names in a string.
-        label_names: Names in the order of their numbers, where the data has numbers; or the order of the names.
+        label_names: The order of the names; or, where the data has numbers, the names in the order of those.
         max_length: Tokens kept of a text or a pair.
         class_weights: `balanced`, so that a label's rows count as much as all others, or a weight by name of the label.
         thresholds: Probability from which a label is given, by name; chosen on validation for those not named.
@@ -53,9 +55,15 @@ class MultiLabelClassification(TextTask):
 
     trainer_class: ClassVar[type[Trainer]] = _Trainer
     column_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
+    balance_hint: ClassVar[str] = "; task.class_weights balanced lets all count alike"
     main_metrics: ClassVar[tuple[str, ...]] = ("f1_macro", "f1_micro")
     label_smoothing: ClassVar[bool] = False
-    stratify_by: ClassVar[str | None] = None
+
+    @classmethod
+    def of_model(cls, config: Any, length: int) -> "MultiLabelClassification | None":
+        """For a multi-label classifier that was trained elsewhere."""
+        mine = is_text_classifier(config) and config.problem_type == SEVERAL_LABELS
+        return cls(max_length=length) if mine else None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -71,29 +79,35 @@ class MultiLabelClassification(TextTask):
 
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
         """Names as the recipe or the data set declares them, else the values found in training data, sorted."""
-        values = {one for row in self._values(train) for one in row or () if one is not None}
-        declared = getattr(getattr(train.features[self.label], "feature", None), "names", None)
+        feature = getattr(train.features[self.label], "feature", None)
+        values = {one for row in self._values(train) for one in row or () if not isinstance(one, list | dict)}
         if self.label_names:
-            names = check_label_names(self.label_names, values, self.label)
+            names = check_label_names(self.label_names, values, feature, self.label)
+        elif isinstance(feature, ClassLabel):
+            names = tuple(feature.names)
         else:
-            names = tuple(declared) if declared else distinct_names(values)
+            names = distinct_names(values)
         if not names:
             raise UserError(f"train, column '{self.label}': no label found")
-        if unknown := sorted(set(self.thresholds) - set(names)):
-            raise UserError(f"task.thresholds: no label '{unknown[0]}' in train, column '{self.label}'")
+        numbers_by_name(self.thresholds, names, "thresholds")
         return names
 
     def problems(self, dataset: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
-        """A line for each row without a list of labels, with a label that is not in train, or without a text."""
+        """A line for each row without a list of labels, with one that is not known or stands twice, or without text."""
         yield from self.input_problems(dataset, where)
         known = set(labels)
         for row, names in enumerate(self.references(dataset, labels)):
+            place, fix = at(where, row, self.label), "correct it or remove the row"
             if names is None:
-                what = "no list of labels (an empty list is right)"
-                yield f"{at(where, row, self.label)}: {what}; correct it or remove the row"
+                yield f"{place}: no list of labels (an empty list is right); {fix}"
             elif unknown := [name for name in names if name not in known]:
-                what = f"label '{unknown[0]}' does not occur in train"
-                yield f"{at(where, row, self.label)}: {what}; correct it or remove the row"
+                yield f"{place}: {unknown_label(unknown[0], self.label_names)}; {fix}"
+            elif twice := [name for name, count in Counter(names).items() if count > 1]:
+                yield f"{place}: label '{twice[0]}' stands twice; a list of names or ids is read, not a row of 0 and 1"
+
+    def same_answer(self, right: Any) -> str:
+        """The names in any order."""
+        return super().same_answer(sorted(right))
 
     def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
         """Rows that have each label."""
@@ -105,7 +119,7 @@ class MultiLabelClassification(TextTask):
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
             "label2id": {name: index for index, name in enumerate(labels)},
-            "problem_type": "multi_label_classification",
+            "problem_type": SEVERAL_LABELS,
         }
 
     def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Dataset:
@@ -131,12 +145,12 @@ class MultiLabelClassification(TextTask):
         """Binary cross entropy with a weight on the rows that have the label; None without class weights."""
         if self.class_weights is None:
             return None
-        check_weights(self.class_weights, labels)
         if isinstance(self.class_weights, str):
             counts = np.bincount([one for row in train["labels"] for one in row], minlength=len(labels))
             positive = torch.tensor((len(train) - counts) / np.maximum(counts, 1), dtype=torch.float32)
         else:
-            positive = torch.tensor([float(self.class_weights.get(name, 1.0)) for name in labels])
+            given = numbers_by_name(self.class_weights, labels, "class_weights")
+            positive = torch.tensor([given.get(name, 1.0) for name in labels])
 
         def weighted(outputs: Any, right: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
             losses = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -160,7 +174,8 @@ class MultiLabelClassification(TextTask):
     def fitted(self, kept: np.ndarray, encoded: Dataset, labels: Sequence[str]) -> "MultiLabelClassification":
         """The threshold of each label that scores best on these rows by F1, between 0.05 and 0.95.
 
-        Candidates lie half-way between neighbouring probabilities; a label that no row has gets 0.5.
+        Candidates lie half-way between neighbouring probabilities. A label gets 0.5 where no row has it, and where no
+        candidate beats answering it in every row: then it has not been learned.
         """
         probabilities, ids = _kept_labels(kept)
         shape = (len(kept), len(labels))
@@ -170,8 +185,8 @@ class MultiLabelClassification(TextTask):
         for place, name in enumerate(labels):
             rows, mine = (slice(matrix.indptr[place], matrix.indptr[place + 1]) for matrix in (given, right))
             has = np.isin(given.indices[rows], right.indices[mine])
-            found[name] = _best_threshold(given.data[rows], has, len(right.indices[mine]))
-        return replace(self, thresholds=found | self.thresholds)
+            found[name] = _best_threshold(given.data[rows], has, len(right.indices[mine]), len(kept))
+        return replace(self, thresholds=found | numbers_by_name(self.thresholds, labels, "thresholds"))
 
     def settings(self) -> Mapping[str, Any]:
         """The thresholds."""
@@ -248,8 +263,8 @@ def _indicators(rows: Sequence[Sequence[int]], labels: int) -> np.ndarray:
     return found
 
 
-def _best_threshold(probabilities: np.ndarray, right: np.ndarray, positives: int) -> float:
-    """The candidate with the best F1; of equals the one in the middle. `positives` are rows that have the label."""
+def _best_threshold(probabilities: np.ndarray, right: np.ndarray, positives: int, rows: int) -> float:
+    """The candidate with the best F1; of equals the one in the middle. Of all `rows`, `positives` have the label."""
     if not right.any():
         return 0.5
     probabilities = probabilities.astype(np.float64)
@@ -261,7 +276,7 @@ def _best_threshold(probabilities: np.ndarray, right: np.ndarray, positives: int
     below = np.append(sorted_p[1:], 0.0)
     candidates = (sorted_p + below) / 2
     allowed = (sorted_p > below) & (candidates >= LOWEST) & (candidates <= HIGHEST)
-    if not allowed.any():
+    if not allowed.any() or f1[allowed].max() <= 2 * positives / (rows + positives):
         return 0.5
     best = np.flatnonzero(allowed & (f1 >= f1[allowed].max()))
     return round(float(candidates[best[len(best) // 2]]), 6)

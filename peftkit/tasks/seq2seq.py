@@ -22,16 +22,23 @@ from transformers import (
 
 from peftkit.errors import UserError
 from peftkit.metrics.text import TOKENIZERS, text_intervals, text_metrics
-from peftkit.tasks.text_task import at, text_problems
+from peftkit.tasks.plain_task import PlainTask, at, text_problems
 
 IGNORED = -100
 # Logits of a whole vocabulary are large: of a held-out batch so many rows are kept, and numbers in all.
 HELD_OUT_ROWS = 4
 HELD_OUT_NUMBERS = 2_000_000
+# Keywords of generation that the library does not check before it generates.
+COUNTS = {
+    "num_beams", "num_return_sequences", "max_new_tokens", "min_new_tokens", "max_length", "min_length", "top_k",
+    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+}  # fmt: skip
+LIMITS = {"max_new_tokens", "max_length"}
+ONE_TEXT_A_ROW = {"num_return_sequences": 1, "return_dict_in_generate": False}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seq2Seq:
+class Seq2Seq(PlainTask):
     """A target text for a source text, by an encoder-decoder; scored on what it generates.
 
     Args:
@@ -61,10 +68,11 @@ class Seq2Seq:
     trainer_class: ClassVar[type[Trainer]] = Seq2SeqTrainer
     arguments_class: ClassVar[type[TrainingArguments]] = Seq2SeqTrainingArguments
     arguments: ClassVar[Mapping[str, Any]] = {"predict_with_generate": True}
-    column_fields: ClassVar[tuple[str, ...]] = ("source", "target")
+    input_fields: ClassVar[tuple[str, ...]] = ("source",)
+    length_fields: ClassVar[tuple[str, ...]] = ("max_source_length", "max_target_length")
+    column_fields: ClassVar[tuple[str, ...]] = ("source", "target", "references_column")
     main_metrics: ClassVar[tuple[str, ...]] = ("rougeL", "bleu")
     label_smoothing: ClassVar[bool] = True
-    stratify_by: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         if self.tokenize not in TOKENIZERS:
@@ -75,6 +83,12 @@ class Seq2Seq:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
                 raise UserError(f"task.generation: '{name}' is no keyword of GenerationConfig{hint}")
+        for name in COUNTS & set(self.generation):
+            if type(self.generation[name]) is not int:
+                raise UserError(f"task.generation: {name}: '{self.generation[name]}' is not a whole number")
+        for name, needed in ONE_TEXT_A_ROW.items():
+            if self.generation.get(name, needed) != needed:
+                raise UserError(f"task.generation: {name}: must be {needed}, one text a row; leave it out")
         try:
             _validated(GenerationConfig(**self._generation()))
         except TypeError as error:
@@ -84,6 +98,12 @@ class Seq2Seq:
         # Both limits at once would make the library guess which one is meant.
         limit = {} if "max_length" in self.generation else {"max_new_tokens": self.max_target_length}
         return {**limit, **self.generation}
+
+    @classmethod
+    def of_model(cls, config: Any, length: int) -> "Seq2Seq | None":
+        """For an encoder-decoder that was trained elsewhere."""
+        kind = (config.architectures or [""])[0]
+        return None if kind.endswith("Classification") else cls(max_source_length=length)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -134,16 +154,6 @@ class Seq2Seq:
             found["max_target_length"] = np.array([len(row) for row in targets])
         return found
 
-    def entities_cut(
-        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, references: Sequence[Any]
-    ) -> tuple[int, int] | None:
-        """A text has no entities."""
-        return None
-
-    def tokenizer_options(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
-        """Any tokenizer is right as it is."""
-        return {}
-
     def model_config(self, labels: Sequence[str]) -> Mapping[str, Any]:
         """The checkpoint's own head is used."""
         return {}
@@ -158,10 +168,11 @@ class Seq2Seq:
         settings.update(**self._generation())
         _validated(settings)
         limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        if limit is not None and self.max_target_length > limit:
-            raise UserError(
-                f"task.max_target_length: {self.max_target_length} is more than the {limit} positions of the decoder"
-            )
+        asked = {"max_target_length": self.max_target_length}
+        asked |= {f"generation.{name}": self.generation[name] for name in LIMITS & set(self.generation)}
+        for name, length in asked.items():
+            if limit is not None and length > limit:
+                raise UserError(f"task.{name}: {length} is more than the {limit} positions of the decoder")
 
     def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Dataset:
         """Token ids of source and target, a row each."""
@@ -191,10 +202,6 @@ class Seq2Seq:
         """Pads sources with the pad token and targets with -100, and shifts targets for the decoder."""
         return DataCollatorForSeq2Seq(tokenizer, model=model, label_pad_token_id=IGNORED)
 
-    def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
-        """The model's own: cross entropy over the tokens of the target."""
-        return None
-
     def held_out(self, batch: Mapping[str, torch.Tensor], config: Any) -> Mapping[str, torch.Tensor]:
         """A few rows, with as many tokens of the target as keep the logits of a large vocabulary small."""
         vocabulary = config.get_text_config(decoder=True).vocab_size
@@ -207,18 +214,6 @@ class Seq2Seq:
     def reduce(self, logits: torch.Tensor) -> torch.Tensor:
         """The generated token ids, which is what evaluation hands over here."""
         return logits
-
-    def fitted(self, kept: np.ndarray, encoded: Dataset, labels: Sequence[str]) -> "Seq2Seq":
-        """Nothing is learned from validation."""
-        return self
-
-    def settings(self) -> Mapping[str, Any]:
-        """Generation settings are kept in a file of their own by the library."""
-        return {}
-
-    def restored(self, config: Any) -> "Seq2Seq":
-        """Nothing is kept in the config."""
-        return self
 
     def decode(
         self,
@@ -235,17 +230,6 @@ class Seq2Seq:
     def infer(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Generated token ids, of shape (rows, tokens)."""
         return model.generate(**batch)
-
-    def answer(
-        self,
-        kept: np.ndarray,
-        encoded: Dataset,
-        dataset: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str],
-    ) -> list[Mapping[str, Any]]:
-        """`text` of each row."""
-        return self.decode(kept, encoded, dataset, tokenizer, labels)
 
     def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
         """The right texts of each row, whole: never what is left of them after tokens were cut."""

@@ -14,12 +14,15 @@ from peftkit.errors import UserError
 from peftkit.metrics.classification import classification_intervals, classification_metrics
 from peftkit.tasks.label_names import (
     check_label_names,
-    check_weights,
     class_weight_tensor,
     distinct_names,
     label_name,
+    unknown_label,
 )
-from peftkit.tasks.text_task import TextTask, at, first_output, reduced_loss
+from peftkit.tasks.plain_task import at, first_output, reduced_loss
+from peftkit.tasks.text_task import TextTask, is_text_classifier
+
+ONE_LABEL = "single_label_classification"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class SequenceClassification(TextTask):
         text: Column of the text.
         text_pair: Column of the second text, when rows are pairs; the tokenizer joins them in its own way.
         label: Column of the label, a name or a number.
-        label_names: Names in the order of their numbers, where the data has numbers; or the order of the names.
+        label_names: The order of the names; or, where the data has numbers, the names in the order of those.
         max_length: Tokens kept of a text or a pair; memory of activations grows with it.
         class_weights: `balanced`, so that every class counts alike in the loss, or a weight by name of the label.
     """
@@ -40,8 +43,15 @@ class SequenceClassification(TextTask):
     class_weights: Literal["balanced"] | dict[str, float] | None = None
 
     column_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
+    balance_hint: ClassVar[str] = "; task.class_weights balanced lets all count alike"
     main_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro")
     label_smoothing: ClassVar[bool] = True
+
+    @classmethod
+    def of_model(cls, config: Any, length: int) -> "SequenceClassification | None":
+        """For a classifier that was trained elsewhere."""
+        mine = is_text_classifier(config) and config.num_labels > 1 and config.problem_type in (None, ONE_LABEL)
+        return cls(max_length=length) if mine else None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -56,27 +66,29 @@ class SequenceClassification(TextTask):
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
         """Names as the recipe or the data set declares them, else the values found in training data, sorted."""
         feature = train.features[self.label]
-        values = set(train.unique(self.label)) - {None}
+        values = [value for value in train[self.label] if not isinstance(value, list | dict)]
         if self.label_names:
-            names = check_label_names(self.label_names, values, self.label)
+            names = check_label_names(self.label_names, set(values), feature, self.label)
         elif isinstance(feature, ClassLabel):
             names = tuple(feature.names)
         else:
             names = distinct_names(values)
-        if len(names) < 2:
+        if values and len(names) < 2:
             raise UserError(f"train, column '{self.label}': {len(names)} label found; a classifier needs at least 2")
         return names
 
     def problems(self, dataset: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
-        """A line for each row without a label, with one that is not in train, or without a text."""
+        """A line for each row without a label, with one that is not known, or without a text."""
         yield from self.input_problems(dataset, where)
-        known = set(labels)
-        for row, name in enumerate(self.references(dataset, labels)):
-            if name is None:
-                yield f"{at(where, row, self.label)}: no label; remove it or name another split"
+        known, right = set(labels), self.references(dataset, labels)
+        for row, (value, name) in enumerate(zip(dataset[self.label], right, strict=True)):
+            place = at(where, row, self.label)
+            if isinstance(value, list | dict):
+                yield f"{place}: {type(value).__name__}, not one label; for several take MultiLabelClassification"
+            elif name is None:
+                yield f"{place}: no label; remove it or name another split"
             elif name not in known:
-                what = f"label '{name}' does not occur in train"
-                yield f"{at(where, row, self.label)}: {what}; correct it or remove the row"
+                yield f"{place}: {unknown_label(name, self.label_names)}; correct it or remove the row"
 
     def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
         """Rows of each label."""
@@ -88,7 +100,7 @@ class SequenceClassification(TextTask):
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
             "label2id": {name: index for index, name in enumerate(labels)},
-            "problem_type": "single_label_classification",
+            "problem_type": ONE_LABEL,
         }
 
     def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Dataset:
@@ -101,7 +113,6 @@ class SequenceClassification(TextTask):
         """Cross entropy times the weight of the right class; None without class weights."""
         if self.class_weights is None:
             return None
-        check_weights(self.class_weights, labels)
         weights = class_weight_tensor(self.class_weights, np.bincount(train["labels"], minlength=len(labels)), labels)
 
         def weighted(outputs: Any, right: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:

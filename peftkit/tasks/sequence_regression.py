@@ -11,7 +11,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from peftkit.metrics.regression import regression_intervals, regression_metrics
-from peftkit.tasks.text_task import TextTask, at, first_output
+from peftkit.tasks.plain_task import at, first_output
+from peftkit.tasks.text_task import TextTask, is_text_classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,13 @@ class SequenceRegression(TextTask):
     column_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
     main_metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
     label_smoothing: ClassVar[bool] = False
-    stratify_by: ClassVar[str | None] = None
+
+    @classmethod
+    def of_model(cls, config: Any, length: int) -> "SequenceRegression | None":
+        """For a model of one number that was trained elsewhere."""
+        one = config.num_labels == 1 and config.problem_type is None
+        mine = is_text_classifier(config) and (one or config.problem_type == "regression")
+        return cls(max_length=length) if mine else None
 
     @property
     def columns(self) -> tuple[str, ...]:

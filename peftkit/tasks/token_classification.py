@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,21 +14,20 @@ from transformers import (
     DataCollatorForTokenClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
 )
 
 from peftkit.errors import UserError
 from peftkit.metrics.entities import entity_intervals, entity_metrics
-from peftkit.tasks.text_task import at, first_output
+from peftkit.tasks.label_names import check_label_names, label_name, unknown_label
+from peftkit.tasks.plain_task import PlainTask, at, first_output
+from peftkit.tasks.word_parts import OUTSIDE, parts, repaired
 
-OUTSIDE = "O"
 NO_WORD = -1
 IGNORED = -100
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenClassification:
+class TokenClassification(PlainTask):
     """A BIO tag for each word. The first token of a word carries its tag; a long text is read in overlapping parts.
 
     Args:
@@ -50,14 +48,19 @@ class TokenClassification:
 
     auto_model: ClassVar[Any] = AutoModelForTokenClassification
     task_type: ClassVar[str] = "TOKEN_CLS"
-    trainer_class: ClassVar[type[Trainer]] = Trainer
-    arguments_class: ClassVar[type[TrainingArguments]] = TrainingArguments
-    arguments: ClassVar[Mapping[str, Any]] = {}
-    scored_columns: ClassVar[tuple[str, ...]] = ()
+    input_fields: ClassVar[tuple[str, ...]] = ("tokens",)
+    length_fields: ClassVar[tuple[str, ...]] = ("max_length",)
+    too_long: ClassVar[str] = "are read in parts"
     column_fields: ClassVar[tuple[str, ...]] = ("tokens", "tags")
     main_metrics: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall")
     label_smoothing: ClassVar[bool] = True
     stratify_by: ClassVar[str | None] = None
+
+    @classmethod
+    def of_model(cls, config: Any, length: int) -> "TokenClassification | None":
+        """For a tagger that was trained elsewhere."""
+        kind = (config.architectures or [""])[0]
+        return cls(max_length=length, stride=length // 4) if kind.endswith("ForTokenClassification") else None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -72,54 +75,54 @@ class TokenClassification:
     def _names(self, dataset: Dataset) -> list[list[str] | None]:
         """The tags by name, a list a row; None where there is none."""
         feature = getattr(dataset.features[self.tags], "feature", None)
-        numbered = self.label_names or (feature.names if isinstance(feature, ClassLabel) else [])
-
-        def name(tag: Any) -> str:
-            known = isinstance(tag, int) and 0 <= tag < len(numbered)
-            return numbered[tag] if known else str(tag)
-
-        return [None if row is None else [name(tag) for tag in row] for row in dataset[self.tags]]
+        return [
+            [str(label_name(tag, feature, self.label_names)) for tag in row] if isinstance(row, list) else None
+            for row in dataset[self.tags]
+        ]
 
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
         """`O`, then B- and I- of each type of entity; as the recipe or the data set orders them if it does."""
         feature = getattr(train.features[self.tags], "feature", None)
-        declared = self.label_names or (feature.names if isinstance(feature, ClassLabel) else [])
         found = {tag for row in self._names(train) for tag in row or ()}
-        for tag in sorted(found):
-            if tag != OUTSIDE and tag[:2] not in ("B-", "I-"):
-                hint = (
-                    "name the tags of the numbers in task.label_names"
-                    if tag.lstrip("-").isdigit()
-                    else "BIO has B-, I- and O"
-                )
-                raise UserError(f"train, column '{self.tags}': '{tag}' is no BIO tag; {hint}")
+        declared: tuple[str, ...] = ()
+        if self.label_names:
+            values = {tag for row in train[self.tags] if isinstance(row, list) for tag in row}
+            declared = check_label_names(self.label_names, values, feature, self.tags)
+        elif isinstance(feature, ClassLabel):
+            declared = tuple(feature.names)
         if declared:
-            if missing := sorted(found - set(declared)):
-                raise UserError(f"task.label_names: '{missing[0]}' of train, column '{self.tags}', is not among them")
-            return tuple(declared)
-        kinds = sorted({tag[2:] for tag in found - {OUTSIDE}})
+            # A tag that is repaired may be one that no row had.
+            begun = (f"B{tag[1:]}" for tag in declared if tag.startswith("I-")) if self.repair else ()
+            return tuple(dict.fromkeys((*declared, *begun)))
+        kinds = sorted({tag[2:] for tag in found if _is_bio(tag) and tag != OUTSIDE})
+        if not kinds and any(tag.isdigit() for tag in found):
+            raise UserError(f"train, column '{self.tags}': has numbers; name their tags in task.label_names")
         if not kinds:
-            raise UserError(f"train, column '{self.tags}': no entity found; a tagger needs at least one")
+            raise UserError(f"train, column '{self.tags}': no entity found; a tagger needs lists of B-, I- and O")
         return (OUTSIDE, *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI"))
 
     def problems(self, dataset: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
         """A line for each row whose words and tags do not fit, or that has a tag which BIO or train does not know."""
         yield from self.input_problems(dataset, where)
-        known = set(labels)
+        known, fix = set(labels), "correct it or remove the row"
         for row, (words, tags) in enumerate(zip(dataset[self.tokens], self._names(dataset), strict=True)):
             place = at(where, row, self.tags)
             if tags is None:
-                yield f"{place}: no tags; correct it or remove the row"
+                yield f"{place}: no list of tags; {fix}"
                 continue
-            if words is not None and len(words) != len(tags):
-                yield f"{place}: {len(tags)} tags for {len(words)} words; correct it or remove the row"
+            if isinstance(words, list) and len(words) != len(tags):
+                yield f"{place}: {len(tags)} tags for {len(words)} words; {fix}"
+            tags = repaired(tags) if self.repair else tags
             for position, (before, tag) in enumerate(zip([OUTSIDE, *tags], tags, strict=False)):
-                if tag not in known:
-                    yield f"{place}, word {position}: tag '{tag}' does not occur in train; correct it or remove the row"
+                if not _is_bio(tag):
+                    yield f"{place}, word {position}: '{tag}' is no BIO tag, which are B-, I- and O; {fix}"
                     break
-                if not self.repair and tag.startswith("I-") and before[1:] != tag[1:]:
-                    fix = "correct it, or read it as the beginning of an entity with task.repair true"
-                    yield f"{place}, word {position}: '{tag}' after '{before}' continues nothing; {fix}"
+                if tag not in known:
+                    yield f"{place}, word {position}: {unknown_label(tag, self.label_names)}; {fix}"
+                    break
+                if tag.startswith("I-") and before[1:] != tag[1:]:
+                    more = "correct it, or read it as the beginning of an entity with task.repair true"
+                    yield f"{place}, word {position}: '{tag}' after '{before}' continues nothing; {more}"
                     break
 
     def input_problems(self, dataset: Dataset, where: str) -> Iterator[str]:
@@ -132,6 +135,10 @@ class TokenClassification:
     def texts(self, dataset: Dataset) -> list[str]:
         """The words with a space between them."""
         return [" ".join(words) for words in dataset[self.tokens]]
+
+    def class_names(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """The types of entities."""
+        return tuple(dict.fromkeys(label[2:] for label in labels if label != OUTSIDE))
 
     def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
         """Entities of each type."""
@@ -227,29 +234,9 @@ class TokenClassification:
 
         return collate
 
-    def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
-        """The model's own: cross entropy over the tokens that carry a tag."""
-        return None
-
-    def held_out(self, batch: Mapping[str, torch.Tensor], config: Any) -> Mapping[str, torch.Tensor]:
-        """The whole batch."""
-        return batch
-
     def reduce(self, logits: torch.Tensor) -> torch.Tensor:
         """The most probable tag's id of each token, of shape (parts, tokens)."""
         return logits.argmax(-1)
-
-    def fitted(self, kept: np.ndarray, encoded: Dataset, labels: Sequence[str]) -> "TokenClassification":
-        """Nothing is learned from validation."""
-        return self
-
-    def settings(self) -> Mapping[str, Any]:
-        """Nothing beyond the tags."""
-        return {}
-
-    def restored(self, config: Any) -> "TokenClassification":
-        """Nothing is kept in the config."""
-        return self
 
     def decode(
         self,
@@ -262,7 +249,7 @@ class TokenClassification:
         """`tags` of each row, and its `entities` with their first and last word; a word without a token is `O`."""
         rows = list(dataset[self.tokens])
         tags = [[OUTSIDE] * len(words) for words in rows]
-        for found, document, words in zip(kept, encoded["document"], encoded["words"], strict=False):
+        for found, document, words in zip(kept, encoded["document"], encoded["words"], strict=True):
             for place, word in enumerate(words):
                 if word != NO_WORD:
                     tags[document][word] = labels[found[place]]
@@ -281,17 +268,6 @@ class TokenClassification:
         """The most probable tag's id of each token, of shape (parts, tokens)."""
         return self.reduce(first_output(model(**batch).logits))
 
-    def answer(
-        self,
-        kept: np.ndarray,
-        encoded: Dataset,
-        dataset: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str],
-    ) -> list[Mapping[str, Any]]:
-        """`tags` and `entities` of each row."""
-        return self.decode(kept, encoded, dataset, tokenizer, labels)
-
     def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
         """The right tags of each row."""
         return [repaired(tags or []) if self.repair else tags for tags in self._names(dataset)]
@@ -305,37 +281,5 @@ class TokenClassification:
         return entity_intervals([answer["tags"] for answer in answers], references)
 
 
-def repaired(tags: Sequence[str]) -> list[str]:
-    """The tags, with B- for each I- that continues nothing."""
-    return [
-        f"B{tag[1:]}" if tag.startswith("I-") and before[1:] != tag[1:] else tag
-        for before, tag in zip([OUTSIDE, *tags], tags, strict=False)
-    ]
-
-
-def parts(counts: Sequence[int], budget: int, stride: int) -> Iterator[tuple[int, int, int, int]]:
-    """Cut a text of words with `counts` tokens into parts of at most `budget` tokens: (first, end, own_first, own_end).
-
-    Neighbouring parts share up to `stride` tokens; of the words they share, the earlier part owns the first half and
-    the later part the second, so every word is owned once. A word longer than a part has a part of its own.
-    """
-    before = [0, *accumulate(counts)]
-    first = own_first = 0
-    while True:
-        end = first + 1
-        while end < len(counts) and before[end + 1] - before[first] <= budget:
-            end += 1
-        if end == len(counts):
-            yield first, end, own_first, end
-            return
-        following = end
-        while following - 1 > first and before[end] - before[following - 1] <= min(stride, budget - 1):
-            following -= 1
-        # The next part must reach further than this one.
-        while before[end + 1] - before[following] > budget and following < end:
-            following += 1
-        middle = following
-        while middle < end and before[middle] - before[following] < (before[end] - before[following]) / 2:
-            middle += 1
-        yield first, end, own_first, middle
-        first, own_first = following, middle
+def _is_bio(tag: str) -> bool:
+    return tag == OUTSIDE or (tag[:2] in ("B-", "I-") and len(tag) > 2)

@@ -1,0 +1,115 @@
+"""What most tasks have in common: a plain Trainer, the model's own loss, nothing learned from validation."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+Self = TypeVar("Self", bound="PlainTask")
+
+
+class PlainTask:
+    """The answers of a task that needs nothing beyond the usual; each is told of in the protocol `Task`."""
+
+    trainer_class: ClassVar[type[Trainer]] = Trainer
+    arguments_class: ClassVar[type[TrainingArguments]] = TrainingArguments
+    arguments: ClassVar[Mapping[str, Any]] = {}
+    too_long: ClassVar[str] = "are cut"
+    balance_hint: ClassVar[str] = ""
+
+    @property
+    def scored_columns(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @property
+    def stratify_by(self) -> str | None:
+        """None: at random."""
+        return None
+
+    def class_names(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """The labels."""
+        return tuple(labels)
+
+    def same_answer(self, right: Any) -> str:
+        """Itself, as JSON."""
+        return json.dumps(right)
+
+    def entities_cut(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, references: Sequence[Any]
+    ) -> tuple[int, int] | None:
+        """No entities."""
+        return None
+
+    def tokenizer_options(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
+        """Any tokenizer is right as it is."""
+        return {}
+
+    def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
+        """The model's own."""
+        return None
+
+    def held_out(self, batch: Mapping[str, torch.Tensor], config: Any) -> Mapping[str, torch.Tensor]:
+        """The whole batch."""
+        return batch
+
+    def fitted(self: Self, kept: np.ndarray, encoded: Dataset, labels: Sequence[str]) -> Self:
+        """Nothing is learned from validation."""
+        return self
+
+    def settings(self) -> Mapping[str, Any]:
+        """Nothing beyond the labels."""
+        return {}
+
+    def restored(self: Self, config: Any) -> Self:
+        """Nothing is kept in the config."""
+        return self
+
+    def decode(
+        self,
+        kept: np.ndarray,
+        encoded: Dataset,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+    ) -> list[Mapping[str, Any]]:
+        """Each task has its own."""
+        raise NotImplementedError
+
+    def answer(
+        self,
+        kept: np.ndarray,
+        encoded: Dataset,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+    ) -> list[Mapping[str, Any]]:
+        """No more than evaluation tells."""
+        return self.decode(kept, encoded, dataset, tokenizer, labels)
+
+
+def text_problems(dataset: Dataset, column: str, where: str) -> Iterator[str]:
+    """A line for each row of a column whose text is missing, empty or no text."""
+    for row, text in enumerate(dataset[column]):
+        if not isinstance(text, str) or not text.strip():
+            found = "empty" if isinstance(text, str) else f"{type(text).__name__}, not text"
+            yield f"{at(where, row, column)}: {found}; correct it or remove the row"
+
+
+def at(where: str, row: int, column: str) -> str:
+    """Where in the data something is, for an error's one line."""
+    return f"{where}, row {row} (from 0), column '{column}'"
+
+
+def reduced_loss(losses: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
+    """The mean, or the share of a mean over all micro-batches and ranks that the Trainer asks for."""
+    return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
+
+
+def first_output(output: Any) -> Any:
+    """The logits of a model that returns them alone or first of several."""
+    return output[0] if isinstance(output, tuple | list) else output

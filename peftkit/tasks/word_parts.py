@@ -1,0 +1,42 @@
+"""Words and their tags: BIO put right, and a long text cut into parts that overlap."""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+OUTSIDE = "O"
+
+
+def repaired(tags: Sequence[str]) -> list[str]:
+    """The tags, with B- for each I- that continues nothing."""
+    return [
+        f"B{tag[1:]}" if tag.startswith("I-") and before[1:] != tag[1:] else tag
+        for before, tag in zip([OUTSIDE, *tags], tags, strict=False)
+    ]
+
+
+def parts(counts: Sequence[int], budget: int, stride: int) -> Iterator[tuple[int, int, int, int]]:
+    """Cut a text of words with `counts` tokens into parts of at most `budget` tokens: (first, end, own_first, own_end).
+
+    Neighbouring parts share up to `stride` tokens; of the words they share, the earlier part owns the first half and
+    the later part the second, so every word is owned once. A word longer than a part has a part of its own.
+    """
+    before = [0, *accumulate(counts)]
+    first = own_first = 0
+    while True:
+        end = first + 1
+        while end < len(counts) and before[end + 1] - before[first] <= budget:
+            end += 1
+        if end == len(counts):
+            yield first, end, own_first, end
+            return
+        following = end
+        while following - 1 > first and before[end] - before[following - 1] <= min(stride, budget - 1):
+            following -= 1
+        # The next part must reach further than this one.
+        while before[end + 1] - before[following] > budget and following < end:
+            following += 1
+        middle = following
+        while middle < end and before[middle] - before[following] < (before[end] - before[following]) / 2:
+            middle += 1
+        yield first, end, own_first, middle
+        first, own_first = following, middle
