@@ -33,7 +33,7 @@ class TokenClassification(PlainTask):
     Args:
         tokens: Column of the words, a list of strings.
         tags: Column of their tags, a list of names such as B-person, I-person and O, or of numbers.
-        label_names: Names of the tags in the order of their numbers, where the data has numbers.
+        label_names: The order of the tags; or, where the data has numbers, the tags in the order of those.
         max_length: Tokens of one part, special ones included; memory of activations grows with it.
         stride: Tokens by which neighbouring parts overlap; a word counts in the part where it has more context.
         repair: Read an I- tag that continues nothing as the B- that it should be, instead of refusing the row.
@@ -54,7 +54,6 @@ class TokenClassification(PlainTask):
     column_fields: ClassVar[tuple[str, ...]] = ("tokens", "tags")
     main_metrics: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall")
     label_smoothing: ClassVar[bool] = True
-    stratify_by: ClassVar[str | None] = None
 
     @classmethod
     def of_model(cls, config: Any, length: int) -> "TokenClassification | None":
