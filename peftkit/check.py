@@ -7,7 +7,7 @@ from peftkit.data import Splits, complete_splits, find_splits, row_problems
 from peftkit.data_checks import PERCENTILES, Checks, check_data
 from peftkit.errors import UserError
 from peftkit.files import write_json
-from peftkit.model import load_tokenizer
+from peftkit.model import load_tokenizer, positions
 from peftkit.recipe import Recipe
 
 MOST_PROBLEMS = 20
@@ -23,9 +23,13 @@ def check(recipe: Recipe, output: Path | None = None) -> str:
     if problems := row_problems(recipe.data, recipe.task, found, labels):
         for problem in problems[:MOST_PROBLEMS]:
             print(problem)
-        raise UserError(f"{len(problems)} rows can't be used; the first: {problems[0]}")
+        if len(problems) > MOST_PROBLEMS:
+            print(f"and {len(problems) - MOST_PROBLEMS} more")
+        rows = "1 row" if len(problems) == 1 else f"{len(problems)} rows"
+        raise UserError(f"{rows} can't be used; the first: {problems[0]}")
     splits = complete_splits(recipe.data, recipe.task, found, labels)
-    checks = check_data(splits, recipe.task, load_tokenizer(recipe.model, recipe.task))
+    tokenizer = load_tokenizer(recipe.model, recipe.task)
+    checks = check_data(splits, recipe.task, tokenizer, positions(recipe.model))
     if output is not None:
         write_json(output, {**splits.describe(), "checks": dataclasses.asdict(checks)})
     return described(splits, checks)
@@ -42,9 +46,10 @@ def described(splits: Splits, checks: Checks) -> str:
         lines.append(f"classes     {', '.join(shown)}{more}")
     for name, found in checks.lengths.items():
         shares = ", ".join(f"{p} % up to {found[f'p{p}']:.0f}" for p in PERCENTILES[:-1])
+        keeps = f"{found['suggested']:.0f} keeps {100 * found['suggested_keeps']:.0f} % whole"
         lines.append(
             f"tokens      {shares}, longest {found['p100']:.0f}; task.{name} {found['limit']:.0f} cuts "
-            f"{found['cut_share']:.1%} of rows; {found['suggested']:.0f} keeps 99 % whole"
+            f"{found['cut_share']:.1%} of rows; {keeps}"
         )
     if checks.entities:
         lines.append(f"entities    {checks.entities['cut']} of {checks.entities['all']} are never read whole")

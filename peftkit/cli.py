@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", allow_abbrev=False, help="label the rows of a file")
     predict.add_argument("folder", type=Path, help="the folder of a run or of a model")
     predict.add_argument("file", type=Path, help="csv, tsv, json, jsonl, parquet or arrow")
-    predict.add_argument("--output", type=Path, help="a .jsonl or .csv file; FILE.predictions.jsonl when not given")
+    predict.add_argument(
+        "--output", type=Path, help="a new .jsonl or .csv file; here, NAME-OF-FILE.predictions.jsonl, when not given"
+    )
     for name in INPUT_FIELDS:
         predict.add_argument(
             f"--{name}", metavar="COLUMN", help=f"the column of the {name}, when not the one trained on"

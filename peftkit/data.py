@@ -3,14 +3,14 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
 
 from peftkit.errors import UserError
 from peftkit.recipe import DataConfig
-from peftkit.sources import DEMOS, load_rows, shown_path, split_file
+from peftkit.sources import DEMOS, load_rows, several_files, shown_path, split_file
 from peftkit.tasks import Task
 
 HELD_OUT_SHARE = 0.15
@@ -25,6 +25,7 @@ class Splits:
         labels: Names in the order of their ids.
         fingerprint: SHA-256 over the task's columns of every split; equal only for equal rows in equal order.
         decisions: What was decided on the user's behalf, a sentence each.
+        origins: By split, what its rows were read from, and their numbers there.
     """
 
     train: Dataset
@@ -33,6 +34,12 @@ class Splits:
     labels: tuple[str, ...]
     fingerprint: str
     decisions: tuple[str, ...] = ()
+    origins: Mapping[str, tuple[str, Sequence[int]]] = field(default_factory=dict)
+
+    def place(self, split: str, row: int) -> str:
+        """Where a split's row stands in the data."""
+        source, numbers = self.origins[split]
+        return f"{source} row {numbers[row]}"
 
     @property
     def rows(self) -> dict[str, Dataset]:
@@ -69,16 +76,25 @@ def complete_splits(config: DataConfig, task: Task, found: Mapping[str, Dataset]
         if not len(rows):
             raise UserError(f"data: {where(config, split)} has no rows")
     names = {"validation": config.validation_split, "test": config.test_split}
-    decisions = [
+    decisions = [f"{split} is {files}" for split in found if (files := several_files(config, _name(config, split)))]
+    decisions += [
         f"{split} is {name}, the training rows: its scores tell only how well they were learned"
         for split, name in names.items()
         if name == config.train_split
     ]
     if config.validation_split == config.test_split != config.train_split:
         decisions.append(f"validation and test are both {config.test_split}: what is chosen on it is not tested apart")
+    origins = {split: (where(config, split), list(range(len(rows)))) for split, rows in splits.items()}
+
+    def take(split: str, of: str, rows: Sequence[int]) -> None:
+        source, numbers = origins[of]
+        splits[split], origins[split] = splits[of].select(rows), (source, [numbers[row] for row in rows])
+
     for split in ("test", "validation"):
         if split not in splits:
-            splits["train"], splits[split], how = _hold_out(splits["train"], task, config.seed)
+            kept, held, how = _hold_out(splits["train"], task, config.seed)
+            take(split, "train", held)
+            take("train", "train", kept)
             decisions.append(
                 f"no {split} split: {len(splits[split])} of {len(splits['train']) + len(splits[split])} training rows "
                 f"held out ({how}, seed {config.seed})"
@@ -86,11 +102,12 @@ def complete_splits(config: DataConfig, task: Task, found: Mapping[str, Dataset]
     limits = {"train": config.max_train_samples, "validation": config.max_eval_samples, "test": config.max_eval_samples}
     for split, limit in limits.items():
         if limit is not None and limit < len(splits[split]):
-            splits[split] = splits[split].shuffle(seed=config.seed).select(range(limit))
+            drawn = Dataset.from_dict({"row": range(len(splits[split]))}).shuffle(seed=config.seed)
+            take(split, split, drawn["row"][:limit])
         if not len(splits[split]):
             raise UserError(f"data: {split} has no rows")
     fingerprint = _fingerprint(splits, (*task.columns, *task.scored_columns))
-    return Splits(**splits, labels=labels, fingerprint=fingerprint, decisions=tuple(decisions))
+    return Splits(**splits, labels=labels, fingerprint=fingerprint, decisions=tuple(decisions), origins=origins)
 
 
 def find_splits(config: DataConfig, task: Task) -> dict[str, Dataset]:
@@ -122,6 +139,10 @@ def _no_column(config: DataConfig, task: Task, split: str, column: str, rows: Da
     )
 
 
+def _name(config: DataConfig, split: str) -> str:
+    return {"validation": config.validation_split, "test": config.test_split}.get(split, config.train_split)
+
+
 def row_problems(config: DataConfig, task: Task, splits: Mapping[str, Dataset], labels: Sequence[str]) -> list[str]:
     """A line for each row that can't be used, with its file and number."""
     return [problem for split, rows in splits.items() for problem in task.problems(rows, labels, where(config, split))]
@@ -129,13 +150,13 @@ def row_problems(config: DataConfig, task: Task, splits: Mapping[str, Dataset], 
 
 def where(config: DataConfig, split: str) -> str:
     """What a split is called in an error: its file where it has one of its own."""
-    name = {"validation": config.validation_split, "test": config.test_split}.get(split, config.train_split)
+    name = _name(config, split)
     alone = config.path in DEMOS and config.data_files is None
     return shown_path(config) if alone else split_file(config, name) or f"{shown_path(config)}, {name}"
 
 
-def _hold_out(train: Dataset, task: Task, seed: int) -> tuple[Dataset, Dataset, str]:
-    """Hold out a share of the rows, stratified by label where the task has one and every label has rows enough."""
+def _hold_out(train: Dataset, task: Task, seed: int) -> tuple[list[int], list[int], str]:
+    """Rows to keep and rows to hold out, stratified by label where the task has one and every label has rows enough."""
     rows = Dataset.from_dict({"row": range(len(train))})
     how = "at random"
     parts = None
@@ -153,7 +174,7 @@ def _hold_out(train: Dataset, task: Task, seed: int) -> tuple[Dataset, Dataset, 
                 "data: train has 1 row, of which none can be held out; name validation_split and test_split"
             )
         parts = rows.train_test_split(test_size=HELD_OUT_SHARE, seed=seed)
-    return train.select(parts["train"]["row"][:]), train.select(parts["test"]["row"][:]), how
+    return parts["train"]["row"][:], parts["test"]["row"][:], how
 
 
 def _fingerprint(splits: dict[str, Dataset], columns: tuple[str, ...]) -> str:

@@ -22,7 +22,12 @@ def nearest(word: str, names: Sequence[str]) -> str:
         last[found]
         for found in difflib.get_close_matches((rest or word).rsplit(".", 1)[-1], list(last), n=1, cutoff=0.5)
     ]
-    return f"; did you mean '{(near or close)[0]}'?" if near or close else "; --help lists every field"
+    if near and near[0] != word:
+        return f"; did you mean '{near[0]}'?"
+    # The right part of the recipe, but of another task or method.
+    if close and close[0] == part:
+        return f"; what {part} is in this recipe has no such field, --help lists those that it has"
+    return f"; did you mean '{close[0]}'?" if close else "; --help lists every field"
 
 
 def one_line(message: str, names: Sequence[str]) -> str:

@@ -95,13 +95,15 @@ def export(run: Path, out: Path, *, tolerance: float = FULL_TOLERANCE, trust_rem
             {**vars(receipt), "recipe": recipe_to_dict(recipe), "environment": environment()},
         )
     logger.info(
-        "exported to %s: largest logit difference %.2g on %d held-out rows (tolerance %g), labels agree on %.1f %%",
-        out, receipt.exported_difference, receipt.rows, receipt.tolerance, 100 * receipt.label_agreement,
+        "exported to %s: largest logit difference %.2g on %d held-out rows (tolerance %g)",
+        out, receipt.exported_difference, receipt.rows, receipt.tolerance,
     )  # fmt: skip
     if quantized:
         logger.info(
-            "the 4-bit model that was trained differs from it by up to %.2g in a logit", receipt.live_difference
-        )
+            "the run's scores are of the 4-bit model; this is its adapter on the full-precision base: logits differ by "
+            "up to %.2g, %.1f %% of the most probable labels agree; score it before you use it",
+            receipt.live_difference, 100 * receipt.label_agreement,
+        )  # fmt: skip
     return receipt
 
 

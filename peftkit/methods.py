@@ -1,6 +1,7 @@
 """A method is data: an optional `peft` config and an optional quantization. Full fine-tuning has neither."""
 
 import copy
+import difflib
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -123,8 +124,6 @@ def named_method(word: str, base: Method) -> Method:
                 return Method(name=word, peft=config_class())
             except (TypeError, ValueError) as error:
                 raise UserError(f"--methods {word}: its config needs arguments ({error}); give a recipe file") from None
-    import difflib
-
     known = ["full", "lora", "qlora", "dora", "rslora", *(kind.value.lower() for kind in configs)]
     near = difflib.get_close_matches(word, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else "a method of peft, or a recipe file"
@@ -157,15 +156,31 @@ def apply(
     config.modules_to_save = sorted({*(config.modules_to_save or ()), *head})
     if unused and not isinstance(getattr(config, "exclude_modules", ""), str):
         config.exclude_modules = sorted({*(config.exclude_modules or ()), *unused})
+    _check_targets(getattr(config, "target_modules", None), model)
     if method.quantization is not None:
         model = prepare_quantized(model)
     try:
         with warnings.catch_warnings():
             # GPT-2's transposed layers: peft sets it right by itself and warns of it.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
-            return peft.get_peft_model(model, config)
+            adapted = peft.get_peft_model(model, config)
     except (ValueError, NotImplementedError, KeyError) as error:
         raise UserError(f"method.peft: {kind} does not fit {type(model).__name__}: {_first_line(error)}") from error
+    return adapted
+
+
+def _check_targets(targets: Any, model: torch.nn.Module) -> None:
+    """Raise UserError for an entry of a list of modules that names none: peft passes over it."""
+    if not isinstance(targets, list | tuple | set):
+        return
+    names = [name for name, _ in model.named_modules()]
+    weighted = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "weight")}
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            kinds = sorted(name for name in weighted if not name.isdigit())
+            near = difflib.get_close_matches(target, kinds, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(kinds[:30])}"
+            raise UserError(f"method.peft.target_modules: no module '{target}'; {hint}")
 
 
 def prepare_quantized(model: PreTrainedModel) -> PreTrainedModel:

@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 import transformers.integrations.deepspeed as hf_deepspeed
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
 from transformers.core_model_loading import WeightRenaming
 
 from peftkit.demo.model import demo_model_folder
@@ -59,6 +66,10 @@ def load_tokenizer(config: ModelConfig, task: Task) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(source(config), **options)
         if more := task.tokenizer_options(tokenizer):
             tokenizer = AutoTokenizer.from_pretrained(source(config), **options, **more)
+    least = tokenizer.num_special_tokens_to_add(False) + 1
+    for field in task.length_fields:
+        if getattr(task, field) < least:
+            raise UserError(f"task.{field}: {getattr(task, field)} tokens hold no text; {least} is the least")
     return make_paddable(tokenizer, config.name_or_path)
 
 
@@ -166,6 +177,14 @@ def position_limit(model: PreTrainedModel) -> int | None:
         if limit and getattr(module, "padding_idx", None) is not None:
             return limit - module.padding_idx - 1
     return limit
+
+
+def positions(config: ModelConfig) -> int | None:
+    """As `position_limit`, before any weight is read."""
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    with _loading(config), _no_zero3(), torch.device("meta"):
+        found = AutoConfig.from_pretrained(source(config), revision=config.revision, **options)
+        return position_limit(AutoModel.from_config(found, **options))
 
 
 def head_modules(model: PreTrainedModel, missing_keys: set[str]) -> tuple[str, ...]:

@@ -45,11 +45,13 @@ def predict(
     output = output or Path(f"{file.stem}.predictions.jsonl")
     if output.suffix not in (".jsonl", ".csv"):
         raise UserError(f"--output {output}: must end in .jsonl or .csv")
+    if output.exists():
+        raise UserError(f"--output {output}: already exists; name another file or remove it")
     trained = _load(source, columns or {}, trust_remote_code)
     rows = next(iter(load_rows(DataConfig(path=str(file))).values()))
     for column in trained.task.inputs:
         if column not in rows.column_names:
-            words = " or ".join(f"--{name}" for name in trained.task.input_fields)
+            words = " or ".join(f"--{name}" for name in trained.task.input_fields if getattr(trained.task, name))
             raise UserError(f"{file}: no column '{column}' among {', '.join(rows.column_names)}; name it with {words}")
     if problem := next(trained.task.input_problems(rows, str(file)), None):
         raise UserError(problem)

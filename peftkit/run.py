@@ -17,7 +17,7 @@ from peftkit.data_checks import Checks, check_data
 from peftkit.errors import AuditError, UserError, exit_code_of
 from peftkit.files import text_without_home
 from peftkit.log import is_rank_zero, logger, set_up_logging
-from peftkit.model import check_precision, load_base, load_tokenizer
+from peftkit.model import check_precision, load_base, load_tokenizer, positions
 from peftkit.parsing import parse_recipe, recipe_to_dict
 from peftkit.recipe import Recipe
 from peftkit.report import Report
@@ -86,7 +86,7 @@ def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report
     for decision in splits.decisions:
         logger.info("%s", decision)
     tokenizer = load_tokenizer(recipe.model, task)
-    checks = check_data(splits, task, tokenizer) if is_rank_zero() else Checks()
+    checks = check_data(splits, task, tokenizer, positions(recipe.model)) if is_rank_zero() else Checks()
     for warning in checks.warnings:
         logger.warning("data: %s", warning)
     encoded = {name: task.encode(rows, tokenizer, splits.labels) for name, rows in splits.rows.items()}
@@ -136,7 +136,8 @@ def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report
             run_folder.complete(
                 temporary, recipe, model, set(base.missing_keys), held_out=live, settings=fitted.task.settings()
             )
-            run_folder.write_predictions(temporary, answers["test"], scoring.references("test"))
+            numbers = splits.origins["test"][1]
+            run_folder.write_predictions(temporary, numbers, answers["test"], scoring.references("test"))
             report = replace(
                 report,
                 status="complete",

@@ -153,11 +153,13 @@ def weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*model*.safetensors"))
 
 
-def write_predictions(folder: Path, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> None:
-    """A line a test row: its number, the right answer and what was answered."""
+def write_predictions(
+    folder: Path, numbers: Sequence[int], answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
+) -> None:
+    """A line a test row: its number in the data it was read from, the right answer and what was answered."""
     lines = [
         json.dumps({"row": row, "reference": right, **answer}, ensure_ascii=False)
-        for row, (right, answer) in enumerate(zip(references, answers, strict=True))
+        for row, right, answer in zip(numbers, references, answers, strict=True)
     ]
     write_text(folder / PREDICTIONS, "\n".join(lines) + "\n")
 

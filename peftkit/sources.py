@@ -85,15 +85,21 @@ def _file(path: Path, split: str) -> Dataset:
         return _table(path)
     if suffix not in BUILDERS:
         known = " ".join((*TABLES, *BUILDERS))
-        raise UserError(f"{path.name}: unknown file format '{path.suffix}'; one of {known}")
+        raise UserError(f"{path}: unknown file format '{path.suffix}'; one of {known}, or a database with data.sql")
     return load_dataset(BUILDERS[suffix], data_files={split: str(path)}, split=split)
 
 
 def _table(path: Path) -> Dataset:
     """What a cell holds is text: 01 is not 1, and "NA" and "None" are words."""
+    options = {"dtype": str, "keep_default_na": False, "index_col": False, "skip_blank_lines": False}
     with warnings.catch_warnings(action="error", category=pandas.errors.ParserWarning):
-        rows = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False, **TABLES[path.suffix.lower()])
-    return Dataset.from_pandas(rows, preserve_index=False)
+        try:
+            rows = pandas.read_csv(path, **options, **TABLES[path.suffix.lower()])
+        except pandas.errors.EmptyDataError:
+            raise UserError(f"{path}: has no rows") from None
+    # A blank line between rows is one; at the end of a file it is none.
+    filled = rows.fillna("").map(str.strip).any(axis=1)
+    return Dataset.from_pandas(rows[: filled[::-1].idxmax() + 1 if filled.any() else 0], preserve_index=False)
 
 
 def _folder(path: str, name: str | None) -> DatasetDict:
@@ -119,13 +125,26 @@ def split_file(config: DataConfig, split: str) -> str | None:
     """The one file that a split is read from, as the user would name it; None where there is none, or are several."""
     if config.data_files is not None:
         return config.data_files.get(split)
-    path = Path(config.path).expanduser()
-    if config.sql is None and path.is_file():
+    if config.sql is None and Path(config.path).expanduser().is_file():
         return config.path
-    if config.sql is None and path.is_dir() and not any((path / name).exists() for name in SAVED):
-        files = _files(str(path), config.name).get(split, [])
-        return str(Path(config.path) / Path(files[0]).name) if len(files) == 1 else None
-    return None
+    names = _names_in_folder(config, split)
+    return str(Path(config.path) / names[0]) if len(names) == 1 else None
+
+
+def several_files(config: DataConfig, split: str) -> str | None:
+    """The names of the files of a folder that make up a split, where they are more than one."""
+    names = _names_in_folder(config, split)
+    if len(names) < 2:
+        return None
+    return f"{len(names)} files: {', '.join(names[:5])}" + (" and more" if len(names) > 5 else "")
+
+
+def _names_in_folder(config: DataConfig, split: str) -> list[str]:
+    path = Path(config.path).expanduser()
+    told = config.sql is not None or config.data_files is not None or not path.is_dir()
+    if told or any((path / name).exists() for name in SAVED):
+        return []
+    return [Path(file).name for file in _files(str(path), config.name).get(split, [])]
 
 
 def _query(path: str, sql: str) -> Dataset:

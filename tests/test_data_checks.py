@@ -4,11 +4,12 @@ from peftkit import (
     DataConfig,
     ModelConfig,
     MultiLabelClassification,
+    Recipe,
     Seq2Seq,
     SequenceClassification,
     TokenClassification,
 )
-from peftkit.check import described
+from peftkit.check import check, described
 from peftkit.data import load_splits
 from peftkit.data_checks import check_data
 from peftkit.model import load_tokenizer
@@ -61,10 +62,43 @@ def test_duplicates_exact_and_near_and_conflicts_are_found(tmp_path):
     }
     said = "\n".join(checks.warnings)
     assert "train: 1 of 61 rows (1.6%) repeat an earlier row" in said
-    assert "test: 2 of 23 rows (8.7%) are in train word for word (row 21 is train's row 7)" in said
-    assert "(cosine of words >= 0.8; row 20 and train's row 5)" in said
-    assert "1 texts have different labels in different rows (train row 9 and test row 22)" in said
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    assert f"({train} row 60 is {train} row 3)" in said
+    assert f"test: 2 of 23 rows (8.7%) are in train word for word ({test} row 21 is {train} row 7)" in said
+    assert f"(cosine of words >= 0.8; {test} row 20 and {train} row 5)" in said
+    assert f"1 text has different labels in different rows ({train} row 9 and {test} row 22)" in said
     assert "warning     test: 2 of 23" in described(splits, checks)
+
+
+def test_rows_are_named_as_the_file_has_them_though_held_out_and_drawn(tmp_path):
+    found = rows(0, 80)
+    found[30] = {**found[11], "label": "a"}
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    task = SequenceClassification()
+    for seed in (1, 2, 3):
+        splits = load_splits(DataConfig(path=str(tmp_path / "all.jsonl"), seed=seed), task)
+        said = "\n".join(check_data(splits, task, load_tokenizer(ModelConfig(), task)).warnings)
+        assert "all.jsonl row 11" in said
+        assert "all.jsonl row 30" in said
+        for split, part in splits.rows.items():
+            for row, text in enumerate(part["text"]):
+                assert found[splits.origins[split][1][row]]["text"] == text
+    drawn = load_splits(DataConfig(path=str(tmp_path / "all.jsonl"), max_eval_samples=5), task)
+    assert [found[number]["text"] for number in drawn.origins["test"][1]] == drawn.test["text"][:]
+
+
+def test_no_length_over_the_models_is_suggested(tmp_path):
+    long = [{"text": "word " * 700 + str(n), "label": "ab"[n % 2]} for n in range(30)]
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    said = check(Recipe(data=DataConfig(path=str(tmp_path))))
+    assert "task.max_length 128; 512 keeps 0 % whole" in said
+
+
+def test_the_wrong_column_is_suspected(tmp_path):
+    alone = [{"text": text(n), "label": f"text {n}"} for n in range(40)]
+    _, checks = checked(tmp_path, SequenceClassification(), train=alone, validation=alone, test=alone)
+    assert "train has 40 classes in 40 rows: is it the right column?" in checks.warnings
 
 
 def test_rare_and_unequal_classes_are_named(tmp_path):
@@ -86,7 +120,7 @@ def test_what_is_cut_and_what_length_would_do(tmp_path):
     assert found["suggested"] % 8 == 0
     assert sum(n <= found["suggested"] for n in tokens) >= 0.99 * len(tokens)
     assert (
-        f"train: 60 of 60 rows (100.0%) are cut at task.max_length 16; {found['suggested']} keeps 99 % whole"
+        f"train: 60 of 60 rows (100.0%) are cut at task.max_length 16; {found['suggested']} keeps 100 % whole"
         in checks.warnings
     )
 

@@ -70,8 +70,10 @@ def test_a_method_without_adapter_cannot_be_quantized():
 
 def test_a_config_that_does_not_fit_is_one_line(checkpoints):
     loaded = base(checkpoints, "bert")
-    with pytest.raises(UserError, match=r"method\.peft: LoraConfig does not fit BertForSeq.*: No modules"):
-        apply(lora(target_modules=["nothing"]), loaded.model, loaded.head, TASK.task_type)
+    with pytest.raises(UserError, match=r"target_modules: no module 'nothing'; there are LayerNorm, classifier, dense"):
+        apply(lora(target_modules=["query", "nothing"]), loaded.model, loaded.head, TASK.task_type)
+    with pytest.raises(UserError, match=r"method\.peft: LoraConfig does not fit BertForSeq.*: "):
+        apply(lora(target_modules=["dropout"]), loaded.model, loaded.head, TASK.task_type)
 
 
 def test_the_recipes_own_config_is_left_as_it_was(checkpoints):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import (
@@ -19,6 +21,7 @@ from peftkit.model import (
     load_finished,
     load_tokenizer,
     position_limit,
+    positions,
     source,
 )
 
@@ -188,3 +191,14 @@ def test_relative_positions_have_no_end(checkpoints):
     model = load(checkpoints / "t5").model
     model.config.n_positions = 512
     assert position_limit(model) is None
+
+
+def test_a_length_that_holds_no_text_is_refused(checkpoints):
+    for length in (-3, 0, 2):
+        with pytest.raises(UserError, match=rf"task\.max_length: {length} tokens hold no text; 3 is the least"):
+            load_tokenizer(ModelConfig(name_or_path=str(checkpoints / "bert")), replace(TASK, max_length=length))
+
+
+def test_positions_are_known_before_weights(checkpoints):
+    for architecture, limit in (("bert", 512), ("roberta", 513), ("t5", None), ("gpt2", 512)):
+        assert positions(ModelConfig(name_or_path=str(checkpoints / architecture))) == limit

@@ -89,6 +89,13 @@ def test_a_model_trained_elsewhere(checkpoints, file, tmp_path, architecture):
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(TEXTS)
 
 
+def test_answers_are_not_overwritten(folder, file, tmp_path):
+    (tmp_path / "there.jsonl").write_text("mine")
+    with pytest.raises(UserError, match=r"there\.jsonl: already exists"):
+        predict(folder, file, tmp_path / "there.jsonl")
+    assert (tmp_path / "there.jsonl").read_text() == "mine"
+
+
 def test_other_wrong_words(folder, file, tmp_path):
     with pytest.raises(UserError, match=r"must end in \.jsonl or \.csv"):
         predict(folder, file, tmp_path / "out.xml")

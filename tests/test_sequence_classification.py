@@ -43,7 +43,7 @@ def test_pairs_are_the_tokenizers_own(tokenizer):
             {"text": ["a", "b"], "label": ["x", "z"]},
             "row 1 (from 0), column 'label': label 'z' does not occur in train",
         ),
-        ({"text": ["a", None], "label": ["x", "y"]}, "row 1 (from 0), column 'text': NoneType, not text"),
+        ({"text": ["a", None], "label": ["x", "y"]}, "row 1 (from 0), column 'text': null, not text"),
         ({"text": ["  ", "b"], "label": ["x", "y"]}, "row 0 (from 0), column 'text': empty"),
         ({"text": [1, 2], "label": ["x", "y"]}, "row 0 (from 0), column 'text': int, not text"),
     ],

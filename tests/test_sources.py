@@ -146,6 +146,21 @@ def test_a_row_with_a_cell_too_many_is_refused(tmp_path, rows):
         load_rows(DataConfig(path=str(tmp_path / "a.csv")))
 
 
+def test_a_blank_line_is_a_row_but_not_at_the_end(tmp_path):
+    (tmp_path / "a.csv").write_text("text\nhi\n\n  \nyes\n\n")
+    rows = load_rows(DataConfig(path=str(tmp_path / "a.csv")))["train"]
+    assert rows["text"][:] == ["hi", "", "  ", "yes"]
+    found = [problem.split(",")[1].strip() for problem in TASK.input_problems(rows, "f")]
+    assert found == ["row 1 (from 0)", "row 2 (from 0)"]
+
+
+def test_files_that_are_read_together_are_named(tmp_path):
+    write(tmp_path / "a.jsonl", rows(40))
+    write(tmp_path / "b.jsonl", rows(20))
+    splits = load(tmp_path)
+    assert "train is 2 files: a.jsonl, b.jsonl" in splits.decisions
+
+
 def test_an_empty_file_is_one_line(tmp_path):
     for name in ("a.jsonl", "a.csv"):
         (tmp_path / name).write_text("")

@@ -96,8 +96,13 @@ def text_problems(dataset: Dataset, column: str, where: str) -> Iterator[str]:
     """A line for each row of a column whose text is missing, empty or no text."""
     for row, text in enumerate(dataset[column]):
         if not isinstance(text, str) or not text.strip():
-            found = "empty" if isinstance(text, str) else f"{type(text).__name__}, not text"
+            found = "empty" if isinstance(text, str) else f"{kind_of(text)}, not text"
             yield f"{at(where, row, column)}: {found}; correct it or remove the row"
+
+
+def kind_of(value: Any) -> str:
+    """What a value that was not expected is, in a word of the data's."""
+    return "null" if value is None else type(value).__name__
 
 
 def at(where: str, row: int, column: str) -> str:

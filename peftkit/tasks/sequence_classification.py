@@ -74,7 +74,8 @@ class SequenceClassification(TextTask):
         else:
             names = distinct_names(values)
         if values and len(names) < 2:
-            raise UserError(f"train, column '{self.label}': {len(names)} label found; a classifier needs at least 2")
+            where = "task.label_names" if self.label_names else f"train, column '{self.label}'"
+            raise UserError(f"{where}: {len(names)} label found; a classifier needs at least 2")
         return names
 
     def problems(self, dataset: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
@@ -88,7 +89,8 @@ class SequenceClassification(TextTask):
             elif name is None:
                 yield f"{place}: no label; remove it or name another split"
             elif name not in known:
-                yield f"{place}: {unknown_label(name, self.label_names)}; correct it or remove the row"
+                hint = ", or take SequenceRegression for numbers" if isinstance(value, float) else ""
+                yield f"{place}: {unknown_label(name, self.label_names)}; correct it or remove the row{hint}"
 
     def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
         """Rows of each label."""

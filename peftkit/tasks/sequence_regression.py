@@ -53,7 +53,8 @@ class SequenceRegression(TextTask):
         yield from self.input_problems(dataset, where)
         for row, value in enumerate(dataset[self.label]):
             if not math.isfinite(_number(value)):
-                yield f"{at(where, row, self.label)}: '{value}' is not a finite number; correct it or remove the row"
+                shown = "null" if value is None else f"'{value}'"
+                yield f"{at(where, row, self.label)}: {shown} is not a finite number; correct it or remove the row"
 
     def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
         """A number has no classes."""

@@ -19,7 +19,7 @@ from transformers import (
 from peftkit.errors import UserError
 from peftkit.metrics.entities import entity_intervals, entity_metrics
 from peftkit.tasks.label_names import check_label_names, label_name, unknown_label
-from peftkit.tasks.plain_task import PlainTask, at, first_output
+from peftkit.tasks.plain_task import PlainTask, at, first_output, kind_of
 from peftkit.tasks.word_parts import OUTSIDE, parts, repaired
 
 NO_WORD = -1
@@ -128,7 +128,7 @@ class TokenClassification(PlainTask):
         """A line for each row without words."""
         for row, words in enumerate(dataset[self.tokens]):
             if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-                found = "no words" if not words else f"{type(words).__name__}, not a list of words"
+                found = "no words" if not words else f"{kind_of(words)}, not a list of words"
                 yield f"{at(where, row, self.tokens)}: {found}; correct it or remove the row"
 
     def texts(self, dataset: Dataset) -> list[str]:
@@ -158,9 +158,8 @@ class TokenClassification(PlainTask):
             held = [(first, end) for first, end, _, _ in parts(counts, budget, self.stride)]
             for _, begin, last in get_entities(list(tags)):
                 total += 1
-                cut += not any(
-                    first <= begin and last < end and sum(counts[first:end]) <= budget for first, end in held
-                )
+                whole = any(first <= begin and last < end and sum(counts[first:end]) <= budget for first, end in held)
+                cut += not whole or not all(counts[begin : last + 1])
         return cut, total
 
     def tokenizer_options(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
