@@ -57,6 +57,6 @@ def described(splits: Splits, checks: Checks) -> str:
         f"{split} {', '.join(f'{count} {kind}' for kind, count in found.items())}"
         for split, found in checks.duplicates.items()
     )
-    lines.append(f"duplicates  {copies}")
+    lines.append(f"duplicates  {copies.replace('_', ' ')}")
     lines += [f"warning     {warning}" for warning in checks.warnings] or ["no warnings"]
     return "\n".join(lines)
