@@ -182,7 +182,8 @@ def position_limit(model: PreTrainedModel) -> int | None:
 def positions(config: ModelConfig) -> int | None:
     """As `position_limit`, before any weight is read."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    with _loading(config), _no_zero3(), torch.device("meta"):
+    # The head that is drawn later is to be the same as without this look.
+    with _loading(config), _no_zero3(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         found = AutoConfig.from_pretrained(source(config), revision=config.revision, **options)
         return position_limit(AutoModel.from_config(found, **options))
 
