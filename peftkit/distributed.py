@@ -108,7 +108,13 @@ def start(*, deepspeed: bool, use_cpu: bool) -> None:
     library.init_distributed("gloo" if use_cpu else "nccl", timeout=timedelta(minutes=30), verbose=False)
 
 
+def meet() -> None:
+    """Wait for all ranks: one that left while another still works may end that one's connections under it."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
 def finish() -> None:
-    """Leave the other ranks in order."""
+    """Leave the other ranks."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -72,6 +72,8 @@ def run(recipe: Recipe) -> Report:
             peak = {"process_peak": measure.process_peak_bytes()}
             replace(report, status=status, error=text_without_home(line), memory=peak).write(folder)
         raise
+    else:
+        distributed.meet()
     finally:
         distributed.finish()
     return report
