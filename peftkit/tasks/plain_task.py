@@ -69,19 +69,8 @@ class PlainTask:
         """Nothing is kept in the config."""
         return self
 
-    def decode(
-        self,
-        kept: np.ndarray,
-        encoded: Dataset,
-        dataset: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str],
-    ) -> list[Mapping[str, Any]]:
-        """Each task has its own."""
-        raise NotImplementedError
-
     def answer(
-        self,
+        self: Any,
         kept: np.ndarray,
         encoded: Dataset,
         dataset: Dataset,

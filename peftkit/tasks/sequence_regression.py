@@ -89,17 +89,6 @@ class SequenceRegression(TextTask):
         """The number, float32, of shape (rows,)."""
         return self.reduce(first_output(model(**batch).logits))
 
-    def answer(
-        self,
-        kept: np.ndarray,
-        encoded: Dataset,
-        dataset: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str],
-    ) -> list[Mapping[str, Any]]:
-        """`score` of each row."""
-        return self.decode(kept, encoded, dataset, tokenizer, labels)
-
     def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
         """Each row's number."""
         return [_number(value) for value in dataset[self.label]]
