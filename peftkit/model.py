@@ -185,7 +185,8 @@ def positions(config: ModelConfig) -> int | None:
     # The head that is drawn later is to be the same as without this look.
     with _loading(config), _no_zero3(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         found = AutoConfig.from_pretrained(source(config), revision=config.revision, **options)
-        return position_limit(AutoModel.from_config(found, **options))
+        # An encoder-decoder of two models has no plain class of its own; its encoder is what reads.
+        return position_limit(AutoModel.from_config(getattr(found, "encoder", found), **options))
 
 
 def head_modules(model: PreTrainedModel, missing_keys: set[str]) -> tuple[str, ...]:

@@ -3,10 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
+    EncoderDecoderConfig,
     MPNetConfig,
     MPNetForSequenceClassification,
     TrainingArguments,
@@ -199,6 +201,9 @@ def test_a_length_that_holds_no_text_is_refused(checkpoints):
             load_tokenizer(ModelConfig(name_or_path=str(checkpoints / "bert")), replace(TASK, max_length=length))
 
 
-def test_positions_are_known_before_weights(checkpoints):
+def test_positions_are_known_before_weights(checkpoints, tmp_path):
+    bert = AutoConfig.from_pretrained(checkpoints / "bert")
+    EncoderDecoderConfig.from_encoder_decoder_configs(bert, bert).save_pretrained(tmp_path)
+    assert positions(ModelConfig(name_or_path=str(tmp_path))) == 512
     for architecture, limit in (("bert", 512), ("roberta", 513), ("t5", None), ("gpt2", 512)):
         assert positions(ModelConfig(name_or_path=str(checkpoints / architecture))) == limit
