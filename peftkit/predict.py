@@ -86,7 +86,10 @@ def _load(source: Path, columns: Mapping[str, str], trust_remote_code: bool) -> 
         else:
             length = min(tokenizer.model_max_length, MOST_TOKENS)
             kinds = (kind.of_model(config, length) for kind in TASKS)
-            recipe = Recipe(task=next(kind for kind in kinds if kind is not None))
+            task = next((kind for kind in kinds if kind is not None), None)
+            if task is None:
+                raise UserError(f"{source}: {', '.join(config.architectures or ())} is a model of no task of peftkit's")
+            recipe = Recipe(task=task)
         model = load_finished(source, recipe.task, trust_remote_code=trust_remote_code)
         model.config.pad_token_id = tokenizer.pad_token_id
         recipe = replace(recipe, task=within_positions(recipe.task, model))
@@ -101,11 +104,11 @@ def _load(source: Path, columns: Mapping[str, str], trust_remote_code: bool) -> 
     for name in columns:
         if name not in trained.task.input_fields:
             raise UserError(f"--{name}: a model of {type(trained.task).__name__} reads no {name}")
-    task: Any = trained.task
+    fitted: Any = trained.task
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     if not getattr(trained.model, "is_loaded_in_4bit", False):  # which was loaded where it is to be
         cast(Any, trained.model).to(device)
-    return replace(trained, task=replace(task, **columns))
+    return replace(trained, task=replace(fitted, **columns))
 
 
 @torch.no_grad()

@@ -89,6 +89,15 @@ def test_a_model_trained_elsewhere(checkpoints, file, tmp_path, architecture):
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(TEXTS)
 
 
+def test_a_model_of_no_task_is_one_line(file, tmp_path, checkpoints):
+    config = AutoConfig.from_pretrained(checkpoints / "bert", num_labels=3)
+    config.architectures = ["BertForImageClassification"]
+    config.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(checkpoints / "bert").save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match="BertForImageClassification is a model of no task"):
+        predict(tmp_path / "model", file, tmp_path / "out.jsonl")
+
+
 def test_answers_are_not_overwritten(folder, file, tmp_path):
     (tmp_path / "there.jsonl").write_text("mine")
     with pytest.raises(UserError, match=r"there\.jsonl: already exists"):
