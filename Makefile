@@ -9,7 +9,7 @@ DEMO ?= --training.per_device_train_batch_size 16
 install: $(VENV)/.installed
 
 demo: install
-	$(BIN)/peftkit compare recipes/lora_cls.py --methods full,lora,qlora $(DEMO)
+	$(BIN)/peftkit compare recipes/lora_cls.py --quick $(DEMO)
 
 test: install
 	$(BIN)/pytest $(PYTEST)

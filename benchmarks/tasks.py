@@ -231,7 +231,7 @@ def measured(file: Path) -> dict:
     return {
         "metrics": {name: value for name, value in found["metrics"]["test"].items() if isinstance(value, float)},
         "process_peak": found["memory"]["process_peak"],
-        "train_seconds": found["times"]["train"],
+        "train_seconds": next(row["train_runtime"] for row in found["history"][::-1] if "train_runtime" in row),
         "steps": found["audit"]["end_step"],
         "trainable": found["parameters"]["trainable"],
         "rows": found["data"]["rows"],

@@ -31,7 +31,7 @@ def run(launcher: list, folder: Path, threads: int, words: list) -> dict:
         "loss": report["metrics"]["test"]["loss"],
         "first_loss": next(row["loss"] for row in report["history"] if "loss" in row),
         "process_peak": report["memory"]["process_peak"],
-        "train_seconds": report["times"]["train"],
+        "train_seconds": next(row["train_runtime"] for row in report["history"][::-1] if "train_runtime" in row),
         "processes": report["environment"]["processes"],
         "seed": report["seed"],
         "environment": report["environment"],

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from peftkit.errors import AuditError
+from peftkit.errors import AuditError, DivergedError
 
 FIRST_CHECK = 3
 LAST_CHANCE = 10
+NOT_FINITE = "trainable and no longer finite"
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -39,6 +40,10 @@ def _any_rank(names: set[str]) -> set[str]:
 def _some(names: set[str]) -> str:
     listed = sorted(names)
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+
+
+def _kind(problems: list[str]) -> type[AuditError]:
+    return DivergedError if any(problem.startswith(NOT_FINITE) for problem in problems) else AuditError
 
 
 class TrainingAudit:
@@ -80,7 +85,7 @@ class TrainingAudit:
             for what, names in (
                 ("trainable but never had a finite non-zero gradient", self.trainable - had_gradient),
                 ("trainable but did not move", self.trainable - moved),
-                ("trainable and no longer finite", broken),
+                (NOT_FINITE, broken),
                 ("frozen but changed", changed),
             )
             if names
@@ -100,7 +105,7 @@ class TrainingAudit:
             self._unhook()
         elif global_step >= LAST_CHANCE:
             self._unhook()
-            raise AuditError(f"training audit, step {global_step}: {'; '.join(problems)}")
+            raise _kind(problems)(f"training audit, step {global_step}: {'; '.join(problems)}")
 
     def finish(self, global_step: int) -> dict[str, Any]:
         """Check at the end of training and return the finding. Raises AuditError when a tensor misbehaved.
@@ -114,7 +119,7 @@ class TrainingAudit:
         if short:
             problems = [problem for problem in problems if problem.startswith("frozen")]
         if problems:
-            raise AuditError(f"training audit, end of training (step {global_step}): {'; '.join(problems)}")
+            raise _kind(problems)(f"training audit, end of training (step {global_step}): {'; '.join(problems)}")
         return {
             "verdict": f"too short to judge: {global_step} steps of at least {FIRST_CHECK}" if short else "passed",
             "passed_at_step": self.passed_at,

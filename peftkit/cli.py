@@ -1,4 +1,4 @@
-"""peftkit train | compare | check | export | predict: words to functions, and nothing else."""
+"""peftkit train | compare | report | check | export | predict: words to functions, and nothing else."""
 
 import argparse
 import sys
@@ -32,15 +32,27 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser(
         "compare", allow_abbrev=False, help="run several methods on the same data",
-        usage="peftkit compare RECIPE [--methods a,b,c] [--output FOLDER] [--FIELD VALUE ...]",
+        usage="peftkit compare RECIPE [--methods a,b,c] [--over FIELD=a,b] [OPTIONS] [--FIELD VALUE ...]",
     )  # fmt: skip
     compare.add_argument("recipe", help="a .yaml or .py file; any field can be set by its dotted name, as in train")
     compare.add_argument(
-        "--methods", default="full,lora,qlora",
-        help="full, lora, qlora, dora, rslora, any method of peft by its name (ia3, prefix_tuning), or recipe files",
+        "--methods", metavar="A,B",
+        help="full, lora, qlora, dora, rslora, any method of peft by its name (ia3, prefix_tuning), or recipe files; "
+        "full,lora,qlora when nothing else is compared",
     )  # fmt: skip
+    compare.add_argument(
+        "--over", action="append", default=[], metavar="FIELD=A,B",
+        help="compare any field of the recipe, such as model.name_or_path=a,b; several make every combination",
+    )  # fmt: skip
+    compare.add_argument("--trials", type=int, metavar="N", help="settings tried for each row on validation (3)")
+    compare.add_argument("--seeds", type=int, metavar="N", help="runs of each row with its best setting (3)")
+    compare.add_argument("--quick", action="store_true", help="one setting, one seed: a first look")
+    compare.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each on devices of its own")
+    compare.add_argument("--processes", type=int, default=1, metavar="N", help="ranks of each run")
     compare.add_argument("--learning_rates", default="", help="other than the usual ones, such as full=3e-5,ia3=5e-3")
-    compare.add_argument("--output", type=Path, help="a new folder; comparisons/NAME when not given")
+    compare.add_argument(
+        "--output", type=Path, help="a new folder, or one where this comparison was begun; else comparisons/NAME"
+    )
 
     check = commands.add_parser(
         "check", allow_abbrev=False, help="look at a recipe's data before anything is trained",
@@ -48,6 +60,15 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     check.add_argument("recipe", help="a .yaml or .py file; any field can be set by its dotted name, as in train")
     check.add_argument("--output", type=Path, help="write the findings to this .json file too")
+
+    report = commands.add_parser("report", allow_abbrev=False, help="show a comparison, or runs, as a page")
+    report.add_argument("folders", nargs="+", type=Path, metavar="RUNS", help="a comparison's folder, or run folders")
+    report.add_argument("--format", choices=("html", "md", "csv", "json"), default="html")
+    report.add_argument("--output", type=Path, help="a new file; in the comparison's folder when not given")
+    report.add_argument(
+        "--examples", type=int, default=20, metavar="N",
+        help="test rows to show with their text (20); with 0 no text of the data is in the page",
+    )  # fmt: skip
 
     export = commands.add_parser("export", allow_abbrev=False, help="make an ordinary model of a run")
     export.add_argument("run", type=Path, help="the folder of a finished run")
@@ -84,7 +105,9 @@ def _train(chosen: argparse.Namespace, words: list[str]) -> None:
 
 
 def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
-    from peftkit.compare import PICTURE, TABLE, compare
+    from peftkit.compare import RUNS, Budget, compare
+    from peftkit.contenders import METHOD, folder_name, parse_over
+    from peftkit.pages.write import NAMES, PICTURES, write_all
     from peftkit.parsing import parse_recipe, read_recipe
 
     rates = {}
@@ -94,22 +117,42 @@ def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
             rates[name] = float(rate)
         except ValueError:
             raise UserError(f"--learning_rates: '{word}' is not METHOD=NUMBER") from None
+    over = parse_over(chosen.over)
+    if chosen.methods is not None or not over:
+        if METHOD in over:
+            raise UserError("--methods and --over method: say one of them")
+        words_of_methods = "full,lora,qlora" if chosen.methods is None else chosen.methods
+        over = {METHOD: [word.strip() for word in words_of_methods.split(",") if word.strip()], **over}
+        if not over[METHOD]:
+            raise UserError("--methods: names none")
     recipe = parse_recipe(words, read_recipe(chosen.recipe), prog="peftkit compare RECIPE")
-    methods = [word.strip() for word in chosen.methods.split(",") if word.strip()]
-    folder, reports = compare(recipe, methods, output=chosen.output, learning_rates=rates)
-    print("\n" + (folder / TABLE).read_text(encoding="utf-8"))
-    print(f"table    {folder / TABLE}")
-    if (folder / PICTURE).exists():
-        print(f"picture  {folder / PICTURE}")
-    for report in reports:
-        print(f"{report.status:<8} {folder / report.method}/report.json")
-    for report in reports:
-        if report.status == "complete":
-            print(f"\nAn ordinary model of a run:  peftkit export {folder / report.method} my-model")
-            break
-    # Out of memory is a finding; a method that failed otherwise is for someone to look at.
-    if failed := [report.method for report in reports if report.status == "failed"]:
+    usual = 1 if chosen.quick else 3
+    budget = Budget(
+        trials=usual if chosen.trials is None else chosen.trials,
+        seeds=usual if chosen.seeds is None else chosen.seeds,
+        jobs=chosen.jobs, processes=chosen.processes, quick=chosen.quick,
+    )  # fmt: skip
+    folder = compare(recipe, over, budget=budget, output=chosen.output, learning_rates=rates)
+    findings = write_all(folder)
+    print("\n" + (folder / NAMES["md"]).read_text(encoding="utf-8"))
+    if (folder / NAMES["html"]).exists():
+        print(f"page     {folder / NAMES['html']}")
+        print(f"pictures {folder / PICTURES}")
+    print(f"numbers  {folder / NAMES['csv']}, {folder / NAMES['json']}")
+    print(f"runs     {folder / RUNS}")
+    if findings.recommended:
+        best = next(row for row in findings.rows if row.name == findings.recommended)
+        where = folder / RUNS / folder_name(best.name) / f"seed-{best.seeds[0]}"
+        print(f"\nAn ordinary model of a run:  peftkit export {where} my-model")
+    # Out of memory is a finding, as is a divergence; what failed otherwise is for someone to look at.
+    if failed := [row.name for row in findings.rows if row.status == "failed"]:
         sys.exit(f"peftkit: {', '.join(failed)} failed; the table says why")
+
+
+def _report(chosen: argparse.Namespace, words: list[str]) -> None:
+    from peftkit.pages.write import write_report
+
+    print(write_report(chosen.folders, form=chosen.format, output=chosen.output, examples=chosen.examples))
 
 
 def _check(chosen: argparse.Namespace, words: list[str]) -> None:
@@ -148,7 +191,8 @@ def main(words: Sequence[str] | None = None) -> None:
 
         set_up_logging(debug=debug)
         commands: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
-            "train": _train, "compare": _compare, "check": _check, "export": _export, "predict": _predict,
+            "train": _train, "compare": _compare, "report": _report, "check": _check, "export": _export,
+            "predict": _predict,
         }  # fmt: skip
         commands[chosen.command](chosen, rest + ["--debug"] * (debug and chosen.command == "train"))
 

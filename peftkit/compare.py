@@ -1,204 +1,297 @@
-"""Every method on the same data: a process each, one table, one picture."""
+"""A comparison: each row tuned alike on validation, then run with several seeds and tested once, a process a run."""
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from peftkit.contenders import METHOD, Contender, Setting, contenders, settings, with_setting
+from peftkit.data import load_splits
 from peftkit.errors import UserError
-from peftkit.files import write_text
+from peftkit.files import write_json
 from peftkit.log import logger
-from peftkit.methods import Method, named_method, usual_learning_rate
-from peftkit.parsing import read_recipe, recipe_to_dict, recipe_to_yaml
+from peftkit.measure import environment
+from peftkit.parsing import recipe_to_dict
+from peftkit.processes import PlannedRun, RunProcess, places, run_all
 from peftkit.recipe import Recipe
 from peftkit.report import FILE_NAME, Report, read_report
 
-TABLE = "comparison.md"
-PICTURE = "comparison.png"
-# As papers write them; any other goes by its own name.
-METRIC_NAMES = {
-    "f1": "F1", "f1_macro": "macro F1", "f1_micro": "micro F1", "pearson": "Pearson's r", "spearman": "Spearman's rho",
-    "rougeL": "ROUGE-L", "bleu": "BLEU",
-}  # fmt: skip
+PLAN = "comparison.json"
+RUNS = "runs"
+LOCK = ".lock"
+# The Trainer's own default.
+USUAL_SEED = 42
+# Four looks at validation on the way: enough to see a curve.
+CURVE = {"eval_strategy": "steps", "eval_steps": 0.25}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much is spent on each row, the same for all.
+
+    Attributes:
+        trials: Settings tried on validation; with one, the usual setting is taken untried.
+        seeds: Runs with the best setting, each tested once.
+        jobs: Runs at a time, each with devices of its own.
+        processes: Ranks of each run.
+        quick: One setting and one seed.
+    """
+
+    trials: int = 3
+    seeds: int = 3
+    jobs: int = 1
+    processes: int = 1
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "seeds", "jobs", "processes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}: must be 1 or more")
+        if self.quick and (self.trials, self.seeds) != (1, 1):
+            raise UserError("--quick: is one trial and one seed; leave out --trials and --seeds")
 
 
 def compare(
     recipe: Recipe,
-    methods: Sequence[str],
+    over: Mapping[str, Sequence[str]],
     *,
+    budget: Budget | None = None,
     output: Path | None = None,
     learning_rates: Mapping[str, float] | None = None,
-) -> tuple[Path, list[Report]]:
-    """Run each method in a process of its own and write the table and the picture; returns a report a method.
+) -> Path:
+    """Make every run of the comparison that is not there yet; returns its folder.
 
-    Only the method and its learning rate differ: the recipe's own method keeps the recipe's rate, another one takes
-    `learning_rates` or what is usual for it. A method that fails is a report that says so. Returns the comparison's
-    folder and its reports. Raises UserError.
+    Rows are the combinations of the values in `over`. The same comparison begun before is continued. A run that fails
+    is a report that says why. Raises UserError for what can be put right before anything is trained.
     """
-    if not methods:
-        raise UserError("--methods: names none")
-    recipes = method_recipes(recipe, methods, learning_rates or {})
-    folder = output or _free_folder(Path("comparisons") / recipe.name)
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"--output {folder}: already exists; name another folder or remove it")
+    budget = budget or Budget()
+    rows = contenders(recipe, over, learning_rates)
+    free = places(budget.jobs, budget.processes)
+    plan = _plan(recipe, over, rows, budget)
+    folder = _folder(plan, output, recipe.name)
     folder.mkdir(parents=True, exist_ok=True)
-    logger.info("comparing %s in %s", ", ".join(recipes), folder)
-    reports = []
-    for number, (name, one) in enumerate(recipes.items(), start=1):
-        logger.info("[%d/%d] %s", number, len(recipes), name)
-        reports.append(_run_apart(one, folder / name))
-        last = reports[-1]
-        if last.status != "complete":
-            logger.info("[%d/%d] %s: %s: %s", number, len(recipes), name, last.status, last.error)
-    metrics = recipe.task.main_metrics
-    write_text(folder / TABLE, table(reports, metrics))
-    if any(report.status == "complete" for report in reports):
-        draw(reports, folder / PICTURE, metrics[0])
-    return folder, reports
+    with _alone(folder):
+        if not (folder / PLAN).exists():
+            write_json(folder / PLAN, plan)
+        try:
+            _make(folder, rows, budget, free)
+        except KeyboardInterrupt:
+            logger.info("interrupted; the same command continues where it was")
+            raise
+    return folder
 
 
-def method_recipes(recipe: Recipe, words: Sequence[str], learning_rates: Mapping[str, float]) -> dict[str, Recipe]:
-    """A recipe by method name, alike but for method and learning rate. A word is a method's name or a recipe file."""
-    recipes: dict[str, Recipe] = {}
-    for word in words:
-        method, rate = _method(word, recipe)
-        if method.name in recipes:
-            raise UserError(f"--methods: '{method.name}' is named twice")
-        training = {
-            name: value for name, value in recipe.training.items() if name not in ("learning_rate", "output_dir")
-        }
-        training["learning_rate"] = learning_rates.get(method.name, rate)
-        recipes[method.name] = replace(recipe, name=f"{recipe.name} {method.name}", method=method, training=training)
-    for name in learning_rates:
-        if name not in recipes:
-            raise UserError(f"--learning_rates: no method '{name}' among {', '.join(recipes)}")
-    return recipes
+def _plan(recipe: Recipe, over: Mapping[str, Sequence[str]], rows: Sequence[Contender], budget: Budget) -> dict:
+    """What makes this comparison this one: another recipe, other data or other packages make another."""
+    here = environment()
+    fingerprints: dict[str, str] = {}
+    for row in rows:
+        key = json.dumps([recipe_to_dict(row.recipe)["data"], recipe_to_dict(row.recipe)["task"]], sort_keys=True)
+        if key not in fingerprints:
+            fingerprints[key] = load_splits(row.recipe.data, row.recipe.task).fingerprint
+    first = int(recipe.training.get("seed", USUAL_SEED))
+    return {
+        "name": recipe.name,
+        "over": {name: list(values) for name, values in over.items()} or {METHOD: [recipe.method.name]},
+        "rows": [
+            {"name": row.name, "folder": row.folder, "values": dict(row.values), "recipe": recipe_to_dict(row.recipe)}
+            for row in rows
+        ],
+        "trials": budget.trials,
+        "seeds": list(range(first, first + budget.seeds)),
+        "quick": budget.quick,
+        "jobs": budget.jobs,
+        "processes": budget.processes,
+        "data": sorted(fingerprints.values()),
+        "python": here["python"],
+        "packages": here["packages"],
+        "hardware": {"cpu": here["cpu"], "cores": here["cores"], "gpus": here["gpus"]},
+    }
 
 
-def _method(word: str, recipe: Recipe) -> tuple[Method, float]:
-    if word.endswith((".py", ".yaml", ".yml")):
-        other = read_recipe(word)
-        return other.method, other.training.get("learning_rate", usual_learning_rate(other.method))
-    method = named_method(word, recipe.method)
-    usual = usual_learning_rate(method)
-    return method, recipe.training.get("learning_rate", usual) if method.name == recipe.method.name else usual
-
-
-def _free_folder(folder: Path) -> Path:
-    number, free = 1, folder
-    while free.exists():
+def _folder(plan: Mapping[str, Any], output: Path | None, name: str) -> Path:
+    """Where this comparison lies or may lie. Raises UserError when `output` holds something else."""
+    if output is not None:
+        if odd := _difference(output, plan):
+            raise UserError(f"--output {output}: {odd}; name another folder or remove it")
+        return output
+    folder, number = Path("comparisons") / name, 1
+    while _difference(folder, plan):
         number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
+        folder = Path("comparisons") / f"{name}-{number}"
+    return folder
 
 
-def _run_apart(recipe: Recipe, folder: Path) -> Report:
-    """Train in a new process, so that one method's memory or crash is not another's."""
-    recipe = replace(recipe, training={**recipe.training, "output_dir": str(folder)})
-    folder.mkdir()
-    file = folder / "recipe.yaml"
-    write_text(file, recipe_to_yaml(recipe))
-    done = subprocess.run([sys.executable, "-m", "peftkit.cli", "train", str(file)], env=dict(os.environ))  # noqa: S603
-    if (folder / FILE_NAME).exists():
-        return read_report(folder)
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        memory = done.returncode == -signal.SIGKILL
-        error = f"ended by {name}" + (", as the system does when memory runs out" if memory else "")
-        status = "out_of_memory" if memory else "failed"
-    else:
-        status, error = "failed", f"ended with exit code {done.returncode} before it could report"
-    report = Report(
-        name=recipe.name, method=recipe.method.name, status=status, error=error, recipe=recipe_to_dict(recipe)
+def _difference(folder: Path, plan: Mapping[str, Any]) -> str | None:
+    """Why this comparison can't go there; None when it can."""
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        return "is a file"
+    try:
+        there = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        empty = all(path.name == LOCK for path in folder.iterdir())
+        return None if empty else f"is not empty and holds no {PLAN}"
+    except ValueError:
+        return f"holds a {PLAN} that is not JSON"
+    odd = [name for name in plan if there.get(name) != plan[name]]
+    return f"holds another comparison (its {', '.join(odd)} differ)" if odd else None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder}: another comparison is at work here; wait for it or name another --output") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make(folder: Path, rows: Sequence[Contender], budget: Budget, free: Sequence[Mapping[str, str]]) -> None:
+    plan = read_plan(folder)
+    tried = {row.name: settings(row, budget.trials) if budget.trials > 1 else [] for row in rows}
+    trials = [
+        _planned(row, with_setting(row.recipe, setting), f"trial {number}", _trial(folder, row, number))
+        for number in range(1, budget.trials + 1)
+        for row in rows
+        for setting in tried[row.name][number - 1 : number]
+    ]
+    count = len(trials) + len(rows) * budget.seeds
+    logger.info("comparing %s: %d runs in %s", "; ".join(row.name for row in rows), count, folder)
+    if budget.quick:
+        logger.info("quick: one setting and one seed a row, for a first look")
+    with Progress(count) as progress, logging_redirect_tqdm([logger]):
+        progress.run(trials, free, budget.processes)
+        finals = []
+        for seed in plan["seeds"]:
+            for row in rows:
+                setting = best_setting(folder, row, tried[row.name], row.recipe.task.main_metrics[0])
+                if setting is None:
+                    progress.skip()
+                    continue
+                where = folder / RUNS / row.folder / f"seed-{seed}"
+                final = with_setting(row.recipe, setting)
+                curve = {} if "eval_strategy" in final.training else CURVE
+                final = replace(final, training={**final.training, **curve, "seed": seed})
+                finals.append(_planned(row, final, f"seed {seed}", where))
+        progress.run(finals, free, budget.processes)
+
+
+def _planned(row: Contender, recipe: Recipe, what: str, folder: Path) -> PlannedRun:
+    recipe = replace(
+        recipe, name=f"{recipe.name} {row.name} {what}", training={**recipe.training, "output_dir": str(folder)}
     )
-    report.write(folder)
-    return report
+    return PlannedRun(title=f"{row.name}, {what}", recipe=recipe, folder=folder, trial=what.startswith("trial"))
 
 
-def table(reports: Sequence[Report], metrics: Sequence[str]) -> str:
-    """The comparison in Markdown: a row a method, failures included; test `metrics` first."""
-    header = [
-        "method", *(METRIC_NAMES.get(name, name) for name in metrics), "peak memory", "trainable weights",
-        "samples/s", "tokens/s", "train time", "saved",
-    ]  # fmt: skip
-    lines = ["| " + " | ".join(header) + " |", "| " + " | ".join(["---"] + ["---:"] * (len(header) - 1)) + " |"]
-    for report in reports:
-        if report.status != "complete":
-            words = f"{report.status.replace('_', ' ')}: {report.error}".replace("|", "\\|")
-            lines.append(f"| {report.method} | {words} |" + " |" * (len(header) - 2))
-            continue
-        share = report.parameters["trainable"] / report.parameters["total"]
-        cells = [
-            report.method,
-            *(_with_interval(report, name) for name in metrics),
-            " / ".join(_mebibytes(size) for size in report.memory.values()),
-            f"{report.parameters['trainable']:,} ({share:.1%})",
-            f"{report.times['samples_per_second']:.1f}",
-            f"{report.times['tokens_per_second']:.0f}",
-            f"{report.times['train']:.0f} s",
-            _mebibytes(report.sizes["trained"]),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n\n" + _notes(reports)
+def _trial(folder: Path, row: Contender, number: int) -> Path:
+    return folder / RUNS / row.folder / f"trial-{number}"
 
 
-def _notes(reports: Sequence[Report]) -> str:
-    complete = [report for report in reports if report.status == "complete"]
-    if not complete:
-        return "No method finished.\n"
-    first = complete[0]
-    rows = first.data["rows"]
-    memory = "the process" + (", allocated on the GPU, reserved on the GPU" if len(first.memory) > 1 else "")
-    where = ", ".join(first.environment["gpus"]) or f"{first.environment['cores']} cores of {first.environment['cpu']}"
-    text = (
-        f"{rows['train']} training and {rows['test']} test rows, {first.audit['end_step']} steps, seed {first.seed}, "
-        f"{first.environment['processes']} process(es) on {where}. Peak memory: {memory}, to the end of training. "
-        "In brackets the 95 % interval: bootstrap over the test rows; another training seed moves the score too.\n"
-    )
-    alike = {(report.data["fingerprint"], report.audit["end_step"]) for report in complete}
-    return text if len(alike) == 1 else text + "Warning: the rows differ in data or in number of steps.\n"
+def best_setting(folder: Path, row: Contender, tried: Sequence[Setting], metric: str) -> Setting | None:
+    """The setting whose trial scored best on validation, of equals the first; None when every trial failed.
+
+    Without trials the row's own.
+    """
+    if not tried:
+        return settings(row, 1)[0]
+    scored = []
+    for number, setting in enumerate(tried, start=1):
+        report = read_report(_trial(folder, row, number))
+        score = report.metrics.get("validation", {}).get(metric)
+        if report.status == "trial":
+            scored.append((float("-inf") if score is None else score, -number, setting))
+    return max(scored, key=lambda one: one[:2])[2] if scored else None
 
 
-def _with_interval(report: Report, metric: str) -> str:
-    found = report.metrics["test"]
-    if found[metric] is None:
-        return "none"
-    low, high = found.get(f"{metric}_ci95", (None, None))
-    return f"{found[metric]:.3f}" + ("" if low is None else f" ({low:.3f} to {high:.3f})")
+def read_plan(folder: Path) -> dict[str, Any]:
+    """The comparison's plan. Raises UserError when there is none."""
+    try:
+        return json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no {PLAN} here; give the folder of a comparison") from None
+    except ValueError as error:
+        raise UserError(f"{folder / PLAN}: not a plan of peftkit ({error})") from None
 
 
-def _mebibytes(size: int) -> str:
-    mebibytes = size / 2**20
-    return f"{mebibytes:,.0f} MiB" if mebibytes >= 10 else f"{mebibytes:.1f} MiB"
+class Progress:
+    """Which run of how many, how far it is, and what remains; a bar on a terminal, a line a run anywhere."""
 
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.done = 0
+        self.seconds: list[float] = []
+        self.jobs = 1
+        self.bar: Any = tqdm(total=count, unit="run", disable=None, dynamic_ncols=True)
 
-def draw(reports: Sequence[Report], path: Path, metric: str) -> None:
-    """A test metric against peak memory, a point a method with its 95 % interval, as a PNG."""
-    import matplotlib
+    def __enter__(self) -> "Progress":
+        return self
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
 
-    complete = [report for report in reports if report.status == "complete"]
-    kind = "allocated_peak" if all("allocated_peak" in report.memory for report in complete) else "process_peak"
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for report in complete:
-        score = report.metrics["test"][metric]
-        if score is None:
-            continue
-        low, high = (score if end is None else end for end in report.metrics["test"][f"{metric}_ci95"])
-        memory = report.memory[kind] / 2**20
-        spread = [[max(0.0, score - low)], [max(0.0, high - score)]]
-        axes.errorbar([memory], [score], yerr=spread, marker="o", capsize=4, label=report.method)
-        axes.annotate(report.method, (memory, score), xytext=(6, 6), textcoords="offset points")
-    axes.margins(x=0.2)
-    axes.set_xlabel("peak memory, MiB" + (" allocated on the GPU" if kind == "allocated_peak" else " of the process"))
-    axes.set_ylabel(f"test {METRIC_NAMES.get(metric, metric)}, 95 % interval over rows")
-    axes.grid(alpha=0.3)
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, dpi=150, format="png")
-    plt.close(figure)
-    partial.rename(path)
+    def run(self, planned: Sequence[PlannedRun], free: Sequence[Mapping[str, str]], processes: int) -> None:
+        """Make those of the runs that have not ended yet, and tell of each."""
+        self.jobs = len(free)
+        missing = []
+        for one in planned:
+            if (one.folder / FILE_NAME).exists():
+                self.done += 1
+                logger.info(
+                    "[%d/%d] %s: %s, made before", self.done, self.count, one.title, read_report(one.folder).status
+                )
+                continue
+            # What a run left that was killed.
+            shutil.rmtree(one.folder, ignore_errors=True)
+            missing.append(one)
+        self.bar.update(self.done - self.bar.n)
+        run_all(missing, free, processes, ended=self.ended, watch=self.watch)
+
+    def skip(self) -> None:
+        """A run that will not be made, since none of its row's trials came to a score."""
+        self.done += 1
+        self.bar.update(1)
+
+    def watch(self, active: Sequence[RunProcess]) -> None:
+        """Show how far the active runs are."""
+        words = []
+        for one in active:
+            row = one.progress()
+            if row:
+                speed = row["num_input_tokens_seen"] / row["seconds"] if row.get("seconds") else 0.0
+                loss = f", loss {row['loss']:.3f}" if "loss" in row else ""
+                words.append(f"{one.planned.title}: step {row['step']}/{row['max_steps']}{loss}, {speed:.0f} tokens/s")
+            else:
+                words.append(f"{one.planned.title}: starting")
+        self.bar.set_postfix_str("; ".join(words), refresh=True)
+
+    def ended(self, one: RunProcess, report: Report) -> None:
+        """Say how a run ended and what remains."""
+        planned = one.planned
+        self.done += 1
+        self.seconds.append(time.perf_counter() - one.started)
+        left = sum(self.seconds) / len(self.seconds) * (self.count - self.done) / self.jobs
+        metric = planned.recipe.task.main_metrics[0]
+        split = "validation" if planned.trial else "test"
+        if report.status in ("trial", "complete"):
+            score = report.metrics[split][metric]
+            words = f"{split} {metric} {'none' if score is None else format(score, '.4f')}"
+            words += f", {report.times['samples_per_second']:.1f} samples/s"
+        else:
+            words = f"{report.status.replace('_', ' ')}: {report.error}"
+        remains = f"; about {tqdm.format_interval(left)} remain" if self.done < self.count else ""
+        logger.info("[%d/%d] %s: %s%s", self.done, self.count, planned.title, words, remains)
+        self.bar.update(1)

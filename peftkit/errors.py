@@ -14,6 +14,10 @@ class AuditError(Exception):
     """The run did not train what it said it would train, or did not save it. Exit code 1."""
 
 
+class DivergedError(AuditError):
+    """The training loss left all bounds. Exit code 1."""
+
+
 def exit_code_of(act: Callable[[], None], *, debug: bool = False) -> int:
     """Run `act` and turn how it ended into an exit code, saying a failure in one line on standard error.
 

@@ -16,6 +16,7 @@ from peftkit.errors import AuditError, UserError
 from peftkit.files import new_folder, write_json
 from peftkit.log import logger
 from peftkit.measure import environment
+from peftkit.methods import can_be_merged
 from peftkit.parsing import recipe_to_dict
 from peftkit.run_folder import RECEIPT, Trained, load_run, read_held_out
 from peftkit.tasks.plain_task import first_output
@@ -123,7 +124,7 @@ def _half_precision(trained: Trained, run: Path) -> bool:
 def _merged(trained: Trained) -> Any:
     if not isinstance(trained.model, PeftModel):
         return trained.model
-    if not hasattr(trained.model.base_model, "merge_and_unload"):
+    if not can_be_merged(trained.model):
         kind = trained.model.active_peft_config.peft_type.value
         raise UserError(f"export: {kind} adds no weights that could be merged; the run's folder is its only form")
     inner: Any = trained.model.get_base_model()

@@ -19,6 +19,12 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` under a temporary name, then rename."""
+    with writing(path) as file:
+        file.buffer.write(content)  # type: ignore[attr-defined]
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[IO[str]]:
     """A text file in UTF-8 under a temporary name, renamed to `path` at the end and removed on any failure."""

@@ -1,14 +1,17 @@
 """What a run cost: peak memory, parameters, the machine it ran on."""
 
+import errno
 import os
 import platform
 import re
 import resource
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 PACKAGES = (
@@ -39,17 +42,22 @@ def process_peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def memory() -> dict[str, int]:
-    """Peak memory in bytes: `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`; maximum over ranks."""
+def memory_per_rank() -> list[dict[str, int]]:
+    """Peak memory of each rank in bytes: `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`."""
     peaks = {"process_peak": process_peak_bytes()}
     if torch.cuda.is_available():
         peaks["allocated_peak"] = torch.cuda.max_memory_allocated()
         peaks["reserved_peak"] = torch.cuda.max_memory_reserved()
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        every: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(every, peaks)
-        peaks = {name: max(rank[name] for rank in every) for name in peaks}
-    return peaks
+    if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
+        return [peaks]
+    every: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, peaks)
+    return every
+
+
+def process_age() -> float:
+    """Seconds since this process was started, the import of packages included."""
+    return time.time() - psutil.Process().create_time()
 
 
 def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
@@ -96,10 +104,17 @@ def environment() -> dict[str, Any]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error is the machine's memory or the GPU's running out."""
+    """Whether the error, or what it was raised from, is the machine's memory or the GPU's running out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return (
-        isinstance(error, RuntimeError)
-        and re.search("can't allocate memory|CUDA error: out of memory", str(error)) is not None
-    )
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    if isinstance(error, RuntimeError) and says_out_of_memory(str(error)):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Whether these are the words with which libraries tell that memory ran out."""
+    known = r"can't allocate memory|[Cc]annot allocate memory|CUDA error: out of memory|std::bad_alloc|^MemoryError"
+    return re.search(known, text, re.MULTILINE) is not None

@@ -187,14 +187,23 @@ def prepare_quantized(model: PreTrainedModel) -> PreTrainedModel:
     """Freeze a 4-bit base, all but its 4-bit layers in float32.
 
     A 4-bit layer rounds its bias to the compute dtype at its first use; done here, what is frozen stays as it is. A
-    shard of ZeRO-3 stays as it is anyway: what is rounded is the copy that is gathered.
+    shard of ZeRO-3 stays as it is anyway: what is rounded is the copy that is gathered. On a CPU with bfloat16 units
+    a 4-bit layer would repack its weights at the first evaluation, and could not be trained after; that is turned off.
     """
     model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     module: Any
     for module in model.modules():
-        if type(module).__name__ == "Linear4bit" and module.bias is not None and not hasattr(module.bias, "ds_tensor"):
+        if type(module).__name__ != "Linear4bit":
+            continue
+        module.support_avx512bf16_for_cpu = False
+        if module.bias is not None and not hasattr(module.bias, "ds_tensor"):
             module.bias.data = module.bias.data.to(module.compute_dtype)
     return model
+
+
+def can_be_merged(model: torch.nn.Module) -> bool:
+    """Whether what was trained can become an ordinary model: everything but prompts before the input."""
+    return not isinstance(model, PeftModel) or hasattr(model.base_model, "merge_and_unload")
 
 
 def _first_line(error: Exception) -> str:

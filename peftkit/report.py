@@ -20,8 +20,9 @@ class Report:
     Attributes:
         name: the recipe's name.
         method: the method's name.
-        status: `complete`, `out_of_memory` or `failed`.
-        error: one line, when the run is not complete.
+        status: `complete`, `trial` (scored on validation only, no weights kept), `diverged`, `out_of_memory` or
+            `failed`.
+        error: one line, when the run came to no score.
         recipe: the recipe as plain data; only differences from the defaults.
         environment: versions of packages and of Python, the hardware, the number of processes.
         data: fingerprint, rows per split, label names, and what was decided on the user's behalf.
@@ -29,11 +30,17 @@ class Report:
         parameters: `trainable` and `total`, counted as weights also where they are stored in 4 bits.
         head: modules that hold what the checkpoint did not bring.
         memory: bytes; `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`: the maximum over ranks.
-        times: seconds of `start_up`, `train` and `evaluate`; `samples_per_second`, `tokens_per_second` of training.
-        sizes: bytes on disk of what was `trained` (the adapter with its head, or the whole model).
+        memory_per_rank: the same of each rank.
+        times: seconds of the process: `start_up` (packages, model), `data` (reading, checking, tokens, batches),
+            `train`, `evaluate`, which add up to `total`. Then `samples_per_second` and `tokens_per_second` of training
+            without its evaluations.
+        energy: joules of `cpu` and `gpu` where the hardware of rank 0's host counts them.
+        tokens: what the model read in training, padding not counted.
+        sizes: bytes of what was `trained` (the adapter with its head, or the whole model) and of the model `merged`
+            in float32, where the method can be merged.
         metrics: per split, each metric with its value and, on test, its 95 % interval.
         audit: what the training audit found.
-        history: what the Trainer logged, a row a logging step.
+        history: what the Trainer logged, a row a logging step; `seconds` of training, without evaluation, are added.
     """
 
     name: str
@@ -47,7 +54,10 @@ class Report:
     parameters: dict[str, int] = field(default_factory=dict)
     head: list[str] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
+    memory_per_rank: list[dict[str, int]] = field(default_factory=list)
     times: dict[str, float] = field(default_factory=dict)
+    energy: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
     sizes: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     audit: dict[str, Any] = field(default_factory=dict)
@@ -56,16 +66,19 @@ class Report:
     def write(self, folder: Path) -> Path:
         """Write `report.json` into `folder` and return its path; what is not finite is written as null."""
         path = folder / FILE_NAME
-        write_json(path, _finite(dataclasses.asdict(self)))
+        write_json(path, finite(dataclasses.asdict(self)))
         return path
 
 
-def _finite(value: Any) -> Any:
-    # JSON has no NaN, and a step that a float16 scaler skipped has no finite gradient norm.
+def finite(value: Any) -> Any:
+    """The value with null for every number that is not finite.
+
+    JSON has no NaN, and a step that a float16 scaler skipped has no finite gradient norm.
+    """
     if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
+        return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

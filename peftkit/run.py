@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from transformers import EvalPrediction, set_seed
 
 from peftkit import distributed, measure, methods, run_folder
+from peftkit.callbacks import AuditCallback, ClockCallback
 from peftkit.data import load_splits
 from peftkit.data_checks import Checks, check_data
-from peftkit.errors import AuditError, UserError, exit_code_of
+from peftkit.errors import AuditError, DivergedError, UserError, exit_code_of
 from peftkit.files import text_without_home
 from peftkit.log import is_rank_zero, logger, set_up_logging
 from peftkit.model import check_precision, load_base, load_tokenizer, positions
@@ -24,9 +25,11 @@ from peftkit.report import Report
 from peftkit.scoring import Scoring
 from peftkit.tasks import Task
 from peftkit.tasks.plain_task import first_output
-from peftkit.training import AuditCallback, make_trainer, training_arguments
+from peftkit.training import make_trainer, training_arguments
 
 HELD_OUT_ROWS = 32
+# What an export is written in, unless asked otherwise.
+FLOAT32_BYTES = 4
 
 
 def main(recipe: Recipe, words: Sequence[str] | None = None) -> None:
@@ -49,22 +52,25 @@ def main(recipe: Recipe, words: Sequence[str] | None = None) -> None:
     sys.exit(exit_code_of(act, debug=debug))
 
 
-def run(recipe: Recipe) -> Report:
+def run(recipe: Recipe, *, trial: bool = False, progress: Callable[[Mapping[str, Any]], None] | None = None) -> Report:
     """Train, audit, evaluate and save; returns the report that is also in the run's folder.
 
-    Raises UserError for what the user can put right and AuditError when the model did not train as it should. A run
-    that fails leaves a report with its status; a finished run is never overwritten.
+    A `trial` is scored on validation only, and its weights are not kept. `progress` is told of each log. Raises
+    UserError for what the user can put right and AuditError when the model did not train as it should. A run that
+    fails leaves a report with its status; a finished run is never overwritten.
     """
     folder = run_folder.choose(recipe)
-    started = time.perf_counter()
     report = Report(
         name=recipe.name, method=recipe.method.name, status="failed", recipe=recipe_to_dict(recipe),
         environment=measure.environment(),
     )  # fmt: skip
     try:
-        report = _run(recipe, folder, report, started)
+        report = _run(recipe, folder, report, trial, ClockCallback(progress))
     except (Exception, KeyboardInterrupt) as error:
-        status = "out_of_memory" if measure.is_out_of_memory(error) else "failed"
+        status = (
+            "out_of_memory" if measure.is_out_of_memory(error)
+            else "diverged" if isinstance(error, DivergedError) else "failed"
+        )  # fmt: skip
         known = isinstance(error, UserError | AuditError)
         line = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())[:500]
         # What one rank alone ran into, such as its memory, only that rank can tell.
@@ -79,10 +85,11 @@ def run(recipe: Recipe) -> Report:
     return report
 
 
-def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report:
+def _run(recipe: Recipe, folder: Path, report: Report, trial: bool, clock: ClockCallback) -> Report:
     task = recipe.task
     arguments = training_arguments(recipe, folder)
     set_seed(arguments.seed)
+    reading = time.perf_counter()
     with arguments.main_process_first(desc="reading the data"):
         splits = load_splits(recipe.data, task)
     for decision in splits.decisions:
@@ -92,9 +99,11 @@ def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report
     for warning in checks.warnings:
         logger.warning("data: %s", warning)
     encoded = {name: task.encode(rows, tokenizer, splits.labels) for name, rows in splits.rows.items()}
+    read = time.perf_counter() - reading
     base = load_base(recipe.model, task, tokenizer, splits.labels, recipe.method.quantization)
     run_folder.fit_length(tokenizer, base.model, task)
     check_precision(base.model, recipe.method.quantization, arguments)
+    whole = measure.parameter_counts(base.model)["total"]
     model = methods.apply(recipe.method, base.model, base.head, task.task_type, base.unused)
     methods.check_head(model, set(base.missing_keys))
 
@@ -105,7 +114,7 @@ def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report
         return fitted.metrics("validation", fitted.answers("validation", prediction.predictions))
 
     audit = AuditCallback()
-    trainer = make_trainer(recipe, model, arguments, tokenizer, encoded, splits.labels, score, audit)
+    trainer = make_trainer(recipe, model, arguments, tokenizer, encoded, splits.labels, score, [audit, clock])
     parameters = measure.parameter_counts(model)
     logger.info(
         "%s: %s, %d of %d weights trainable (%.2f %%); head %s; %d training rows",
@@ -114,19 +123,23 @@ def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report
         len(splits.train),
     )  # fmt: skip
 
-    ready = time.perf_counter()
+    start_up = measure.process_age() - read
     trained = trainer.train().metrics
-    memory = measure.memory()
-    tokens = trainer.state.num_input_tokens_seen
+    memory = measure.memory_per_rank()
+    collator: Any = trainer.data_collator
+    collated = collator.seconds
     held_out = encoded["test"].select(range(min(HELD_OUT_ROWS, len(encoded["test"]))))
     with run_folder.filling(folder) as temporary:
-        # Before evaluation, which may cast the model to 16 bits.
-        trainer.save_model(str(temporary))
-        live = _live_logits(task, model, trainer.data_collator(list(held_out)), arguments.device)
+        live = {}
+        if not trial:
+            # Before evaluation, which may cast the model to 16 bits.
+            trainer.save_model(str(temporary))
+            live = _live_logits(task, model, trainer.data_collator(list(held_out)), arguments.device)
         before_evaluation = time.perf_counter()
         # Scored below, once, with what the task learns from validation.
         trainer.compute_metrics = None
-        outputs = {split: trainer.predict(encoded[split], metric_key_prefix=split) for split in ("validation", "test")}
+        scored = ("validation",) if trial else ("validation", "test")
+        outputs = {split: trainer.predict(encoded[split], metric_key_prefix=split) for split in scored}
         if is_rank_zero():
             fitted = scoring.fitted(outputs["validation"].predictions)
             answers = {split: fitted.answers(split, outputs[split].predictions) for split in outputs}
@@ -134,35 +147,47 @@ def _run(recipe: Recipe, folder: Path, report: Report, started: float) -> Report
                 split: _loss(outputs[split].metrics or {}, split) | fitted.metrics(split, answers[split])
                 for split in outputs
             }
-            after_evaluation = time.perf_counter()
-            run_folder.complete(
-                temporary, recipe, model, set(base.missing_keys), held_out=live, settings=fitted.task.settings()
-            )
-            numbers = splits.origins["test"][1]
-            run_folder.write_predictions(temporary, numbers, answers["test"], scoring.references("test"))
+            evaluated = time.perf_counter() - before_evaluation
+            sizes = {}
+            if not trial:
+                run_folder.complete(
+                    temporary, recipe, model, set(base.missing_keys), held_out=live, settings=fitted.task.settings()
+                )
+                numbers = splits.origins["test"][1]
+                run_folder.write_predictions(temporary, numbers, answers["test"], scoring.references("test"))
+                sizes["trained"] = run_folder.weight_bytes(temporary)
+            if methods.can_be_merged(model):
+                sizes["merged"] = whole * FLOAT32_BYTES
+            trained_for = trained["train_runtime"] - clock.evaluated
             report = replace(
                 report,
-                status="complete",
+                status="trial" if trial else "complete",
                 data={**splits.describe(), "checks": dataclasses.asdict(checks)},
                 seed=arguments.seed,
                 parameters=parameters,
                 head=sorted(base.head),
-                memory=memory,
+                memory={name: max(rank[name] for rank in memory) for name in memory[0]},
+                memory_per_rank=memory,
                 times={
-                    "start_up": ready - started,
-                    "train": trained["train_runtime"],
-                    "evaluate": after_evaluation - before_evaluation,
-                    "samples_per_second": trained["train_samples_per_second"],
-                    "tokens_per_second": tokens / trained["train_runtime"],
+                    "start_up": start_up,
+                    "data": read + collated,
+                    "train": trained_for - collated,
+                    "evaluate": clock.evaluated + evaluated,
+                    "total": start_up + read + trained["train_runtime"] + evaluated,
+                    "samples_per_second": trained["train_samples_per_second"] * trained["train_runtime"] / trained_for,
+                    "tokens_per_second": trainer.state.num_input_tokens_seen / trained_for,
                 },
-                sizes={"trained": run_folder.weight_bytes(temporary)},
+                energy=clock.energy,
+                tokens=trainer.state.num_input_tokens_seen,
+                sizes=sizes,
                 metrics=metrics,
                 audit=audit.finding,
                 history=[dict(row) for row in trainer.state.log_history],
             )
             report.write(temporary)
-    shown = ", ".join(f"{name} {report.metrics['test'][name]:.4f}" for name in task.main_metrics if is_rank_zero())
-    logger.info("%s: audit %s; test: %s", recipe.name, audit.finding.get("verdict"), shown)
+    scores, split = report.metrics, "validation" if trial else "test"
+    shown = ", ".join(f"{name} {scores[split][name]:.4f}" for name in task.main_metrics if is_rank_zero())
+    logger.info("%s: audit %s; %s: %s", recipe.name, audit.finding.get("verdict"), split, shown)
     logger.info("run saved in %s", folder)
     return report
 

@@ -1,9 +1,11 @@
-"""Recipe to TrainingArguments to the Trainer of `transformers`, with the audit watching."""
+"""Recipe to TrainingArguments to the Trainer of `transformers`."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import tensorboardX
 import torch
 from datasets import Dataset
 from peft import PeftModel
@@ -14,19 +16,23 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
+)
+from transformers.integrations import (
+    TensorBoardCallback,
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
 )
 
 from peftkit import distributed
-from peftkit.audit import TrainingAudit
 from peftkit.errors import UserError
-from peftkit.log import logger
+from peftkit.files import text_without_home
+from peftkit.log import is_rank_zero, logger
 from peftkit.methods import usual_learning_rate
 from peftkit.recipe import Recipe
 from peftkit.tasks.plain_task import first_output
 
+TENSORBOARD = "tensorboard"
 # Words of the Trainer's whose other value leaves rows of an evaluation without an answer.
 NEEDED_TO_SCORE = {
     "predict_with_generate": True,
@@ -40,8 +46,8 @@ NEEDED_TO_SCORE = {
 def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
     """The recipe's `training`, with peftkit's choices where it names none, and the ranks joined.
 
-    Without a word of the recipe: the method's usual learning rate, no tracker, no checkpoints, the loss logged every
-    10 steps. Raises UserError for what TrainingArguments refuses.
+    Without a word of the recipe: the method's usual learning rate, TensorBoard's files as the tracker, no checkpoints,
+    the loss logged every 10 steps. Raises UserError for what TrainingArguments refuses.
     """
     given = dict(recipe.training)
     if given.get("label_smoothing_factor") and not recipe.task.label_smoothing:
@@ -55,9 +61,14 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
             )
     use_cpu = bool(given.get("use_cpu")) or not torch.accelerator.is_available()
     chosen: dict[str, Any] = {
-        "report_to": "none",
+        # Files in the run's folder; nothing is sent.
+        "report_to": "tensorboard",
+        "run_name": recipe.name,
         "save_strategy": "no",
         "logging_steps": 10,
+        "logging_first_step": True,
+        # A loss that is no number is told, not replaced by the mean.
+        "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "non_padding",
         "remove_unused_columns": False,
         "label_names": ["labels"],
@@ -78,6 +89,13 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
         )
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
+    try:
+        get_reporting_integration_callbacks(arguments.report_to)
+    except ValueError as error:
+        raise UserError(f"training.report_to: {' '.join(str(error).split())}") from error
+    for tracker in arguments.report_to or ():
+        if tracker not in (*get_available_reporting_integrations(), "flyte"):
+            raise UserError(f"training.report_to: {tracker} is not installed; pip install {tracker}, or name another")
     if arguments.n_gpu > 1:
         # The Trainer would spread some methods over them by DataParallel and others not, with another batch size.
         logger.info("%d GPUs seen, 1 used; start with torchrun or deepspeed to use all", arguments.n_gpu)
@@ -85,30 +103,29 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
     return arguments
 
 
-class AuditCallback(TrainerCallback):
-    """Starts the audit once the model is in the hands of DeepSpeed, and asks it after optimizer steps."""
+class TimedCollator:
+    """A collator and the seconds that it took for batches that `model` was trained on."""
 
-    def __init__(self) -> None:
-        self.audit: TrainingAudit | None = None
-        self.finding: dict[str, Any] = {}
+    def __init__(self, collate: Callable[[list[Any]], Any], model: torch.nn.Module) -> None:
+        self.collate = collate
+        self.model = model
+        self.seconds = 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Fingerprint every parameter."""
-        self.audit = TrainingAudit(kwargs["model"])
+    def __call__(self, rows: list[Any]) -> Any:
+        """The batch of `rows`."""
+        started = time.perf_counter()
+        batch = self.collate(rows)
+        if self.model.training:
+            self.seconds += time.perf_counter() - started
+        return batch
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Check the first few steps."""
-        assert self.audit is not None
-        self.audit.step(state.global_step)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Check the whole run."""
-        assert self.audit is not None
-        self.finding = self.audit.finish(state.global_step)
+class HomelessWriter(tensorboardX.SummaryWriter):
+    """TensorBoard's writer, which leaves the home folder out of the settings that it is given."""
+
+    def add_text(self, tag: str, text_string: str, *args: Any, **kwargs: Any) -> None:
+        """Write a text without the home folder's path."""
+        super().add_text(tag, text_without_home(text_string), *args, **kwargs)
 
 
 def make_trainer(
@@ -119,14 +136,17 @@ def make_trainer(
     encoded: Mapping[str, Dataset],
     labels: Sequence[str],
     score: Callable[[EvalPrediction], dict[str, float]],
-    audit: AuditCallback,
+    callbacks: Sequence[TrainerCallback],
 ) -> Trainer:
-    """The library's Trainer on encoded splits `train` and `validation`; `score` is asked during training."""
+    """The library's Trainer on encoded splits `train` and `validation`; `score` is asked during training.
+
+    Its collator is a TimedCollator.
+    """
     task = recipe.task
     trainer = task.trainer_class(
         model=cast(PreTrainedModel, model),
         args=arguments,
-        data_collator=task.collator(tokenizer, model),
+        data_collator=TimedCollator(task.collator(tokenizer, model), model),
         train_dataset=encoded["train"],
         eval_dataset=encoded["validation"],
         processing_class=tokenizer,
@@ -134,8 +154,11 @@ def make_trainer(
         compute_metrics=score,
         # Encoder-decoder classifiers return hidden states beside the logits; keeping those would fill the memory.
         preprocess_logits_for_metrics=lambda logits, _: task.reduce(first_output(logits)),
-        callbacks=[audit],
+        callbacks=list(callbacks),
     )
+    if trainer.pop_callback(TensorBoardCallback) is not None:
+        writer = HomelessWriter(str(Path(str(arguments.output_dir)) / TENSORBOARD)) if is_rank_zero() else None
+        trainer.add_callback(TensorBoardCallback(writer))
     # Grouped by length, evaluation too would come in a random order; answers belong to rows by their place.
     trainer._get_eval_sampler = SequentialSampler  # type: ignore[method-assign, assignment]
     return trainer

@@ -1,110 +1,122 @@
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
 
-from peftkit import Recipe, lora
-from peftkit.compare import compare, draw, method_recipes, table
+from peftkit.compare import Budget, compare
 from peftkit.errors import UserError
-from peftkit.parsing import recipe_to_dict
-from peftkit.report import Report, read_report
+from peftkit.findings import find
+from peftkit.gathered import gather
+from peftkit.pages.write import write_all
+from peftkit.parsing import recipe_to_yaml
+from peftkit.report import read_report
 
-METRICS = ("accuracy", "f1_macro")
-BASE = Recipe(name="x", method=lora(r=3), training={"learning_rate": 7e-4, "max_steps": 5, "seed": 9})
-COMPLETE = Report(
-    name="x", method="full", status="complete", seed=9,
-    environment={"gpus": [], "cores": 2, "cpu": "a processor", "processes": 1},
-    data={"fingerprint": "f", "rows": {"train": 10, "validation": 5, "test": 5}},
-    parameters={"trainable": 100, "total": 1000}, memory={"process_peak": 2**30},
-    times={"train": 12.0, "samples_per_second": 3.0, "tokens_per_second": 40.0},
-    sizes={"trained": 3 * 2**20}, audit={"end_step": 5},
-    metrics={"test": {"accuracy": 0.8, "accuracy_ci95": [0.7, 0.9], "f1_macro": 0.7, "f1_macro_ci95": [0.6, 0.8]}},
-)  # fmt: skip
-
-
-def test_only_method_and_learning_rate_differ():
-    recipes = method_recipes(BASE, ["full", "lora", "qlora", "ia3"], {"ia3": 5e-3})
-    plain = []
-    for recipe in recipes.values():
-        found = recipe_to_dict(recipe)
-        for changed in (found.pop("name"), found.pop("method"), found["training"].pop("learning_rate")):
-            assert changed
-        plain.append(found)
-    assert all(found == plain[0] for found in plain)
-    rates = {name: recipe.training["learning_rate"] for name, recipe in recipes.items()}
-    assert rates == {"full": 5e-5, "lora": 7e-4, "qlora": 1e-3, "ia3": 5e-3}
-    assert recipes["qlora"].method.peft.r == recipes["lora"].method.peft.r == 3
+QUICK = Budget(trials=1, seeds=1, quick=True)
 
 
 @pytest.mark.parametrize(
-    ("words", "rates", "said"),
-    [(["full", "full"], {}, "named twice"), (["full"], {"lora": 1.0}, "no method 'lora'"), (["nix"], {}, "unknown")],
+    ("words", "said"), [({"quick": True}, "one trial and one seed"), ({"seeds": 0}, "1 or more"), ({"jobs": 0}, "1 or")]
 )
-def test_wrong_words_are_one_line(words, rates, said):
+def test_a_budget_that_makes_no_sense_is_refused(words, said):
     with pytest.raises(UserError, match=said):
-        method_recipes(BASE, words, rates)
-
-
-def test_a_failed_method_is_a_row():
-    text = table([COMPLETE, Report(name="x", method="lora", status="out_of_memory", error="no | more")], METRICS)
-    rows = text.splitlines()
-    assert "| full | 0.800 (0.700 to 0.900) | 0.700 (0.600 to 0.800) | 1,024 MiB | 100 (10.0%) |" in rows[2]
-    assert rows[3].startswith("| lora | out of memory: no \\| more |")
-    assert rows[3].replace("\\|", "").count("|") == rows[0].count("|")
-
-
-def test_unlike_rows_are_warned_of():
-    other = replace(COMPLETE, method="lora", data={**COMPLETE.data, "fingerprint": "g"})
-    assert "Warning: the rows differ in data" in table([COMPLETE, other], METRICS)
-    assert "Warning" not in table([COMPLETE, replace(COMPLETE, method="lora")], METRICS)
-
-
-def test_a_score_that_does_not_exist_is_said_and_not_drawn(tmp_path):
-    none = replace(
-        COMPLETE, method="lora", metrics={"test": {"accuracy": None, "f1_macro": 0.5, "f1_macro_ci95": [None, None]}}
-    )
-    text = table([COMPLETE, none], METRICS)
-    assert "| lora | none | 0.500 |" in text
-    draw([COMPLETE, none], tmp_path / "a.png", "accuracy")
-    assert (tmp_path / "a.png").exists()
-
-
-def test_the_picture_is_drawn(tmp_path):
-    gpu = replace(COMPLETE, method="lora", memory={"process_peak": 2**30, "allocated_peak": 2**28})
-    draw([COMPLETE, gpu, Report(name="x", method="b", status="failed")], tmp_path / "a.png", "accuracy")
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+        Budget(**words)
 
 
 @pytest.mark.slow
-def test_a_comparison_goes_on_past_a_method_that_fails(small_recipe, tmp_path):
+def test_tuned_alike_then_tested_and_a_failure_is_a_row_with_its_cause(small_recipe, tmp_path):
     recipe = replace(small_recipe(), name="c")
-    # LN tuning knows no target modules for a BERT of its own accord; its row says so.
-    folder, reports = compare(recipe, ["full", "lora", "ln_tuning"], output=tmp_path / "c")
-    assert [report.status for report in reports] == ["complete", "complete", "failed"]
-    assert "target_modules" in reports[2].error
-    assert len({report.data["fingerprint"] for report in reports[:2]}) == 1
-    assert len({report.audit["end_step"] for report in reports[:2]}) == 1
+    folder = tmp_path / "c"
+    # LN tuning knows no target modules for a BERT of its own accord; and no weight survives such a learning rate.
+    over = {"method": ["lora", "ln_tuning", "full"]}
+    compare(recipe, over, budget=Budget(trials=2, seeds=2, jobs=2), output=folder, learning_rates={"full": 1e30})
+    findings = write_all(folder)
+    rows = {row.name: row for row in findings.rows}
+    assert {name: row.status for name, row in rows.items()} == {
+        "lora": "complete", "ln_tuning": "failed", "full": "diverged",
+    }  # fmt: skip
+    assert "target_modules" in rows["ln_tuning"].cause
+    assert "finite" in rows["full"].cause or "nan" in rows["full"].cause
+    assert rows["lora"].seeds == [3, 4]
+    assert len(rows["lora"].tried) == 2
+    best = max(rows["lora"].tried, key=lambda one: one["score"])
+    assert (rows["lora"].learning_rate, rows["lora"].r) == (best["learning_rate"], best["r"])
+    # A trial is not tested and keeps no weights; what failed in every trial is not run.
+    trial = read_report(folder / "runs" / "lora" / "trial-1")
+    assert set(trial.metrics) == {"validation"}
+    assert not list((folder / "runs").glob("*/trial-*/*.safetensors"))
+    assert not list((folder / "runs").glob("ln_tuning/seed-*"))
+    run = read_report(folder / "runs" / "lora" / "seed-3")
+    assert sum("eval_accuracy" in row for row in run.history) >= 3
+    assert run.name == "c lora seed 3"
+    assert list((folder / "runs" / "lora" / "seed-3" / "tensorboard").iterdir())
     text = (folder / "comparison.md").read_text()
     assert "| ln_tuning | failed: method.peft: " in text
-    assert (tmp_path / "c" / "comparison.png").exists()
-    assert read_report(tmp_path / "c" / "lora").method == "lora"
+    assert findings.recommended == "lora"
+    for name in ("index.html", "comparison.csv", "findings.json", "pictures/memory.png", "pictures/memory.svg"):
+        assert (folder / name).stat().st_size, name
+    # Another comparison does not mix with this one.
+    with pytest.raises(UserError, match=r"holds another comparison \(its .*seeds"):
+        compare(recipe, over, budget=QUICK, output=folder)
 
 
 @pytest.mark.slow
-def test_a_process_with_too_little_memory_is_out_of_memory(small_recipe, tmp_path):
-    recipe = recipe_to_dict(small_recipe(per_device_train_batch_size=2000, max_steps=2))
-    recipe["model"] = {"name_or_path": "demo"}
-    recipe["data"]["max_train_samples"] = 2400
-    recipe["task"]["init_args"]["max_length"] = 64
-    file = tmp_path / "recipe.yaml"
-    file.write_text(json.dumps(recipe))
+def test_a_comparison_killed_at_any_moment_continues_and_repeats_nothing(small_recipe, tmp_path):
+    recipe = replace(small_recipe(), name="c")
+    recipe = replace(recipe, training={**recipe.training, "report_to": "none"})
+    (tmp_path / "recipe.yaml").write_text(recipe_to_yaml(recipe))
+    words = [
+        sys.executable, "-m", "peftkit.cli", "compare", str(tmp_path / "recipe.yaml"), "--methods", "full,lora",
+        "--trials", "1", "--seeds", "2", "--output", str(tmp_path / "c"),
+    ]  # fmt: skip
+    runs = tmp_path / "c" / "runs"
+    random.seed(4)
+    ended: dict = {}
+    for kills in (1, 2):
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path)
+        deadline = time.monotonic() + 120
+        while len(list(runs.glob("*/*/report.json"))) < kills and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(random.uniform(0.5, 4))
+        os.kill(process.pid, signal.SIGKILL)
+        process.stderr.close()
+        process.wait()
+        for report in runs.glob("*/*/report.json"):
+            assert ended.setdefault(report, report.stat().st_mtime_ns) == report.stat().st_mtime_ns
+    left = gather([tmp_path / "c"])
+    assert find(left).recommended is None
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(report.stat().st_mtime_ns == at for report, at in ended.items())
+    assert done.stderr.count("made before") == len(ended) >= 2
+    assert [row.status for row in find(gather([tmp_path / "c"])).rows] == ["complete", "complete"]
+    text = (tmp_path / "c" / "comparison.md").read_text()
+    again = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert again.stderr.count("made before") == 4
+    assert (tmp_path / "c" / "comparison.md").read_text() == text
+
+
+@pytest.mark.slow
+def test_a_run_with_too_little_memory_is_out_of_memory_and_the_others_go_on(small_recipe, tmp_path):
+    recipe = small_recipe(max_steps=2, report_to="none")
+    recipe = replace(recipe, name="c", data=replace(recipe.data, max_train_samples=2400))
+    recipe = replace(recipe, model=replace(recipe.model, name_or_path="demo"), task=replace(recipe.task, max_length=64))
+    (tmp_path / "recipe.yaml").write_text(recipe_to_yaml(recipe))
+    words = [
+        "compare", str(tmp_path / "recipe.yaml"), "--quick", "--output", str(tmp_path / "c"),
+        "--over", "training.per_device_train_batch_size=8,2000",
+    ]  # fmt: skip
     limited = (
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (5 * 2**30,) * 2); "
-        f"from peftkit.cli import main; main(['train', {str(file)!r}])"
+        f"from peftkit.cli import main; main({words!r})"
     )
     done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert read_report(tmp_path / "run").status == "out_of_memory", done.stderr
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "c" / "findings.json").read_text())["rows"]
+    assert [row["status"] for row in rows] == ["complete", "out_of_memory"], done.stderr
+    assert "--quick" in done.stdout

@@ -1,10 +1,18 @@
+import errno
 import subprocess
 import sys
+import time
 
 import torch
 
 from peftkit import SequenceClassification
-from peftkit.measure import environment, is_out_of_memory, memory, parameter_counts, process_peak_bytes
+from peftkit.measure import (
+    environment,
+    is_out_of_memory,
+    memory_per_rank,
+    parameter_counts,
+    process_peak_bytes,
+)
 from peftkit.methods import Quantization
 from peftkit.model import load_base, load_tokenizer
 from peftkit.recipe import ModelConfig
@@ -16,7 +24,7 @@ def test_the_peak_knows_what_was_freed():
     size = block.numel()
     del block
     assert process_peak_bytes() > size
-    assert memory()["process_peak"] == process_peak_bytes()
+    assert memory_per_rank() == [{"process_peak": process_peak_bytes()}]
 
 
 def test_a_small_process_started_by_a_large_one_is_small():
@@ -45,4 +53,17 @@ def test_the_environment_names_versions_and_hardware():
 def test_running_out_of_memory_is_told_from_a_bug():
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
+    assert not is_out_of_memory(OSError(errno.ENOENT, "no such file"))
+    wrapped = ValueError("the model can't be loaded")
+    wrapped.__cause__ = RuntimeError("unable to mmap 90 bytes: Cannot allocate memory (12)")
+    assert is_out_of_memory(wrapped)
+
+
+def test_a_process_knows_how_old_it_is():
+    words = "from peftkit.measure import process_age; import time; time.sleep(0.5); print(process_age())"
+    started = time.monotonic()
+    said = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout
+    # The import of torch, and the half second; no more than it took in all.
+    assert 0.5 < float(said) <= time.monotonic() - started + 0.1

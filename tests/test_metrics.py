@@ -1,11 +1,16 @@
 import numpy as np
 import pytest
 
-from peftkit.metrics.classification import classification_intervals, classification_metrics
-from peftkit.metrics.entities import entity_intervals, entity_metrics
-from peftkit.metrics.multi_label import multi_label_intervals, multi_label_metrics
-from peftkit.metrics.regression import regression_intervals, regression_metrics
-from peftkit.metrics.text import text_intervals, text_metrics
+from peftkit.metrics.classification import class_scores, classification_metrics, classification_statistics
+from peftkit.metrics.entities import entity_metrics, entity_statistics, entity_type_scores
+from peftkit.metrics.intervals import bootstrap_intervals
+from peftkit.metrics.multi_label import multi_label_metrics, multi_label_statistics
+from peftkit.metrics.regression import regression_metrics, regression_statistics
+from peftkit.metrics.text import text_metrics, text_statistics
+
+
+def classification_intervals(said, right, **options):
+    return bootstrap_intervals(classification_statistics(said, right), len(right), **options)
 
 
 def test_scikit_learns_examples_of_accuracy_and_macro_f1():
@@ -36,7 +41,7 @@ def test_seqevals_example():
     found = entity_metrics(predicted, right)
     assert found["f1"] == found["precision"] == found["recall"] == found["f1_macro"] == 0.5
     assert (found["f1_MISC"], found["f1_PER"]) == (0.0, 1.0)
-    low, high = entity_intervals(predicted, right)["f1_ci95"]
+    low, high = bootstrap_intervals(entity_statistics(predicted, right), len(right))["f1_ci95"]
     assert (low, high) == (0.0, 1.0)
 
 
@@ -106,40 +111,40 @@ def test_the_same_seed_gives_the_same_interval_and_a_perfect_score_has_none():
     assert classification_intervals(["a"], ["a"])["f1_macro_ci95"] == [1.0, 1.0]
 
 
-def test_intervals_are_of_the_metrics_themselves(monkeypatch):
-    # One resample that is the data itself gives the metric; so the fast statistics are the packages' own.
-    from peftkit.metrics import intervals
-
-    def identity(data, statistic, **options):
-        class Found:
-            bootstrap_distribution = np.array([statistic(data[0])])
-
-        return Found
-
-    monkeypatch.setattr(intervals, "bootstrap", identity)
+def test_statistics_are_the_metrics_themselves():
+    # On all rows, each once, the fast statistics are the packages' own.
     rng = np.random.default_rng(1)
     right, said = rng.integers(0, 5, 60).astype(str), rng.integers(0, 6, 60).astype(str)
-    score = classification_metrics(said, right)
-    assert classification_intervals(said, right)["f1_macro_ci95"][0] == pytest.approx(score["f1_macro"])
     lists = [[list("abcd")[i] for i in range(4) if rng.random() < 0.4] for _ in range(60)]
-    score = multi_label_metrics(lists[::-1], lists)
-    found = multi_label_intervals(lists[::-1], lists)
-    assert found["f1_macro_ci95"][0] == pytest.approx(score["f1_macro"])
-    assert found["f1_micro_ci95"][0] == pytest.approx(score["f1_micro"])
     numbers = rng.random(60).tolist()
-    score = regression_metrics(numbers[::-1], numbers)
-    assert regression_intervals(numbers[::-1], numbers)["spearman_ci95"][0] == pytest.approx(score["spearman"])
-    texts = [f"w{i % 7} of w{i % 3}" for i in range(20)]
-    score = text_metrics(texts[::-1], [[t] for t in texts])
-    assert text_intervals(texts[::-1], [[t] for t in texts])["rougeL_ci95"][0] == pytest.approx(score["rougeL"])
-    tags = [[["O", "B-x", "B-y"][i] for i in rng.integers(0, 3, 6)] for _ in range(20)]
-    assert entity_intervals(tags[::-1], tags)["f1_ci95"][0] == pytest.approx(entity_metrics(tags[::-1], tags)["f1"])
+    texts = [f"w{i % 7} of w{i % 3}" for i in range(60)]
+    tags = [[["O", "B-x", "B-y"][i] for i in rng.integers(0, 3, 6)] for _ in range(60)]
+    for statistics, metrics in (
+        (classification_statistics(said, right), classification_metrics(said, right)),
+        (multi_label_statistics(lists[::-1], lists), multi_label_metrics(lists[::-1], lists)),
+        (regression_statistics(numbers[::-1], numbers), regression_metrics(numbers[::-1], numbers)),
+        (text_statistics(texts[::-1], [[t] for t in texts]), text_metrics(texts[::-1], [[t] for t in texts])),
+        (entity_statistics(tags[::-1], tags), entity_metrics(tags[::-1], tags)),
+    ):
+        for name, statistic in statistics.items():
+            assert statistic(np.arange(60)) == pytest.approx(metrics[name]), name
+
+
+def test_scores_of_each_class_are_those_of_its_own_rows():
+    one = class_scores(["a", "a", "b", "c"], ["a", "b", "b", "b"])
+    assert one["a"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "rows": 1}
+    assert one["b"]["rows"] == 3
+    assert one["b"]["recall"] == pytest.approx(1 / 3)
+    assert class_scores([["a"], []], [["a", "b"], []])["b"] == {"precision": 0, "recall": 0, "f1": 0, "rows": 1}
+    kinds = entity_type_scores([["B-x", "I-x", "O"]], [["B-x", "I-x", "B-y"]])
+    assert (kinds["x"]["f1"], kinds["x"]["rows"], kinds["y"]["f1"], kinds["y"]["rows"]) == (1.0, 1, 0.0, 1)
+    assert entity_type_scores([["O"]], [["O"]]) == {}
 
 
 def test_resamples_without_a_score_are_left_out():
-    low, high = regression_intervals([1.0, 2.0, 3.0], [1.0, 2.5, 2.0])["pearson_ci95"]
+    low, high = bootstrap_intervals(regression_statistics([1.0, 2.0, 3.0], [1.0, 2.5, 2.0]), 3)["pearson_ci95"]
     assert -1 <= low <= high <= 1
-    assert np.isnan(regression_intervals([1.0, 1.0], [1.0, 2.0])["pearson_ci95"]).all()
+    assert np.isnan(bootstrap_intervals(regression_statistics([1.0, 1.0], [1.0, 2.0]), 2)["pearson_ci95"]).all()
 
 
 def test_one_label_and_no_label_at_all():

@@ -48,9 +48,11 @@ def test_the_run_folder_is_whole_by_itself(small_recipe, tmp_path, monkeypatch):
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "adapter_config.json", "adapter_model.safetensors", "config.json", "held_out.safetensors", "predictions.jsonl",
-        "recipe.yaml", "report.json", "tokenizer.json", "tokenizer_config.json",
+        "recipe.yaml", "report.json", "tensorboard", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
-    for path in folder.iterdir():
+    (events,) = (folder / "tensorboard").iterdir()
+    assert b"train/loss" in events.read_bytes()
+    for path in (path for path in folder.rglob("*") if path.is_file()):
         assert str(tmp_path.parent).encode() not in path.read_bytes(), path.name
     config = json.loads((folder / "config.json").read_text())
     assert len(config["id2label"]) == 7

@@ -1,13 +1,15 @@
 """One label a row: accuracy and macro F1."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import evaluate
 import numpy as np
 from datasets import Features, Value
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+from sklearn.preprocessing import MultiLabelBinarizer
 
-from peftkit.metrics.intervals import RESAMPLES, bootstrap_interval
+from peftkit.metrics.intervals import Statistic
 
 SCIKIT_LEARN = "Pedregosa et al., Scikit-learn: Machine Learning in Python, JMLR 12, 2011"
 
@@ -46,10 +48,8 @@ def classification_metrics(predictions: Sequence[str], references: Sequence[str]
     return evaluate.combine([Accuracy(), MacroF1()]).compute(predictions=predictions, references=references)
 
 
-def classification_intervals(
-    predictions: Sequence[str], references: Sequence[str], *, seed: int = 0, n_resamples: int = RESAMPLES
-) -> dict[str, list[float]]:
-    """95 % bootstrap intervals over rows, as `{metric}_ci95: [low, high]`."""
+def classification_statistics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Statistic]:
+    """`accuracy` and `f1_macro` of drawn rows."""
     names, ids = np.unique(np.asarray([*predictions, *references]), return_inverse=True)
     predicted, right = ids[: len(predictions)], ids[len(predictions) :]
 
@@ -62,8 +62,18 @@ def classification_intervals(
     def accuracy(rows: np.ndarray) -> float:
         return float(np.mean(predicted[rows] == right[rows]))
 
-    count = len(references)
+    return {"accuracy": accuracy, "f1_macro": macro_f1}
+
+
+def class_scores(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, dict[str, float]]:
+    """`precision`, `recall`, `f1` and `rows` of each label, of one label a row or of lists of them."""
+    if predictions and isinstance(predictions[0], str):
+        predictions, references = [[name] for name in predictions], [[name] for name in references]
+    binarizer = MultiLabelBinarizer(sparse_output=True).fit([*predictions, *references])
+    found = precision_recall_fscore_support(
+        binarizer.transform(references), binarizer.transform(predictions), zero_division=0.0
+    )
     return {
-        "accuracy_ci95": bootstrap_interval(accuracy, count, seed=seed, n_resamples=n_resamples),
-        "f1_macro_ci95": bootstrap_interval(macro_f1, count, seed=seed, n_resamples=n_resamples),
+        name: {"precision": float(precision), "recall": float(recall), "f1": float(f1), "rows": int(rows)}
+        for name, precision, recall, f1, rows in zip(binarizer.classes_, *found, strict=True)
     }

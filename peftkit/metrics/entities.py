@@ -9,7 +9,7 @@ from datasets import Features, List, Value
 from seqeval.metrics import classification_report
 from seqeval.metrics.sequence_labeling import get_entities
 
-from peftkit.metrics.intervals import RESAMPLES, bootstrap_interval
+from peftkit.metrics.intervals import Statistic
 
 
 class EntityScores(evaluate.Metric):
@@ -49,14 +49,10 @@ def entity_metrics(predictions: Sequence[Sequence[str]], references: Sequence[Se
     return EntityScores().compute(predictions=predictions, references=references)
 
 
-def entity_intervals(
-    predictions: Sequence[Sequence[str]],
-    references: Sequence[Sequence[str]],
-    *,
-    seed: int = 0,
-    n_resamples: int = RESAMPLES,
-) -> dict[str, list[float]]:
-    """95 % bootstrap interval over rows of the micro-averaged F1, as `f1_ci95: [low, high]`."""
+def entity_statistics(
+    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
+) -> dict[str, Statistic]:
+    """The micro-averaged `f1` of drawn rows."""
     counts = np.zeros((len(references), 2))
     for row, (predicted, right) in enumerate(zip(predictions, references, strict=True)):
         found, gold = set(get_entities(list(predicted))), set(get_entities(list(right)))
@@ -66,4 +62,22 @@ def entity_intervals(
         hits, seen = counts[rows].sum(0)
         return float(hits / seen) if seen else 0.0
 
-    return {"f1_ci95": bootstrap_interval(micro_f1, len(counts), seed=seed, n_resamples=n_resamples)}
+    return {"f1": micro_f1}
+
+
+def entity_type_scores(
+    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
+) -> dict[str, dict[str, float]]:
+    """`precision`, `recall`, `f1` of whole entities of each type, and as `rows` how many there are."""
+    if not any(get_entities(list(tags)) for tags in (*references, *predictions)):
+        return {}
+    report = classification_report(
+        [list(tags) for tags in references], [list(tags) for tags in predictions], output_dict=True, zero_division=0
+    )
+    return {
+        kind: {
+            "precision": float(values["precision"]), "recall": float(values["recall"]),
+            "f1": float(values["f1-score"]), "rows": int(values["support"]),
+        }
+        for kind, values in sorted(report.items()) if not kind.endswith(" avg")
+    }  # fmt: skip

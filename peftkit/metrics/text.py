@@ -10,7 +10,7 @@ from datasets import Features, List, Value
 from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU, CHRF
 
-from peftkit.metrics.intervals import RESAMPLES, bootstrap_interval
+from peftkit.metrics.intervals import RESAMPLES, Statistic
 
 # How BLEU, and ROUGE with it, cut text into words; by sacrebleu's names.
 TOKENIZERS = ("13a", "intl", "zh", "char", "none")
@@ -83,19 +83,21 @@ def text_metrics(
     return TextScores().compute(predictions=predictions, references=references, tokenize=tokenize)
 
 
-def text_intervals(
+def text_statistics(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str = "13a"
+) -> dict[str, Statistic]:
+    """`rougeL` of drawn rows."""
+    longest = _rouge(predictions, references, tokenize)[:, ROUGE.index("rougeL")]
+    return {"rougeL": lambda rows: float(longest[rows].mean())}
+
+
+def bleu_interval(
     predictions: Sequence[str],
     references: Sequence[Sequence[str]],
     *,
     tokenize: str = "13a",
-    seed: int = 0,
     n_resamples: int = RESAMPLES,
-) -> dict[str, list[float]]:
-    """95 % bootstrap intervals over rows of ROUGE-L and BLEU, as `{metric}_ci95: [low, high]`."""
-    longest = _rouge(predictions, references, tokenize)[:, ROUGE.index("rougeL")]
-    rouge = bootstrap_interval(
-        lambda rows: float(longest[rows].mean()), len(longest), seed=seed, n_resamples=n_resamples
-    )
-    # BLEU is no mean over rows; sacrebleu resamples its counts (Koehn 2004).
+) -> list[float]:
+    """95 % bootstrap interval of BLEU over rows: no mean over rows, so sacrebleu resamples its counts (Koehn 2004)."""
     bleu = BLEU(tokenize=tokenize).corpus_score(list(predictions), _streams(references), n_bootstrap=n_resamples)
-    return {"rougeL_ci95": rouge, "bleu_ci95": [float(bleu._mean - bleu._ci), float(bleu._mean + bleu._ci)]}
+    return [float(bleu._mean - bleu._ci), float(bleu._mean + bleu._ci)]

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from peftkit.metrics.intervals import Statistic
 from peftkit.tasks.multi_label_classification import MultiLabelClassification
 from peftkit.tasks.seq2seq import Seq2Seq
 from peftkit.tasks.sequence_classification import SequenceClassification
@@ -227,8 +228,32 @@ class Task(Protocol):
         """Metrics of one split."""
         ...
 
+    def statistics(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> Mapping[str, Statistic]:
+        """The main metrics as functions of drawn rows, the first of them at least."""
+        ...
+
     def intervals(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
         """95 % intervals of the main ones, as `{metric}_ci95`."""
+        ...
+
+    def class_scores(
+        self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
+    ) -> Mapping[str, Mapping[str, float]]:
+        """`precision`, `recall`, `f1` and `rows` of each class; empty for a task without classes."""
+        ...
+
+    def confusions(
+        self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
+    ) -> Mapping[tuple[str, str], int]:
+        """How often, by the class that was right and the class that was answered; empty where there is no such pair."""
+        ...
+
+    def said(self, answer: Mapping[str, Any]) -> str:
+        """An answer in a line, for people."""
+        ...
+
+    def said_right(self, reference: Any) -> str:
+        """The right answer in a line."""
         ...
 
 

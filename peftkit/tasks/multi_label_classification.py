@@ -12,7 +12,9 @@ from scipy.sparse import csc_matrix
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from peftkit.errors import UserError
-from peftkit.metrics.multi_label import multi_label_intervals, multi_label_metrics
+from peftkit.metrics.classification import class_scores
+from peftkit.metrics.intervals import Statistic
+from peftkit.metrics.multi_label import multi_label_metrics, multi_label_statistics
 from peftkit.tasks.label_names import check_label_names, distinct_names, label_name, numbers_by_name, unknown_label
 from peftkit.tasks.plain_task import at, first_output, reduced_loss
 from peftkit.tasks.text_task import TextTask, is_text_classifier
@@ -242,9 +244,23 @@ class MultiLabelClassification(TextTask):
         """Macro and micro F1, and the share of rows that are right as a whole."""
         return multi_label_metrics([answer["labels"] for answer in answers], references)
 
-    def intervals(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
-        """95 % bootstrap intervals of both F1 over rows."""
-        return multi_label_intervals([answer["labels"] for answer in answers], references)
+    def statistics(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> Mapping[str, Statistic]:
+        """Both F1 of drawn rows."""
+        return multi_label_statistics([answer["labels"] for answer in answers], references)
+
+    def class_scores(
+        self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
+    ) -> Mapping[str, Mapping[str, float]]:
+        """Precision, recall, F1 and rows of each label."""
+        return class_scores([answer["labels"] for answer in answers], references)
+
+    def said(self, answer: Mapping[str, Any]) -> str:
+        """The labels."""
+        return self.said_right(answer["labels"])
+
+    def said_right(self, reference: Any) -> str:
+        """The labels."""
+        return ", ".join(sorted(reference)) or "none"
 
 
 def _kept_labels(kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from peftkit.metrics.intervals import bootstrap_intervals
+
 Self = TypeVar("Self", bound="PlainTask")
 
 
@@ -79,6 +81,26 @@ class PlainTask:
     ) -> list[Mapping[str, Any]]:
         """No more than evaluation tells."""
         return self.decode(kept, encoded, dataset, tokenizer, labels)
+
+    def intervals(self: Any, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
+        """95 % bootstrap intervals of its statistics."""
+        return bootstrap_intervals(self.statistics(answers, references), len(references))
+
+    def class_scores(
+        self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
+    ) -> Mapping[str, Mapping[str, float]]:
+        """No classes."""
+        return {}
+
+    def confusions(
+        self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
+    ) -> Mapping[tuple[str, str], int]:
+        """None is told."""
+        return {}
+
+    def said_right(self, reference: Any) -> str:
+        """Itself."""
+        return str(reference)
 
 
 def text_problems(dataset: Dataset, column: str, where: str) -> Iterator[str]:

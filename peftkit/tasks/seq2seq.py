@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from peftkit.errors import UserError
-from peftkit.metrics.text import TOKENIZERS, text_intervals, text_metrics
+from peftkit.metrics.intervals import Statistic
+from peftkit.metrics.text import TOKENIZERS, bleu_interval, text_metrics, text_statistics
 from peftkit.tasks.plain_task import PlainTask, at, text_problems
 
 IGNORED = -100
@@ -242,9 +243,23 @@ class Seq2Seq(PlainTask):
         """ROUGE, BLEU, chrF and exact match."""
         return text_metrics([answer["text"] for answer in answers], references, tokenize=self.tokenize)
 
+    def statistics(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> Mapping[str, Statistic]:
+        """ROUGE-L of drawn rows."""
+        return text_statistics([answer["text"] for answer in answers], references, tokenize=self.tokenize)
+
     def intervals(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
         """95 % bootstrap intervals of ROUGE-L and BLEU over rows."""
-        return text_intervals([answer["text"] for answer in answers], references, tokenize=self.tokenize)
+        texts = [answer["text"] for answer in answers]
+        bleu = bleu_interval(texts, references, tokenize=self.tokenize)
+        return {**super().intervals(answers, references), "bleu_ci95": bleu}
+
+    def said(self, answer: Mapping[str, Any]) -> str:
+        """The text."""
+        return answer["text"]
+
+    def said_right(self, reference: Any) -> str:
+        """The right texts."""
+        return " | ".join(reference)
 
 
 def _validated(settings: GenerationConfig) -> None:

@@ -11,7 +11,8 @@ from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from peftkit.errors import UserError
-from peftkit.metrics.classification import classification_intervals, classification_metrics
+from peftkit.metrics.classification import class_scores, classification_metrics, classification_statistics
+from peftkit.metrics.intervals import Statistic
 from peftkit.tasks.label_names import (
     check_label_names,
     class_weight_tensor,
@@ -166,6 +167,22 @@ class SequenceClassification(TextTask):
         """Accuracy and macro F1."""
         return classification_metrics([answer["label"] for answer in answers], references)
 
-    def intervals(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
-        """Their 95 % bootstrap intervals over rows."""
-        return classification_intervals([answer["label"] for answer in answers], references)
+    def statistics(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> Mapping[str, Statistic]:
+        """Accuracy and macro F1 of drawn rows."""
+        return classification_statistics([answer["label"] for answer in answers], references)
+
+    def class_scores(
+        self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
+    ) -> Mapping[str, Mapping[str, float]]:
+        """Precision, recall, F1 and rows of each label."""
+        return class_scores([answer["label"] for answer in answers], references)
+
+    def confusions(
+        self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
+    ) -> Mapping[tuple[str, str], int]:
+        """How often a label was answered where another, or the same, was right."""
+        return Counter(zip(references, (answer["label"] for answer in answers), strict=True))
+
+    def said(self, answer: Mapping[str, Any]) -> str:
+        """The label."""
+        return answer["label"]

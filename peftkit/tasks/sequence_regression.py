@@ -10,7 +10,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.metrics.regression import regression_intervals, regression_metrics
+from peftkit.metrics.intervals import Statistic
+from peftkit.metrics.regression import regression_metrics, regression_statistics
 from peftkit.tasks.plain_task import at, first_output
 from peftkit.tasks.text_task import TextTask, is_text_classifier
 
@@ -97,9 +98,17 @@ class SequenceRegression(TextTask):
         """Correlations and errors."""
         return regression_metrics([answer["score"] for answer in answers], references)
 
-    def intervals(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
-        """95 % bootstrap intervals of the correlations over rows."""
-        return regression_intervals([answer["score"] for answer in answers], references)
+    def statistics(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> Mapping[str, Statistic]:
+        """The correlations of drawn rows."""
+        return regression_statistics([answer["score"] for answer in answers], references)
+
+    def said(self, answer: Mapping[str, Any]) -> str:
+        """The number."""
+        return f"{answer['score']:.3g}"
+
+    def said_right(self, reference: Any) -> str:
+        """The number."""
+        return f"{reference:g}"
 
 
 def _number(value: Any) -> float:

@@ -1,0 +1,87 @@
+"""What listens to the Trainer while it trains."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from peftkit.audit import TrainingAudit
+from peftkit.energy import EnergyMeter
+from peftkit.errors import DivergedError
+from peftkit.log import is_rank_zero
+
+# A loss of ten nats is worse than a guess among 22,000 classes.
+RISEN = 10.0
+
+
+class AuditCallback(TrainerCallback):
+    """Starts the audit once the model is in the hands of DeepSpeed, and asks it after optimizer steps."""
+
+    def __init__(self) -> None:
+        self.audit: TrainingAudit | None = None
+        self.finding: dict[str, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Fingerprint every parameter."""
+        self.audit = TrainingAudit(kwargs["model"])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Check the first few steps."""
+        assert self.audit is not None
+        self.audit.step(state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the whole run."""
+        assert self.audit is not None
+        self.finding = self.audit.finish(state.global_step)
+
+
+class ClockCallback(TrainerCallback):
+    """Adds training seconds to what is logged, tells how far it is, reads the energy counters, and stops a divergence.
+
+    `progress` is asked at each log, on rank 0, with `step`, `max_steps` and what was logged.
+    """
+
+    def __init__(self, progress: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+        self.progress = progress
+        self.meter = EnergyMeter()
+        self.energy: dict[str, float] = {}
+        self.started = 0.0
+        self.evaluated = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock."""
+        self.meter = EnergyMeter()
+        self.started = time.perf_counter()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Complete the row of the history. Raises DivergedError for a loss that is no number."""
+        row = state.log_history[-1]
+        self.evaluated += row.get("eval_runtime", 0.0)
+        row["seconds"] = round(time.perf_counter() - self.started - self.evaluated, 3)
+        self.energy = self.meter.joules()
+        if self.progress is not None and is_rank_zero():
+            self.progress({**row, "step": state.global_step, "max_steps": state.max_steps})
+        if not math.isfinite(row.get("loss", 0.0)):
+            raise DivergedError(f"diverged: the training loss is {row['loss']} at step {state.global_step}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Raises DivergedError when the loss ends ten times over where it began, and over ten."""
+        self.energy = self.meter.joules()
+        losses = [row["loss"] for row in state.log_history if "loss" in row]
+        if not losses:
+            return
+        last = losses[-max(1, len(losses) // 4) :]
+        end = sum(last) / len(last)
+        if end > RISEN * max(losses[0], 1.0):
+            raise DivergedError(f"diverged: the training loss rose from {losses[0]:.3g} to {end:.3g}")

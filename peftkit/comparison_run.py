@@ -1,0 +1,53 @@
+"""One run of a comparison, in a process that ends with the one that started it.
+
+python -m peftkit.comparison_run RECIPE.yaml [--trial]
+"""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peftkit.errors import exit_code_of
+from peftkit.files import write_text
+from peftkit.log import set_up_logging
+from peftkit.parsing import read_recipe
+from peftkit.processes import PROGRESS
+from peftkit.run import run
+
+
+def _end_with_the_parent() -> None:
+    """End at once when standard input closes: its other end is the comparison's, which a kill leaves no time to say."""
+
+    def wait() -> None:
+        if os.read(0, 1) == b"":
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main() -> None:
+    """Run the recipe of the first argument; ends the process with its exit code."""
+    _end_with_the_parent()
+    set_up_logging()
+
+    def act() -> None:
+        recipe = read_recipe(sys.argv[1])
+        file = Path(recipe.training["output_dir"]) / PROGRESS
+
+        def tell(row: Mapping[str, Any]) -> None:
+            write_text(file, json.dumps(dict(row)))
+
+        try:
+            run(recipe, trial="--trial" in sys.argv[2:], progress=tell)
+        finally:
+            file.unlink(missing_ok=True)
+
+    sys.exit(exit_code_of(act))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Runs read back from disk, by the row of a comparison that they belong to."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peftkit.compare import PLAN, RUNS, read_plan
+from peftkit.errors import UserError
+from peftkit.report import FILE_NAME, Report, read_report
+from peftkit.run_folder import PREDICTIONS
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatheredRow:
+    """The runs of one row.
+
+    Attributes:
+        name: What tables call it.
+        values: What tells it from the others, by field.
+        trials: Reports of the settings tried on validation.
+        runs: By seed's folder, its report.
+        expected: How many runs there will be.
+        expected_trials: The same of trials.
+    """
+
+    name: str
+    values: Mapping[str, str]
+    trials: Sequence[Report]
+    runs: Mapping[Path, Report]
+    expected: int
+    expected_trials: int = 0
+
+    @property
+    def complete(self) -> dict[Path, Report]:
+        """Those of its runs that came to a score."""
+        return {folder: report for folder, report in self.runs.items() if report.status == "complete"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What a page is made of.
+
+    Attributes:
+        name: Of the comparison, or of the runs.
+        rows: In the order of the comparison.
+        plan: The comparison's; empty for runs that belong to none.
+        folder: Of the comparison; None for runs that belong to none.
+    """
+
+    name: str
+    rows: Sequence[GatheredRow]
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+
+def gather(folders: Sequence[Path]) -> Gathered:
+    """Read a comparison's folder, or run folders; runs that differ in their seed alone are one row.
+
+    Raises UserError when a folder is neither, and when runs of a comparison would mix with others.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give that of a comparison, or of runs")
+    comparisons = [folder for folder in folders if (folder / PLAN).exists()]
+    if comparisons and len(folders) > 1:
+        raise UserError(f"{comparisons[0]}: is a comparison; give it alone, its runs don't mix with others")
+    return _comparison(comparisons[0]) if comparisons else _loose_runs(folders)
+
+
+def _comparison(folder: Path) -> Gathered:
+    plan = read_plan(folder)
+    trials = plan["trials"] if plan["trials"] > 1 else 0
+    rows = []
+    for row in plan["rows"]:
+        place = folder / RUNS / row["folder"]
+        wanted = {
+            "trials": [place / f"trial-{number}" for number in range(1, trials + 1)],
+            "runs": [place / f"seed-{seed}" for seed in plan["seeds"]],
+        }
+        found = {
+            kind: {path: read_report(path) for path in paths if (path / FILE_NAME).exists()}
+            for kind, paths in wanted.items()
+        }
+        rows.append(
+            GatheredRow(
+                name=row["name"], values=row["values"], trials=list(found["trials"].values()), runs=found["runs"],
+                expected=len(plan["seeds"]), expected_trials=trials,
+            )
+        )  # fmt: skip
+    return Gathered(name=plan["name"], rows=rows, plan=plan, folder=folder)
+
+
+def _loose_runs(folders: Sequence[Path]) -> Gathered:
+    alike: dict[str, dict[Path, Report]] = {}
+    for folder in folders:
+        report = read_report(folder)
+        training = {
+            name: value for name, value in report.recipe["training"].items() if name not in ("seed", "output_dir")
+        }
+        key = json.dumps({**report.recipe, "name": None, "training": training}, sort_keys=True)
+        alike.setdefault(key, {})[folder] = report
+    # Two rows of one method are told apart by where they lie.
+    methods = [next(iter(runs.values())).method for runs in alike.values()]
+    rows: list[GatheredRow] = []
+    for method, runs in zip(methods, alike.values(), strict=True):
+        folder = next(iter(runs))
+        name = method if methods.count(method) == 1 else str(folder)
+        rows.append(GatheredRow(name=name, values={"method": method}, trials=[], runs=runs, expected=len(runs)))
+    return Gathered(name=", ".join(dict.fromkeys(folder.name for folder in folders)), rows=rows)
+
+
+def read_predictions(folder: Path) -> tuple[list[int], list[Any], list[dict[str, Any]]]:
+    """The test rows of a run: their numbers in the data, the right answers and the answers given."""
+    numbers, references, answers = [], [], []
+    with (folder / PREDICTIONS).open(encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            numbers.append(row.pop("row"))
+            references.append(row.pop("reference"))
+            answers.append(row)
+    return numbers, references, answers
