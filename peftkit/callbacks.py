@@ -45,7 +45,7 @@ class AuditCallback(TrainerCallback):
 class ClockCallback(TrainerCallback):
     """Adds training seconds to what is logged, tells how far it is, reads the energy counters, and stops a divergence.
 
-    `progress` is asked at each log, on rank 0, with `step`, `max_steps` and what was logged.
+    `progress` is told at each log, on rank 0, of `step`, `max_steps` and the last value of whatever was logged.
     """
 
     def __init__(self, progress: Callable[[Mapping[str, Any]], None] | None = None) -> None:
@@ -54,6 +54,7 @@ class ClockCallback(TrainerCallback):
         self.energy: dict[str, float] = {}
         self.started = 0.0
         self.evaluated = 0.0
+        self.told: dict[str, Any] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -67,9 +68,10 @@ class ClockCallback(TrainerCallback):
         row = state.log_history[-1]
         self.evaluated += row.get("eval_runtime", 0.0)
         row["seconds"] = round(time.perf_counter() - self.started - self.evaluated, 3)
+        self.told |= {**row, "step": state.global_step, "max_steps": state.max_steps}
         self.energy = self.meter.joules()
         if self.progress is not None and is_rank_zero():
-            self.progress({**row, "step": state.global_step, "max_steps": state.max_steps})
+            self.progress(self.told)
         if not math.isfinite(row.get("loss", 0.0)):
             raise DivergedError(f"diverged: the training loss is {row['loss']} at step {state.global_step}")
 

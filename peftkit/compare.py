@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from peftkit.contenders import METHOD, Contender, Setting, contenders, settings, with_setting
@@ -20,9 +18,10 @@ from peftkit.files import write_json
 from peftkit.log import logger
 from peftkit.measure import environment
 from peftkit.parsing import recipe_to_dict
-from peftkit.processes import PlannedRun, RunProcess, places, run_all
+from peftkit.processes import PlannedRun, places, run_all
+from peftkit.progress import Progress
 from peftkit.recipe import Recipe
-from peftkit.report import FILE_NAME, Report, read_report
+from peftkit.report import FILE_NAME, read_report
 
 PLAN = "comparison.json"
 RUNS = "runs"
@@ -173,12 +172,13 @@ def _make(folder: Path, rows: Sequence[Contender], budget: Budget, free: Sequenc
     logger.info("comparing %s: %d runs in %s", "; ".join(row.name for row in rows), count, folder)
     if budget.quick:
         logger.info("quick: one setting and one seed a row, for a first look")
-    with Progress(count) as progress, logging_redirect_tqdm([logger]):
-        progress.run(trials, free, budget.processes)
+    with Progress(count, budget.jobs) as progress, logging_redirect_tqdm([logger]):
+        _run_missing(trials, free, budget.processes, progress)
         finals = []
         for seed in plan["seeds"]:
             for row in rows:
                 setting = best_setting(folder, row, tried[row.name], row.recipe.task.main_metrics[0])
+                # None of its trials came to a score; nor would a run.
                 if setting is None:
                     progress.skip()
                     continue
@@ -187,7 +187,21 @@ def _make(folder: Path, rows: Sequence[Contender], budget: Budget, free: Sequenc
                 curve = {} if "eval_strategy" in final.training else CURVE
                 final = replace(final, training={**final.training, **curve, "seed": seed})
                 finals.append(_planned(row, final, f"seed {seed}", where))
-        progress.run(finals, free, budget.processes)
+        _run_missing(finals, free, budget.processes, progress)
+
+
+def _run_missing(
+    planned: Sequence[PlannedRun], free: Sequence[Mapping[str, str]], processes: int, progress: Progress
+) -> None:
+    missing = []
+    for one in planned:
+        if (one.folder / FILE_NAME).exists():
+            progress.made_before(one)
+        else:
+            # What a run left that was killed.
+            shutil.rmtree(one.folder, ignore_errors=True)
+            missing.append(one)
+    run_all(missing, free, processes, ended=progress.ended, watch=progress.watch)
 
 
 def _planned(row: Contender, recipe: Recipe, what: str, folder: Path) -> PlannedRun:
@@ -225,73 +239,3 @@ def read_plan(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: no {PLAN} here; give the folder of a comparison") from None
     except ValueError as error:
         raise UserError(f"{folder / PLAN}: not a plan of peftkit ({error})") from None
-
-
-class Progress:
-    """Which run of how many, how far it is, and what remains; a bar on a terminal, a line a run anywhere."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.done = 0
-        self.seconds: list[float] = []
-        self.jobs = 1
-        self.bar: Any = tqdm(total=count, unit="run", disable=None, dynamic_ncols=True)
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def run(self, planned: Sequence[PlannedRun], free: Sequence[Mapping[str, str]], processes: int) -> None:
-        """Make those of the runs that have not ended yet, and tell of each."""
-        self.jobs = len(free)
-        missing = []
-        for one in planned:
-            if (one.folder / FILE_NAME).exists():
-                self.done += 1
-                logger.info(
-                    "[%d/%d] %s: %s, made before", self.done, self.count, one.title, read_report(one.folder).status
-                )
-                continue
-            # What a run left that was killed.
-            shutil.rmtree(one.folder, ignore_errors=True)
-            missing.append(one)
-        self.bar.update(self.done - self.bar.n)
-        run_all(missing, free, processes, ended=self.ended, watch=self.watch)
-
-    def skip(self) -> None:
-        """A run that will not be made, since none of its row's trials came to a score."""
-        self.done += 1
-        self.bar.update(1)
-
-    def watch(self, active: Sequence[RunProcess]) -> None:
-        """Show how far the active runs are."""
-        words = []
-        for one in active:
-            row = one.progress()
-            if row:
-                speed = row["num_input_tokens_seen"] / row["seconds"] if row.get("seconds") else 0.0
-                loss = f", loss {row['loss']:.3f}" if "loss" in row else ""
-                words.append(f"{one.planned.title}: step {row['step']}/{row['max_steps']}{loss}, {speed:.0f} tokens/s")
-            else:
-                words.append(f"{one.planned.title}: starting")
-        self.bar.set_postfix_str("; ".join(words), refresh=True)
-
-    def ended(self, one: RunProcess, report: Report) -> None:
-        """Say how a run ended and what remains."""
-        planned = one.planned
-        self.done += 1
-        self.seconds.append(time.perf_counter() - one.started)
-        left = sum(self.seconds) / len(self.seconds) * (self.count - self.done) / self.jobs
-        metric = planned.recipe.task.main_metrics[0]
-        split = "validation" if planned.trial else "test"
-        if report.status in ("trial", "complete"):
-            score = report.metrics[split][metric]
-            words = f"{split} {metric} {'none' if score is None else format(score, '.4f')}"
-            words += f", {report.times['samples_per_second']:.1f} samples/s"
-        else:
-            words = f"{report.status.replace('_', ' ')}: {report.error}"
-        remains = f"; about {tqdm.format_interval(left)} remain" if self.done < self.count else ""
-        logger.info("[%d/%d] %s: %s%s", self.done, self.count, planned.title, words, remains)
-        self.bar.update(1)

@@ -8,6 +8,7 @@ from typing import Any
 
 from peftkit.compare import PLAN, RUNS, read_plan
 from peftkit.errors import UserError
+from peftkit.parsing import dict_to_recipe
 from peftkit.report import FILE_NAME, Report, read_report
 from peftkit.run_folder import PREDICTIONS
 
@@ -121,3 +122,8 @@ def read_predictions(folder: Path) -> tuple[list[int], list[Any], list[dict[str,
             references.append(row.pop("reference"))
             answers.append(row)
     return numbers, references, answers
+
+
+def task_of(report: Report) -> Any:
+    """The task of a run's recipe."""
+    return dict_to_recipe(report.recipe).task

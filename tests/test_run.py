@@ -181,3 +181,10 @@ def test_accumulation_gives_the_loss_of_the_whole_batch(small_recipe, tmp_path):
         )
     )  # fmt: skip
     assert parts.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=0.05)
+
+
+def test_qlora_goes_on_training_after_a_look_at_validation(small_recipe):
+    # On a CPU with bfloat16 units bitsandbytes repacks 4-bit weights at the first evaluation.
+    report = run(small_recipe(method=qlora(), eval_strategy="steps", eval_steps=2))
+    assert report.status == "complete"
+    assert sum("eval_loss" in row for row in report.history) == 3

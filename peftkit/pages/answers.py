@@ -9,8 +9,7 @@ import numpy as np
 
 from peftkit.data import load_splits
 from peftkit.errors import UserError
-from peftkit.findings import task_of
-from peftkit.gathered import Gathered, read_predictions
+from peftkit.gathered import Gathered, read_predictions, task_of
 from peftkit.log import logger
 from peftkit.parsing import dict_to_recipe
 from peftkit.report import Report

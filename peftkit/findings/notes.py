@@ -1,0 +1,62 @@
+"""How a comparison was made, and what is odd about it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from peftkit.findings.values import RowFindings
+from peftkit.gathered import Gathered
+
+
+def _at_the_edge(row: RowFindings) -> bool:
+    """Whether the learning rate that was run is the first or the last of several tried."""
+    rates = sorted({tried["learning_rate"] for tried in row.tried})
+    return len(rates) > 1 and row.learning_rate in (rates[0], rates[-1])
+
+
+def notes(gathered: Gathered, rows: Sequence[RowFindings], quick: bool) -> list[str]:
+    """A sentence each."""
+    reports = [report for row in gathered.rows for report in row.complete.values()]
+    if not reports:
+        return []
+    first, plan = reports[0], gathered.plan
+    where = ", ".join(first.environment["gpus"]) or f"{first.environment['cores']} cores of {first.environment['cpu']}"
+    count = first.data["rows"]
+    told = []
+    if quick:
+        told.append("Quick: one setting and one seed a row. Another seed or learning rate may turn the order around.")
+    if plan and not quick:
+        tuned = (
+            f"{plan['trials']} settings of learning rate, and rank where there is one, tried on validation for each row"
+            if plan["trials"] > 1 else "each row at its usual setting, untuned"
+        )  # fmt: skip
+        told.append(f"{tuned[0].upper()}{tuned[1:]}; then seeds {', '.join(map(str, plan['seeds']))}, tested once.")
+    if edge := [row.name for row in rows if _at_the_edge(row)]:
+        told.append(
+            f"Of {', '.join(edge)} the best learning rate is the highest or the lowest that was tried: one beyond may "
+            "be better; --learning_rates moves the middle, --trials tries more."
+        )
+    several = max((len(row.seeds) for row in rows), default=0) > 1
+    told.append(
+        "In brackets the 95 % interval: "
+        + ("of the mean over seeds (Student's t)." if several else "over test rows (bootstrap), of one seed.")
+    )
+    told.append(
+        "Differences: paired bootstrap over the same test rows, and over seeds; p-values for all pairs at once (Holm)."
+    )
+    kinds = "the process" + (", allocated on the GPU, reserved on the GPU" if len(first.memory) > 1 else "")
+    at_once = f", {plan['jobs']} runs at a time" if plan and plan["jobs"] > 1 else ""
+    told.append(
+        f"{count['train']} training, {count['validation']} validation and {count['test']} test rows; "
+        f"{first.environment['processes']} process(es) a run{at_once}, on {where}. Peak memory: {kinds}, to the end of "
+        "training, its looks at validation included. Time to best: training until the best look at validation."
+    )
+    if len({report.data["fingerprint"] for report in reports}) > 1:
+        told.append("The rows differ in data.")
+    by_seed: dict[Any, set[tuple[Any, Any]]] = {}
+    for report in reports:
+        by_seed.setdefault(report.seed, set()).add((report.audit.get("end_step"), report.tokens))
+    if any(len(found) > 1 for found in by_seed.values()):
+        told.append("The rows differ in steps or tokens: their budgets are not the same.")
+    if len({str([report.environment[name] for name in ("cpu", "gpus", "packages")]) for report in reports}) > 1:
+        told.append("The runs were not all made on the same hardware with the same packages.")
+    return told

@@ -1,0 +1,115 @@
+"""From the runs of a row to its scores, its cost and how it stands."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from peftkit.findings.values import RowFindings, Score
+from peftkit.gathered import GatheredRow
+from peftkit.methods import usual_learning_rate
+from peftkit.metrics.paired import seed_interval
+from peftkit.parsing import dict_to_recipe
+from peftkit.report import Report
+
+SHARES = ("start_up", "data", "train", "evaluate")
+
+
+def _score(reports: Sequence[Report], metric: str) -> Score:
+    found = [report.metrics["test"].get(metric) for report in reports]
+    per_seed = [float(value) for value in found if value is not None]
+    if not per_seed:
+        return Score(per_seed=[], mean=None, ci95=None)
+    ci95 = seed_interval(per_seed)
+    if ci95 is None:
+        over_rows = reports[0].metrics["test"].get(f"{metric}_ci95")
+        ci95 = None if over_rows is None or None in over_rows else list(over_rows)
+    return Score(per_seed=per_seed, mean=float(np.mean(per_seed)), ci95=ci95)
+
+
+def best_seen(report: Report, metric: str) -> tuple[float, float] | None:
+    """Training seconds and score of the best look at validation on the way; None when it never looked."""
+    looks = [
+        (row["seconds"], row[f"eval_{metric}"])
+        for row in report.history
+        if row.get(f"eval_{metric}") is not None and "seconds" in row
+    ]
+    return max(looks, key=lambda look: look[1]) if looks else None
+
+
+def row_findings(row: GatheredRow, metrics: tuple[str, ...]) -> RowFindings:
+    """What the runs of a row say together."""
+    tried = [_tried(report, metrics[0]) for report in row.trials]
+    complete = list(row.complete.values())
+    status, cause = _status(row)
+    if not complete:
+        return RowFindings(name=row.name, values=row.values, status=status, cause=cause, tried=tried)
+    first = complete[0]
+    memory = {kind: max(report.memory[kind] for report in complete) for kind in first.memory}
+    per_rank = [
+        {kind: max(report.memory_per_rank[rank][kind] for report in complete) for kind in first.memory}
+        for rank in range(len(first.memory_per_rank))
+    ]
+    means: dict[str, Callable[[Report], float]] = {
+        "train_seconds": lambda report: report.times["train"],
+        "seconds_to_best": lambda report: (best_seen(report, metrics[0]) or (report.times["train"],))[0],
+        "total_seconds": lambda report: report.times["total"],
+        "samples_per_second": lambda report: report.times["samples_per_second"],
+        "tokens_per_second": lambda report: report.times["tokens_per_second"],
+        "tokens": lambda report: report.tokens,
+    }
+    setting = _tried(first, metrics[0])
+    return RowFindings(
+        name=row.name,
+        values=row.values,
+        status=status,
+        cause=cause,
+        seeds=[report.seed for report in complete if report.seed is not None],
+        scores={metric: _score(complete, metric) for metric in metrics},
+        learning_rate=setting["learning_rate"],
+        r=setting["r"],
+        tried=tried,
+        memory=memory,
+        memory_per_rank=per_rank,
+        cost={
+            **{name: float(np.mean([mean(report) for report in complete])) for name, mean in means.items()},
+            **{f"joules_{kind}": float(np.mean([report.energy[kind] for report in complete])) for kind in first.energy},
+        },
+        tuning_seconds=sum(report.times.get("total", 0.0) for report in row.trials),
+        shares={
+            name: float(np.mean([report.times[name] / report.times["total"] for report in complete])) for name in SHARES
+        },
+        trainable=first.parameters["trainable"],
+        total=first.parameters["total"],
+        trained_bytes=first.sizes["trained"],
+        merged_bytes=first.sizes.get("merged"),
+    )
+
+
+def _tried(report: Report, metric: str) -> dict[str, Any]:
+    # Only what differs from the defaults is written down.
+    recipe = dict_to_recipe(report.recipe)
+    rank = getattr(recipe.method.peft, "r", None)
+    return {
+        "learning_rate": float(recipe.training.get("learning_rate") or usual_learning_rate(recipe.method)),
+        "r": rank if isinstance(rank, int) and rank > 0 else None,
+        "score": report.metrics.get("validation", {}).get(metric),
+        "status": report.status,
+        "cause": report.error,
+    }
+
+
+def _status(row: GatheredRow) -> tuple[str, str | None]:
+    """How the row stands, and why it does not stand better."""
+    lost = {folder.name: report for folder, report in row.runs.items() if report.status != "complete"}
+    if lost:
+        report = next(iter(lost.values()))
+        which = f"{len(lost)} of {row.expected} runs: " if row.complete else ""
+        return ("partly" if row.complete else report.status), f"{which}{report.error}"
+    failed = [report for report in row.trials if report.status != "trial"]
+    if failed and len(failed) == row.expected_trials:
+        return failed[0].status, failed[0].error
+    done = len(row.trials) + len(row.runs)
+    if len(row.runs) < row.expected:
+        return "unfinished", f"{done} of {row.expected + row.expected_trials} runs made; the same command continues"
+    return "complete", None
