@@ -55,6 +55,7 @@ class ClockCallback(TrainerCallback):
         self.started = 0.0
         self.evaluated = 0.0
         self.told: dict[str, Any] = {}
+        self.history: list[dict[str, Any]] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -65,7 +66,8 @@ class ClockCallback(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Complete the row of the history. Raises DivergedError for a loss that is no number."""
-        row = state.log_history[-1]
+        self.history = state.log_history
+        row = self.history[-1]
         self.evaluated += row.get("eval_runtime", 0.0)
         row["seconds"] = round(time.perf_counter() - self.started - self.evaluated, 3)
         self.told |= {**row, "step": state.global_step, "max_steps": state.max_steps}

@@ -105,7 +105,7 @@ def _train(chosen: argparse.Namespace, words: list[str]) -> None:
 
 
 def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
-    from peftkit.compare import RUNS, Budget, compare
+    from peftkit.compare import RUNS, Budget, compare, run_place
     from peftkit.contenders import METHOD, folder_name, parse_over
     from peftkit.pages.write import NAMES, PICTURES, write_all
     from peftkit.parsing import parse_recipe, read_recipe
@@ -142,10 +142,10 @@ def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
     print(f"runs     {folder / RUNS}")
     if findings.recommended:
         best = next(row for row in findings.rows if row.name == findings.recommended)
-        where = folder / RUNS / folder_name(best.name) / f"seed-{best.seeds[0]}"
+        where = run_place(folder, folder_name(best.name), seed=best.seeds[0])
         print(f"\nAn ordinary model of a run:  peftkit export {where} my-model")
     # Out of memory is a finding, as is a divergence; what failed otherwise is for someone to look at.
-    if failed := [row.name for row in findings.rows if row.status == "failed"]:
+    if failed := [row.name for row in findings.rows if row.broken]:
         sys.exit(f"peftkit: {', '.join(failed)} failed; the table says why")
 
 

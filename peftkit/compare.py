@@ -1,5 +1,6 @@
 """A comparison: each row tuned alike on validation, then run with several seeds and tested once, a process a run."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,14 +12,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from peftkit.contenders import METHOD, Contender, Setting, contenders, settings, with_setting
+from peftkit.contenders import Contender, Setting, contenders, settings, with_setting
 from peftkit.data import load_splits
+from peftkit.distributed import deepspeed_config
 from peftkit.errors import UserError
 from peftkit.files import write_json
 from peftkit.log import logger
 from peftkit.measure import environment
 from peftkit.parsing import recipe_to_dict
-from peftkit.processes import PlannedRun, places, run_all
+from peftkit.processes import Place, PlannedRun, places, run_all
 from peftkit.progress import Progress
 from peftkit.recipe import Recipe
 from peftkit.report import FILE_NAME, read_report
@@ -72,9 +74,10 @@ def compare(
     is a report that says why. Raises UserError for what can be put right before anything is trained.
     """
     budget = budget or Budget()
+    output = None if output is None else output.expanduser()
     rows = contenders(recipe, over, learning_rates)
     free = places(budget.jobs, budget.processes)
-    plan = _plan(recipe, over, rows, budget)
+    plan = _plan(recipe, rows, budget)
     folder = _folder(plan, output, recipe.name)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
@@ -88,8 +91,8 @@ def compare(
     return folder
 
 
-def _plan(recipe: Recipe, over: Mapping[str, Sequence[str]], rows: Sequence[Contender], budget: Budget) -> dict:
-    """What makes this comparison this one: another recipe, other data or other packages make another."""
+def _plan(recipe: Recipe, rows: Sequence[Contender], budget: Budget) -> dict[str, Any]:
+    """What makes this comparison this one: another recipe, other data, weights or packages make another."""
     here = environment()
     fingerprints: dict[str, str] = {}
     for row in rows:
@@ -99,9 +102,15 @@ def _plan(recipe: Recipe, over: Mapping[str, Sequence[str]], rows: Sequence[Cont
     first = int(recipe.training.get("seed", USUAL_SEED))
     return {
         "name": recipe.name,
-        "over": {name: list(values) for name, values in over.items()} or {METHOD: [recipe.method.name]},
         "rows": [
-            {"name": row.name, "folder": row.folder, "values": dict(row.values), "recipe": recipe_to_dict(row.recipe)}
+            {
+                "name": row.name,
+                "folder": row.folder,
+                "values": dict(row.values),
+                "recipe": recipe_to_dict(row.recipe),
+                "content": _content(row.recipe),
+                "trials": len(_tried(row, budget)),
+            }
             for row in rows
         ],
         "trials": budget.trials,
@@ -114,6 +123,29 @@ def _plan(recipe: Recipe, over: Mapping[str, Sequence[str]], rows: Sequence[Cont
         "packages": here["packages"],
         "hardware": {"cpu": here["cpu"], "cores": here["cores"], "gpus": here["gpus"]},
     }
+
+
+def _content(recipe: Recipe) -> str:
+    """A digest of what the recipe only names: the files of a local model, a DeepSpeed config."""
+    digest = hashlib.sha256()
+    model = Path(recipe.model.name_or_path).expanduser()
+    for path in sorted(model.glob("*")) if model.is_dir() else ():
+        found = path.stat()
+        digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode())
+    if (deepspeed := recipe.training.get("deepspeed")) is not None:
+        digest.update(json.dumps(deepspeed_config(deepspeed), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _tried(row: Contender, budget: Budget) -> list[Setting]:
+    """The settings to try; none where there is but one."""
+    found = settings(row, budget.trials)
+    return found if len(found) > 1 else []
+
+
+def run_place(folder: Path, row: str, *, trial: int | None = None, seed: int | None = None) -> Path:
+    """Where a run of a comparison lies, given the name of its row's folder."""
+    return folder / RUNS / row / (f"seed-{seed}" if trial is None else f"trial-{trial}")
 
 
 def _folder(plan: Mapping[str, Any], output: Path | None, name: str) -> Path:
@@ -138,7 +170,8 @@ def _difference(folder: Path, plan: Mapping[str, Any]) -> str | None:
     try:
         there = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        empty = all(path.name == LOCK for path in folder.iterdir())
+        # The lock, and what a kill left of a file that was being written.
+        empty = all(path.name.startswith(".") for path in folder.iterdir())
         return None if empty else f"is not empty and holds no {PLAN}"
     except ValueError:
         return f"holds a {PLAN} that is not JSON"
@@ -159,11 +192,11 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _make(folder: Path, rows: Sequence[Contender], budget: Budget, free: Sequence[Mapping[str, str]]) -> None:
+def _make(folder: Path, rows: Sequence[Contender], budget: Budget, free: Sequence[Place]) -> None:
     plan = read_plan(folder)
-    tried = {row.name: settings(row, budget.trials) if budget.trials > 1 else [] for row in rows}
+    tried = {row.name: _tried(row, budget) for row in rows}
     trials = [
-        _planned(row, with_setting(row.recipe, setting), f"trial {number}", _trial(folder, row, number))
+        _planned(row, with_setting(row.recipe, setting), f"trial {number}", run_place(folder, row.folder, trial=number))
         for number in range(1, budget.trials + 1)
         for row in rows
         for setting in tried[row.name][number - 1 : number]
@@ -174,6 +207,9 @@ def _make(folder: Path, rows: Sequence[Contender], budget: Budget, free: Sequenc
         logger.info("quick: one setting and one seed a row, for a first look")
     with Progress(count, budget.jobs) as progress, logging_redirect_tqdm([logger]):
         _run_missing(trials, free, budget.processes, progress)
+        for trial in trials:
+            for checkpoint in trial.folder.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
         finals = []
         for seed in plan["seeds"]:
             for row in rows:
@@ -182,17 +218,15 @@ def _make(folder: Path, rows: Sequence[Contender], budget: Budget, free: Sequenc
                 if setting is None:
                     progress.skip()
                     continue
-                where = folder / RUNS / row.folder / f"seed-{seed}"
                 final = with_setting(row.recipe, setting)
                 curve = {} if "eval_strategy" in final.training else CURVE
-                final = replace(final, training={**final.training, **curve, "seed": seed})
+                final = replace(final, training={**curve, **final.training, "seed": seed})
+                where = run_place(folder, row.folder, seed=seed)
                 finals.append(_planned(row, final, f"seed {seed}", where))
         _run_missing(finals, free, budget.processes, progress)
 
 
-def _run_missing(
-    planned: Sequence[PlannedRun], free: Sequence[Mapping[str, str]], processes: int, progress: Progress
-) -> None:
+def _run_missing(planned: Sequence[PlannedRun], free: Sequence[Place], processes: int, progress: Progress) -> None:
     missing = []
     for one in planned:
         if (one.folder / FILE_NAME).exists():
@@ -205,14 +239,10 @@ def _run_missing(
 
 
 def _planned(row: Contender, recipe: Recipe, what: str, folder: Path) -> PlannedRun:
-    recipe = replace(
-        recipe, name=f"{recipe.name} {row.name} {what}", training={**recipe.training, "output_dir": str(folder)}
-    )
+    # A tracker tells runs apart by their names.
+    training = {name: value for name, value in recipe.training.items() if name != "run_name"}
+    recipe = replace(recipe, name=f"{recipe.name} {row.name} {what}", training={**training, "output_dir": str(folder)})
     return PlannedRun(title=f"{row.name}, {what}", recipe=recipe, folder=folder, trial=what.startswith("trial"))
-
-
-def _trial(folder: Path, row: Contender, number: int) -> Path:
-    return folder / RUNS / row.folder / f"trial-{number}"
 
 
 def best_setting(folder: Path, row: Contender, tried: Sequence[Setting], metric: str) -> Setting | None:
@@ -224,7 +254,7 @@ def best_setting(folder: Path, row: Contender, tried: Sequence[Setting], metric:
         return settings(row, 1)[0]
     scored = []
     for number, setting in enumerate(tried, start=1):
-        report = read_report(_trial(folder, row, number))
+        report = read_report(run_place(folder, row.folder, trial=number))
         score = report.metrics.get("validation", {}).get(metric)
         if report.status == "trial":
             scored.append((float("-inf") if score is None else score, -number, setting))

@@ -36,7 +36,7 @@ def main() -> None:
 
     def act() -> None:
         recipe = read_recipe(sys.argv[1])
-        file = Path(recipe.training["output_dir"]) / PROGRESS
+        file = Path(sys.argv[1]).parent / PROGRESS
 
         def tell(row: Mapping[str, Any]) -> None:
             write_text(file, json.dumps(dict(row)))

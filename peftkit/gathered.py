@@ -3,12 +3,16 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from peftkit.compare import PLAN, RUNS, read_plan
+from peftkit.compare import PLAN, read_plan, run_place
 from peftkit.errors import UserError
+from peftkit.files import without_home
+from peftkit.methods import Method
 from peftkit.parsing import dict_to_recipe
+from peftkit.recipe import Recipe
 from peftkit.report import FILE_NAME, Report, read_report
 from peftkit.run_folder import PREDICTIONS
 
@@ -72,13 +76,11 @@ def gather(folders: Sequence[Path]) -> Gathered:
 
 def _comparison(folder: Path) -> Gathered:
     plan = read_plan(folder)
-    trials = plan["trials"] if plan["trials"] > 1 else 0
     rows = []
     for row in plan["rows"]:
-        place = folder / RUNS / row["folder"]
         wanted = {
-            "trials": [place / f"trial-{number}" for number in range(1, trials + 1)],
-            "runs": [place / f"seed-{seed}" for seed in plan["seeds"]],
+            "trials": [run_place(folder, row["folder"], trial=number) for number in range(1, row["trials"] + 1)],
+            "runs": [run_place(folder, row["folder"], seed=seed) for seed in plan["seeds"]],
         }
         found = {
             kind: {path: read_report(path) for path in paths if (path / FILE_NAME).exists()}
@@ -87,43 +89,72 @@ def _comparison(folder: Path) -> Gathered:
         rows.append(
             GatheredRow(
                 name=row["name"], values=row["values"], trials=list(found["trials"].values()), runs=found["runs"],
-                expected=len(plan["seeds"]), expected_trials=trials,
+                expected=len(plan["seeds"]), expected_trials=row["trials"],
             )
         )  # fmt: skip
     return Gathered(name=plan["name"], rows=rows, plan=plan, folder=folder)
 
 
 def _loose_runs(folders: Sequence[Path]) -> Gathered:
+    if len({folder.resolve().parents[2] for folder in folders if _is_of_a_comparison(folder)}) > 1:
+        raise UserError("the runs are of different comparisons, which don't mix; give the folder of one")
     alike: dict[str, dict[Path, Report]] = {}
     for folder in folders:
         report = read_report(folder)
         training = {
             name: value for name, value in report.recipe["training"].items() if name not in ("seed", "output_dir")
         }
-        key = json.dumps({**report.recipe, "name": None, "training": training}, sort_keys=True)
-        alike.setdefault(key, {})[folder] = report
-    # Two rows of one method are told apart by where they lie.
+        here = {name: report.environment.get(name) for name in ("packages", "gpus", "processes")}
+        made_on = [report.data.get("fingerprint"), here]
+        key = json.dumps([{**report.recipe, "name": None, "training": training}, made_on], sort_keys=True)
+        runs = alike.setdefault(key, {})
+        for other, known in runs.items():
+            if known.seed == report.seed:
+                raise UserError(f"{folder}: is {other} once more, with the same seed; give one of them")
+        runs[folder] = report
     methods = [next(iter(runs.values())).method for runs in alike.values()]
     rows: list[GatheredRow] = []
     for method, runs in zip(methods, alike.values(), strict=True):
-        folder = next(iter(runs))
-        name = method if methods.count(method) == 1 else str(folder)
+        # Two rows of one method are told apart by where they lie.
+        name = method if methods.count(method) == 1 else without_home(next(iter(runs)))
         rows.append(GatheredRow(name=name, values={"method": method}, trials=[], runs=runs, expected=len(runs)))
     return Gathered(name=", ".join(dict.fromkeys(folder.name for folder in folders)), rows=rows)
 
 
+def _is_of_a_comparison(folder: Path) -> bool:
+    parents = folder.resolve().parents
+    return len(parents) > 2 and (parents[2] / PLAN).exists()
+
+
 def read_predictions(folder: Path) -> tuple[list[int], list[Any], list[dict[str, Any]]]:
-    """The test rows of a run: their numbers in the data, the right answers and the answers given."""
+    """The test rows of a run: their numbers in the data, the right answers and the answers given.
+
+    Raises UserError when they are not there.
+    """
     numbers, references, answers = [], [], []
-    with (folder / PREDICTIONS).open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            numbers.append(row.pop("row"))
-            references.append(row.pop("reference"))
-            answers.append(row)
+    try:
+        with (folder / PREDICTIONS).open(encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                numbers.append(row.pop("row"))
+                references.append(row.pop("reference"))
+                answers.append(row)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / PREDICTIONS}: can't be read ({type(error).__name__}); make the run anew") from error
     return numbers, references, answers
 
 
 def task_of(report: Report) -> Any:
     """The task of a run's recipe."""
-    return dict_to_recipe(report.recipe).task
+    return _read(json.dumps({"task": report.recipe["task"]})).task
+
+
+def method_of(report: Report) -> Method:
+    """The method of a run's recipe."""
+    return _read(json.dumps({"method": report.recipe["method"]})).method
+
+
+@lru_cache
+def _read(plain: str) -> Recipe:
+    # Many runs have one task and few methods, and reading a recipe takes a while.
+    return dict_to_recipe(json.loads(plain))

@@ -116,5 +116,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def says_out_of_memory(text: str) -> bool:
     """Whether these are the words with which libraries tell that memory ran out."""
-    known = r"can't allocate memory|[Cc]annot allocate memory|CUDA error: out of memory|std::bad_alloc|^MemoryError"
-    return re.search(known, text, re.MULTILINE) is not None
+    known = r"can't allocate memory|[Cc]annot allocate memory|CUDA.{0,40}out of memory|std::bad_alloc|\bMemoryError\b"
+    return re.search(known, text) is not None

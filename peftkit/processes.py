@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from peftkit.measure import says_out_of_memory
 from peftkit.parsing import recipe_to_dict, recipe_to_yaml
 from peftkit.recipe import Recipe
 from peftkit.report import FILE_NAME, Report, read_report
+from peftkit.run_folder import RECIPE
 
-RECIPE = "recipe.yaml"
 LOG = "run.log"
 PROGRESS = ".progress.json"
 POLL_SECONDS = 0.2
 # The last words of a process that could not report.
-TAIL_BYTES = 4000
+TAIL_CHARACTERS = 4000
+AS_MEMORY = ", as the system does when memory runs out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +45,26 @@ class PlannedRun:
     trial: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a run is made.
+
+    Attributes:
+        environment: Variables that give it its GPUs, or its number of threads.
+        cores: Those it may use; all where the system can't say.
+    """
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    cores: frozenset[int] = frozenset()
+
+
 @dataclass
 class RunProcess:
     """A run under way."""
 
     planned: PlannedRun
     process: subprocess.Popen[bytes]
-    place: Mapping[str, str]
+    place: Place
     started: float = field(default_factory=time.perf_counter)
 
     def progress(self) -> dict[str, Any]:
@@ -68,16 +82,17 @@ class RunProcess:
         self.process.wait()
 
 
-def places(jobs: int, processes: int) -> list[dict[str, str]]:
-    """The environment of each of `jobs` runs at a time, of `processes` ranks each: its GPUs, or its share of the cores.
+def places(jobs: int, processes: int) -> list[Place]:
+    """The places of `jobs` runs at a time, of `processes` ranks each: GPUs of its own, or cores.
 
     Raises UserError when there are too few: runs that share a device tell nothing of memory and time.
     """
     import torch
 
     gpus = torch.cuda.device_count()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    devices, kind = (gpus, "GPU") if gpus else (cores, "core")
+    pinned = hasattr(os, "sched_getaffinity")
+    cores = sorted(os.sched_getaffinity(0)) if pinned else list(range(os.cpu_count() or 1))
+    devices, kind = (gpus, "GPU") if gpus else (len(cores), "core")
     if jobs * processes > devices:
         raise UserError(
             f"--jobs {jobs}, --processes {processes}: {jobs * processes} processes at a time, and {devices} {kind}(s) "
@@ -86,31 +101,39 @@ def places(jobs: int, processes: int) -> list[dict[str, str]]:
     if gpus:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         ids = seen.split(",") if seen else [str(index) for index in range(gpus)]
-        return [{"CUDA_VISIBLE_DEVICES": ",".join(ids[job * processes : (job + 1) * processes])} for job in range(jobs)]
+        shares = [ids[job * processes : (job + 1) * processes] for job in range(jobs)]
+        return [Place(environment={"CUDA_VISIBLE_DEVICES": ",".join(share)}) for share in shares]
     if jobs * processes == 1:
-        return [{}]
-    return [{"OMP_NUM_THREADS": str(cores // (jobs * processes))}] * jobs
+        return [Place()]
+    each = len(cores) // jobs
+    threads = {"OMP_NUM_THREADS": str(each // processes)}
+    return [
+        Place(environment=threads, cores=frozenset(cores[job * each : (job + 1) * each] if pinned else ()))
+        for job in range(jobs)
+    ]
 
 
-def start(planned: PlannedRun, place: Mapping[str, str], processes: int) -> RunProcess:
+def start(planned: PlannedRun, place: Place, processes: int) -> RunProcess:
     """Start a run in its new folder; what it prints goes to `run.log` there."""
     write_text(planned.folder / RECIPE, recipe_to_yaml(planned.recipe))
     words = [sys.executable]
     if processes > 1:
         words += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     words += ["-m", "peftkit.comparison_run", str(planned.folder / RECIPE), *(["--trial"] if planned.trial else [])]
-    environment = {**os.environ, **place, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, **place.environment, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
     with (planned.folder / LOG).open("wb") as log:
         # In a session of its own: Ctrl-C is for the comparison, which then ends its runs.
         process = subprocess.Popen(  # noqa: S603
             words, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
+    if place.cores:
+        os.sched_setaffinity(process.pid, place.cores)
     return RunProcess(planned, process, place)
 
 
 def run_all(
     planned: Sequence[PlannedRun],
-    free: Sequence[Mapping[str, str]],
+    free: Sequence[Place],
     processes: int,
     *,
     ended: Callable[[RunProcess, Report], None],
@@ -136,25 +159,33 @@ def run_all(
 
 
 def report_of(planned: PlannedRun, returncode: int) -> Report:
-    """The report of a run that has ended; one that could not write it has its cause told from how it ended."""
+    """The report of a run that has ended; one that could not write it has its cause told from how it ended.
+
+    Of several ranks, one that the system killed can't tell; the others report a lost connection.
+    """
     folder = planned.folder
-    if (folder / FILE_NAME).exists():
-        return read_report(folder)
-    with (folder / LOG).open("rb") as log:
-        log.seek(max(0, (folder / LOG).stat().st_size - TAIL_BYTES))
-        tail = log.read().decode(errors="replace")
-    last = [line.strip() for line in re.split(r"[\r\n]", tail) if line.strip()][-1:]
+    log = (folder / LOG).read_text(encoding="utf-8", errors="replace")
+    write_text(folder / LOG, text_without_home(log))
+    tail = log[-TAIL_CHARACTERS:]
+    killed = "(SIGKILL)" in tail
+    report = read_report(folder) if (folder / FILE_NAME).exists() else None
+    if report is not None and not (report.status == "failed" and killed):
+        return report
+    last = [line.strip() for line in re.split(r"[\r\n]", tail) if line.strip(" =-")][-1:]
     words = f"; its last words: {text_without_home(last[0])[:300]}" if last else ""
-    if returncode < 0:
+    memory = killed or says_out_of_memory(tail)
+    if killed:
+        cause = f"a rank was ended by SIGKILL{AS_MEMORY}"
+    elif returncode < 0:
         cause = f"ended by {signal.Signals(-returncode).name}"
-        memory = returncode == -signal.SIGKILL or says_out_of_memory(tail)
-        cause += ", as the system does when memory runs out" if returncode == -signal.SIGKILL else words
+        memory |= returncode == -signal.SIGKILL
+        cause += AS_MEMORY if returncode == -signal.SIGKILL else words
     else:
-        memory = says_out_of_memory(tail)
         cause = f"ended with exit code {returncode} before it could report{words}"
-    report = Report(
-        name=planned.recipe.name, method=planned.recipe.method.name, status="out_of_memory" if memory else "failed",
-        error=cause, recipe=recipe_to_dict(planned.recipe), seed=planned.recipe.training.get("seed"),
+    report = replace(
+        report or Report(name=planned.recipe.name, method=planned.recipe.method.name, status="failed"),
+        status="out_of_memory" if memory else "failed", error=cause, recipe=recipe_to_dict(planned.recipe),
+        seed=planned.recipe.training.get("seed"),
     )  # fmt: skip
     report.write(folder)
     return report

@@ -48,9 +48,10 @@ class Progress:
         for one in active:
             row = one.progress()
             if row:
-                speed = row["num_input_tokens_seen"] / row["seconds"] if row.get("seconds") else 0.0
                 loss = f", loss {row['loss']:.3f}" if "loss" in row else ""
-                words.append(f"{one.planned.title}: step {row['step']}/{row['max_steps']}{loss}, {speed:.0f} tokens/s")
+                tokens, seconds = row.get("num_input_tokens_seen"), row.get("seconds")
+                speed = f", {tokens / seconds:.0f} tokens/s" if tokens and seconds else ""
+                words.append(f"{one.planned.title}: step {row['step']}/{row['max_steps']}{loss}{speed}")
             else:
                 words.append(f"{one.planned.title}: starting")
         self.bar.set_postfix_str("; ".join(words), refresh=True)

@@ -21,7 +21,7 @@ from peftkit.log import is_rank_zero, logger, set_up_logging
 from peftkit.model import check_precision, load_base, load_tokenizer, positions
 from peftkit.parsing import parse_recipe, recipe_to_dict
 from peftkit.recipe import Recipe
-from peftkit.report import Report
+from peftkit.report import FILE_NAME, Report, read_report
 from peftkit.scoring import Scoring
 from peftkit.tasks import Task
 from peftkit.tasks.plain_task import first_output
@@ -64,8 +64,9 @@ def run(recipe: Recipe, *, trial: bool = False, progress: Callable[[Mapping[str,
         name=recipe.name, method=recipe.method.name, status="failed", recipe=recipe_to_dict(recipe),
         environment=measure.environment(),
     )  # fmt: skip
+    clock = ClockCallback(progress)
     try:
-        report = _run(recipe, folder, report, trial, ClockCallback(progress))
+        report = _run(recipe, folder, report, trial, clock)
     except (Exception, KeyboardInterrupt) as error:
         status = (
             "out_of_memory" if measure.is_out_of_memory(error)
@@ -74,15 +75,25 @@ def run(recipe: Recipe, *, trial: bool = False, progress: Callable[[Mapping[str,
         known = isinstance(error, UserError | AuditError)
         line = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())[:500]
         # What one rank alone ran into, such as its memory, only that rank can tell.
-        if is_rank_zero() or not known:
-            peak = {"process_peak": measure.process_peak_bytes()}
-            replace(report, status=status, error=text_without_home(line), memory=peak).write(folder)
+        if (is_rank_zero() or not known) and not _memory_was_told(folder):
+            replace(
+                report, status=status, error=text_without_home(line), seed=recipe.training.get("seed"),
+                memory={"process_peak": measure.process_peak_bytes()}, times={"total": measure.process_age()},
+                history=[dict(row) for row in clock.history],
+            ).write(folder)  # fmt: skip
         raise
     else:
         distributed.meet()
     finally:
         distributed.finish()
     return report
+
+
+def _memory_was_told(folder: Path) -> bool:
+    """Whether another rank of this run has reported that memory ran out: this one then lost but its connection."""
+    path = folder / FILE_NAME
+    fresh = path.exists() and path.stat().st_mtime > time.time() - measure.process_age()
+    return fresh and read_report(folder).status == "out_of_memory"
 
 
 def _run(recipe: Recipe, folder: Path, report: Report, trial: bool, clock: ClockCallback) -> Report:

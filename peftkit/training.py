@@ -1,5 +1,6 @@
 """Recipe to TrainingArguments to the Trainer of `transformers`."""
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -157,7 +158,11 @@ def make_trainer(
         callbacks=list(callbacks),
     )
     if trainer.pop_callback(TensorBoardCallback) is not None:
-        writer = HomelessWriter(str(Path(str(arguments.output_dir)) / TENSORBOARD)) if is_rank_zero() else None
+        place, writer = Path(str(arguments.output_dir)) / TENSORBOARD, None
+        if is_rank_zero():
+            # An attempt that failed here would be drawn into this one's curves.
+            shutil.rmtree(place, ignore_errors=True)
+            writer = HomelessWriter(str(place))
         trainer.add_callback(TensorBoardCallback(writer))
     # Grouped by length, evaluation too would come in a random order; answers belong to rows by their place.
     trainer._get_eval_sampler = SequentialSampler  # type: ignore[method-assign, assignment]

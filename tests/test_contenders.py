@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from peft import AdaLoraConfig
 
 from peftkit import Method, Recipe, lora
 from peftkit.contenders import contenders, parse_over, settings, with_setting
@@ -91,10 +92,13 @@ def test_every_row_gets_as_many_settings_the_usual_first():
 
 
 def test_what_is_compared_is_not_tuned():
-    by_rank = contenders(BASE, parse_over(["method.peft.r=2,16"]))
-    assert {one.r for row in by_rank for one in settings(row, 4)} == {None}
+    for words in ("method.peft.r=2,16", "method.peft.init_args.r=2,16", "method.peft.lora_alpha=8,16"):
+        rows = contenders(BASE, parse_over([words]))
+        assert {one.r for row in rows for one in settings(row, 4)} == {None}, words
     by_rate = contenders(BASE, parse_over(["training.learning_rate=1e-3,1e-4"]))
     assert {one.learning_rate for one in settings(by_rate[1], 4)} == {1e-4}
+    only = contenders(Recipe(), parse_over(["training.learning_rate=1e-3,1e-4"]))
+    assert len(settings(only[0], 4)) == 1
 
 
 def test_a_rank_keeps_its_scale():
@@ -103,3 +107,33 @@ def test_a_rank_keeps_its_scale():
     assert tried.method.peft.lora_alpha / tried.method.peft.r == 6 / 4
     assert tried.method.peft.r != 4
     assert row.recipe.method.peft.r == 4
+    # Half of three ranks would need an alpha that is no whole number.
+    odd = contenders(Recipe(method=Method(peft=lora(r=3, lora_alpha=16).peft)), {})[0]
+    for setting in settings(odd, 9):
+        config = with_setting(odd.recipe, setting).method.peft
+        assert config.lora_alpha / config.r == 16 / 3
+    assert {one.r for one in settings(odd, 9)} == {3, 6}
+    own_ranks = contenders(Recipe(method=Method(peft=AdaLoraConfig(total_step=9))), {})[0]
+    assert {one.r for one in settings(own_ranks, 4)} == {None}
+
+
+def test_words_stay_as_they_were_written():
+    found = parse_over(["model.revision=1.10,0123,1:30,2024-05-01,no", "data.max_train_samples=10,20"])
+    assert found["model.revision"] == ["1.10", "0123", "1:30", "2024-05-01", "no"]
+    assert contenders(BASE, found)[0].recipe.model.revision == "1.10"
+
+
+def test_rows_are_told_apart_where_the_ends_of_paths_do_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rows = contenders(BASE, parse_over([f"model.name_or_path={tmp_path}/a/bert,b/bert"]))
+    assert [row.name for row in rows] == ["~/a/bert", "b/bert"]
+    assert rows[0].values == {"model.name_or_path": "~/a/bert"}
+    long = contenders(BASE, parse_over([f"data.train_split={'x' * 300},{'x' * 299}y"]))
+    assert len({row.folder for row in long}) == 2
+    assert all(len(row.folder) < 130 for row in long)
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_learning_rate_that_is_none_is_refused(rate):
+    with pytest.raises(UserError, match="must be a number over 0"):
+        contenders(BASE, {"method": ["full"]}, {"full": rate})

@@ -22,7 +22,7 @@ def said(share, seed):
     return [right if well else "other" for right, well in zip(RIGHT, hit, strict=True)]
 
 
-def made_run(folder, *, answers, seed=1, method=None, mebibytes=1000, train=10.0, tokens=1000, cores=2):
+def made_run(folder, *, answers, seed=1, method=None, mebibytes=1000, train=10.0, tokens=1000, processes=1):
     """A run's report and predictions, as a run leaves them."""
     folder.mkdir(parents=True)
     method = method or lora()
@@ -35,7 +35,7 @@ def made_run(folder, *, answers, seed=1, method=None, mebibytes=1000, train=10.0
     scores = classification_metrics(answers, RIGHT)
     report = Report(
         name="x", method=method.name, status="complete", recipe=recipe_to_dict(recipe), seed=seed,
-        environment={"cpu": "a processor", "cores": cores, "gpus": [], "packages": {}, "processes": 1},
+        environment={"cpu": "a processor", "cores": 2, "gpus": [], "packages": {}, "processes": processes},
         data={"fingerprint": "f", "rows": {"train": 10, "validation": 5, "test": 300}, "labels": ["no", "yes"]},
         parameters={"trainable": 10, "total": 100}, memory={"process_peak": mebibytes * 2**20},
         memory_per_rank=[{"process_peak": mebibytes * 2**20}],
@@ -48,13 +48,14 @@ def made_run(folder, *, answers, seed=1, method=None, mebibytes=1000, train=10.0
         history=[
             {"step": 2, "eval_accuracy": 0.7, "seconds": 3.0, "num_input_tokens_seen": 100},
             {"step": 4, "eval_accuracy": 0.6, "seconds": 6.0, "num_input_tokens_seen": 200},
+            {"step": 5, "train_loss": 0.5, "seconds": train, "num_input_tokens_seen": 250},
         ],
     )  # fmt: skip
     report.write(folder)
     return report
 
 
-def made_comparison(folder, rows, *, seeds=(1, 2, 3), trials=1, quick=False):
+def made_comparison(folder, rows, *, seeds=(1, 2, 3), trials=0, quick=False):
     """A comparison's folder: `rows` by name, each with the keywords of its runs by seed."""
     for name, (options, runs) in rows.items():
         for seed, answers in runs.items():
@@ -62,7 +63,9 @@ def made_comparison(folder, rows, *, seeds=(1, 2, 3), trials=1, quick=False):
     plan = {
         "name": "made", "over": {"method": list(rows)}, "trials": trials, "seeds": list(seeds), "quick": quick,
         "jobs": 1, "processes": 1,
-        "rows": [{"name": name, "folder": name, "values": {"method": name}, "recipe": {}} for name in rows],
+        "rows": [
+            {"name": name, "folder": name, "values": {"method": name}, "recipe": {}, "trials": trials} for name in rows
+        ],
     }  # fmt: skip
     (folder / "comparison.json").write_text(json.dumps(plan))
     return gather([folder])
@@ -178,3 +181,37 @@ def test_loose_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path):
         gather([tmp_path / "c", tmp_path / "full"])
     with pytest.raises(UserError, match="no report"):
         gather([tmp_path])
+    made_run(tmp_path / "again", answers=said(0.8, 1), seed=1)
+    with pytest.raises(UserError, match="with the same seed"):
+        gather([tmp_path / "lora-1", tmp_path / "again"])
+    made_run(tmp_path / "elsewhere", answers=said(0.8, 1), seed=1, processes=2)
+    names = [row.name for row in gather([tmp_path / "lora-1", tmp_path / "elsewhere"]).rows]
+    assert names == [str(tmp_path / "lora-1"), str(tmp_path / "elsewhere")]
+    made_comparison(tmp_path / "d", {"full": ({}, {1: said(0.8, 1)})}, seeds=(1,))
+    with pytest.raises(UserError, match="different comparisons"):
+        gather([tmp_path / name / "runs" / "full" / "seed-1" for name in ("c", "d")])
+
+
+def test_a_seed_without_a_score_is_told(tmp_path):
+    gathered = made_comparison(tmp_path, {"full": ({}, seeds_of(0.8, 0)), "lora": ({}, seeds_of(0.8, 5))})
+    folder, report = next(iter(gathered.rows[0].runs.items()))
+    replace(report, metrics={**report.metrics, "test": {**report.metrics["test"], "accuracy": None}}).write(folder)
+    found = find(gather([tmp_path]))
+    assert (found.rows[0].status, found.rows[0].cause) == ("partly", "1 of 3 runs: no accuracy can be told")
+    assert found.recommended == "lora"
+
+
+def test_a_difference_is_found_among_many_rows_too(tmp_path):
+    # With as many resamples for 276 pairs as for one, no p-value adjusted for all could be small.
+    good, bad = said(0.95, 1), said(0.4, 2)
+    rows = {f"row-{place}": ({}, {1: bad if place else good}) for place in range(24)}
+    found = find(made_comparison(tmp_path, rows, seeds=(1,)))
+    assert found.recommended == "row-0"
+    assert sum(pair.significant for pair in found.pairs) == 23
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    gathered = made_comparison(tmp_path, {"full": ({}, {1: said(0.8, 1)})}, seeds=(1,))
+    (tmp_path / "runs" / "full" / "seed-1" / "predictions.jsonl").unlink()
+    with pytest.raises(UserError, match=r"predictions.jsonl: can't be read"):
+        find(gathered)

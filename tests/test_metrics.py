@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.metrics import precision_recall_fscore_support
 
 from peftkit.metrics.classification import class_scores, classification_metrics, classification_statistics
 from peftkit.metrics.entities import entity_metrics, entity_statistics, entity_type_scores
@@ -130,11 +131,22 @@ def test_statistics_are_the_metrics_themselves():
             assert statistic(np.arange(60)) == pytest.approx(metrics[name]), name
 
 
+def test_scores_of_each_class_are_scikit_learns():
+    rng = np.random.default_rng(2)
+    right, said = rng.integers(0, 4, 80).astype(str), rng.integers(0, 5, 80).astype(str)
+    found = class_scores(list(said), list(right))
+    theirs = precision_recall_fscore_support(right, said, labels=sorted(found), zero_division=0)
+    ours = [[values[name] for values in found.values()] for name in ("precision", "recall", "f1", "rows")]
+    assert np.allclose(ours, theirs)
+
+
 def test_scores_of_each_class_are_those_of_its_own_rows():
     one = class_scores(["a", "a", "b", "c"], ["a", "b", "b", "b"])
     assert one["a"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "rows": 1}
     assert one["b"]["rows"] == 3
     assert one["b"]["recall"] == pytest.approx(1 / 3)
+    assert class_scores(["a", "a"], ["a", "a"]) == {"a": {"precision": 1.0, "recall": 1.0, "f1": 1.0, "rows": 2}}
+    assert class_scores([[], []], [[], []]) == {}
     assert class_scores([["a"], []], [["a", "b"], []])["b"] == {"precision": 0, "recall": 0, "f1": 0, "rows": 1}
     kinds = entity_type_scores([["B-x", "I-x", "O"]], [["B-x", "I-x", "B-y"]])
     assert (kinds["x"]["f1"], kinds["x"]["rows"], kinds["y"]["f1"], kinds["y"]["rows"]) == (1.0, 1, 0.0, 1)

@@ -47,7 +47,7 @@ def recommend(
         return chosen.name, f"Take {chosen.name}: the best {name}, {mean(chosen):.3f}, with {costs}; {why}."
     pair = against[chosen.name]
     lost = 100 * (mean(best) - mean(chosen))
-    worst = 100 * max(abs(end) for end in pair.ci95) if pair.first == best.name else 0.0
+    worst = 100 * (pair.ci95[1] if pair.first == best.name else -pair.ci95[0])
     memory = chosen.memory[kind] / best.memory[kind]
     seconds = chosen.cost["train_seconds"] / best.cost["train_seconds"]
     return chosen.name, (

@@ -10,7 +10,13 @@ from peftkit.gathered import Gathered
 def _at_the_edge(row: RowFindings) -> bool:
     """Whether the learning rate that was run is the first or the last of several tried."""
     rates = sorted({tried["learning_rate"] for tried in row.tried})
-    return len(rates) > 1 and row.learning_rate in (rates[0], rates[-1])
+    return len(rates) > 2 and row.learning_rate in (rates[0], rates[-1])
+
+
+def _counted(trials: Sequence[int]) -> str:
+    """How many settings; where what is compared left fewer to try, from how many."""
+    low, high = max(1, min(trials)), max(trials)
+    return f"{high} settings" if low == high else f"{low} to {high} settings"
 
 
 def notes(gathered: Gathered, rows: Sequence[RowFindings], quick: bool) -> list[str]:
@@ -25,9 +31,10 @@ def notes(gathered: Gathered, rows: Sequence[RowFindings], quick: bool) -> list[
     if quick:
         told.append("Quick: one setting and one seed a row. Another seed or learning rate may turn the order around.")
     if plan and not quick:
+        trials = [row["trials"] for row in plan["rows"]]
         tuned = (
-            f"{plan['trials']} settings of learning rate, and rank where there is one, tried on validation for each row"
-            if plan["trials"] > 1 else "each row at its usual setting, untuned"
+            f"{_counted(trials)} of learning rate, and rank where there is one, tried on validation for each row"
+            if max(trials) > 1 else "each row at its usual setting, untuned"
         )  # fmt: skip
         told.append(f"{tuned[0].upper()}{tuned[1:]}; then seeds {', '.join(map(str, plan['seeds']))}, tested once.")
     if edge := [row.name for row in rows if _at_the_edge(row)]:
@@ -35,11 +42,10 @@ def notes(gathered: Gathered, rows: Sequence[RowFindings], quick: bool) -> list[
             f"Of {', '.join(edge)} the best learning rate is the highest or the lowest that was tried: one beyond may "
             "be better; --learning_rates moves the middle, --trials tries more."
         )
-    several = max((len(row.seeds) for row in rows), default=0) > 1
-    told.append(
-        "In brackets the 95 % interval: "
-        + ("of the mean over seeds (Student's t)." if several else "over test rows (bootstrap), of one seed.")
-    )
+    seeds = [len(row.seeds) for row in rows if row.seeds]
+    ways = ["of the mean over seeds (Student's t)"] if max(seeds) > 1 else []
+    ways += ["over test rows (bootstrap) where there is one seed"] if min(seeds) == 1 else []
+    told.append(f"In brackets the 95 % interval: {'; '.join(ways)}.")
     told.append(
         "Differences: paired bootstrap over the same test rows, and over seeds; p-values for all pairs at once (Holm)."
     )
@@ -50,6 +56,8 @@ def notes(gathered: Gathered, rows: Sequence[RowFindings], quick: bool) -> list[
         f"{first.environment['processes']} process(es) a run{at_once}, on {where}. Peak memory: {kinds}, to the end of "
         "training, its looks at validation included. Time to best: training until the best look at validation."
     )
+    if plan and plan["jobs"] > 1 and any("cpu" in report.energy for report in reports):
+        told.append("The processor's energy is of all runs at a time together.")
     if len({report.data["fingerprint"] for report in reports}) > 1:
         told.append("The rows differ in data.")
     by_seed: dict[Any, set[tuple[Any, Any]]] = {}

@@ -1,6 +1,7 @@
 """Every two rows on the same test rows: by how much they differ, and whether that is significant."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,8 @@ from peftkit.findings.values import Pair, RowFindings, is_score, metric_name
 from peftkit.gathered import GatheredRow, read_predictions, task_of
 from peftkit.metrics.paired import ALPHA, holm, paired_difference, resampled
 
-# A p-value adjusted for many pairs needs more resamples to become small.
-RESAMPLES, RESAMPLES_A_PAIR, MOST_RESAMPLES = 2000, 200, 10_000
+# At the least; of many pairs so many more that the smallest p-value, adjusted for all, is half of what is significant.
+RESAMPLES = 2000
 
 
 def all_pairs(
@@ -29,7 +30,7 @@ def all_pairs(
             statistics.setdefault(row.name, []).append(task_of(report).statistics(answers, references)[metrics[0]])
             tested.setdefault(row.name, (numbers, references))
     combinations = list(itertools.combinations(scored, 2))
-    wanted = min(MOST_RESAMPLES, max(RESAMPLES, RESAMPLES_A_PAIR * len(combinations)))
+    wanted = max(RESAMPLES, math.ceil(4 / ALPHA) * len(combinations))
     drawn: dict[str, np.ndarray] = {}
     found = []
     for one, other in combinations:

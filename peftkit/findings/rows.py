@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from peftkit.findings.values import RowFindings, Score
-from peftkit.gathered import GatheredRow
+from peftkit.findings.values import RowFindings, Score, metric_name
+from peftkit.gathered import GatheredRow, method_of
 from peftkit.methods import usual_learning_rate
 from peftkit.metrics.paired import seed_interval
-from peftkit.parsing import dict_to_recipe
 from peftkit.report import Report
 
 SHARES = ("start_up", "data", "train", "evaluate")
@@ -41,9 +40,11 @@ def row_findings(row: GatheredRow, metrics: tuple[str, ...]) -> RowFindings:
     """What the runs of a row say together."""
     tried = [_tried(report, metrics[0]) for report in row.trials]
     complete = list(row.complete.values())
-    status, cause = _status(row)
+    status, cause = _status(row, metrics)
     if not complete:
-        return RowFindings(name=row.name, values=row.values, status=status, cause=cause, tried=tried)
+        return RowFindings(
+            name=row.name, values=row.values, status=status, cause=cause, broken=_broken(row, status), tried=tried
+        )
     first = complete[0]
     memory = {kind: max(report.memory[kind] for report in complete) for kind in first.memory}
     per_rank = [
@@ -51,8 +52,8 @@ def row_findings(row: GatheredRow, metrics: tuple[str, ...]) -> RowFindings:
         for rank in range(len(first.memory_per_rank))
     ]
     means: dict[str, Callable[[Report], float]] = {
-        "train_seconds": lambda report: report.times["train"],
-        "seconds_to_best": lambda report: (best_seen(report, metrics[0]) or (report.times["train"],))[0],
+        "train_seconds": _trained_for,
+        "seconds_to_best": lambda report: (best_seen(report, metrics[0]) or (_trained_for(report),))[0],
         "total_seconds": lambda report: report.times["total"],
         "samples_per_second": lambda report: report.times["samples_per_second"],
         "tokens_per_second": lambda report: report.times["tokens_per_second"],
@@ -64,6 +65,7 @@ def row_findings(row: GatheredRow, metrics: tuple[str, ...]) -> RowFindings:
         values=row.values,
         status=status,
         cause=cause,
+        broken=_broken(row, status),
         seeds=[report.seed for report in complete if report.seed is not None],
         scores={metric: _score(complete, metric) for metric in metrics},
         learning_rate=setting["learning_rate"],
@@ -88,10 +90,10 @@ def row_findings(row: GatheredRow, metrics: tuple[str, ...]) -> RowFindings:
 
 def _tried(report: Report, metric: str) -> dict[str, Any]:
     # Only what differs from the defaults is written down.
-    recipe = dict_to_recipe(report.recipe)
-    rank = getattr(recipe.method.peft, "r", None)
+    method = method_of(report)
+    rank = None if hasattr(method.peft, "init_r") else getattr(method.peft, "r", None)
     return {
-        "learning_rate": float(recipe.training.get("learning_rate") or usual_learning_rate(recipe.method)),
+        "learning_rate": float(report.recipe["training"].get("learning_rate") or usual_learning_rate(method)),
         "r": rank if isinstance(rank, int) and rank > 0 else None,
         "score": report.metrics.get("validation", {}).get(metric),
         "status": report.status,
@@ -99,13 +101,24 @@ def _tried(report: Report, metric: str) -> dict[str, Any]:
     }
 
 
-def _status(row: GatheredRow) -> tuple[str, str | None]:
+def _trained_for(report: Report) -> float:
+    """Seconds of training without its looks at validation, on the clock of the history."""
+    return report.history[-1]["seconds"] if report.history else report.times["train"]
+
+
+def _broken(row: GatheredRow, status: str) -> bool:
+    return status == "failed" or any(report.status == "failed" for report in row.runs.values())
+
+
+def _status(row: GatheredRow, metrics: tuple[str, ...]) -> tuple[str, str | None]:
     """How the row stands, and why it does not stand better."""
-    lost = {folder.name: report for folder, report in row.runs.items() if report.status != "complete"}
+    lost = [report for report in row.runs.values() if report.status != "complete"]
     if lost:
-        report = next(iter(lost.values()))
         which = f"{len(lost)} of {row.expected} runs: " if row.complete else ""
-        return ("partly" if row.complete else report.status), f"{which}{report.error}"
+        return ("partly" if row.complete else lost[0].status), f"{which}{lost[0].error or 'was not tested'}"
+    scoreless = [report for report in row.runs.values() if report.metrics["test"].get(metrics[0]) is None]
+    if scoreless:
+        return "partly", f"{len(scoreless)} of {row.expected} runs: no {metric_name(metrics[0])} can be told"
     failed = [report for report in row.trials if report.status != "trial"]
     if failed and len(failed) == row.expected_trials:
         return failed[0].status, failed[0].error

@@ -36,6 +36,7 @@ class RowFindings:
         values: What tells it from the others, by field.
         status: `complete`; `unfinished`; or how a run that came to no score ended.
         cause: A line on what came to no score.
+        broken: Whether a run failed otherwise than by memory or by diverging: something to look at.
         seeds: Of the runs that came to a score.
         scores: By metric.
         learning_rate, r: The setting that was run; `r` None where the method has no rank.
@@ -54,6 +55,7 @@ class RowFindings:
     values: Mapping[str, str]
     status: str
     cause: str | None = None
+    broken: bool = False
     seeds: list[int] = field(default_factory=list)
     scores: dict[str, Score] = field(default_factory=dict)
     learning_rate: float = 0.0

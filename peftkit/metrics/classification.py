@@ -1,13 +1,13 @@
 """One label a row: accuracy and macro F1."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import evaluate
 import numpy as np
 from datasets import Features, Value
-from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
-from sklearn.preprocessing import MultiLabelBinarizer
+from sklearn.metrics import accuracy_score, f1_score
 
 from peftkit.metrics.intervals import Statistic
 
@@ -66,14 +66,22 @@ def classification_statistics(predictions: Sequence[str], references: Sequence[s
 
 
 def class_scores(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, dict[str, float]]:
-    """`precision`, `recall`, `f1` and `rows` of each label, of one label a row or of lists of them."""
-    if predictions and isinstance(predictions[0], str):
-        predictions, references = [[name] for name in predictions], [[name] for name in references]
-    binarizer = MultiLabelBinarizer(sparse_output=True).fit([*predictions, *references])
-    found = precision_recall_fscore_support(
-        binarizer.transform(references), binarizer.transform(predictions), zero_division=0.0
-    )
+    """`precision`, `recall`, `f1` and `rows` of each label, of one label a row or of lists of them.
+
+    By counts, which scikit-learn's own does not do for a single label; where nothing can be divided by, the score is 0.
+    """
+    given, right, hits = Counter[str](), Counter[str](), Counter[str]()
+    for said, gold in zip(predictions, references, strict=True):
+        answered, correct = ({labels} if isinstance(labels, str) else set(labels) for labels in (said, gold))
+        given.update(answered)
+        right.update(correct)
+        hits.update(answered & correct)
     return {
-        name: {"precision": float(precision), "recall": float(recall), "f1": float(f1), "rows": int(rows)}
-        for name, precision, recall, f1, rows in zip(binarizer.classes_, *found, strict=True)
+        name: {
+            "precision": hits[name] / max(given[name], 1),
+            "recall": hits[name] / max(right[name], 1),
+            "f1": 2 * hits[name] / (given[name] + right[name]),
+            "rows": right[name],
+        }
+        for name in sorted(given | right)
     }

@@ -1,6 +1,7 @@
 """Named entities: precision, recall and F1 of whole entities, over all and per type."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import evaluate
@@ -81,3 +82,24 @@ def entity_type_scores(
         }
         for kind, values in sorted(report.items()) if not kind.endswith(" avg")
     }  # fmt: skip
+
+
+def type_confusions(
+    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
+) -> Counter[tuple[str, str]]:
+    """Words by the type that is right and the type that was answered; those outside of entities in both left out."""
+    pairs: Counter[tuple[str, str]] = Counter()
+    for predicted, right in zip(predictions, references, strict=True):
+        pairs.update(zip(map(_type, right), map(_type, predicted), strict=True))
+    # They would drown the rest.
+    del pairs["O", "O"]
+    return pairs
+
+
+def _type(tag: str) -> str:
+    return tag if tag == "O" else tag[2:]
+
+
+def shown_entities(entities: Iterable[tuple[str, str]]) -> str:
+    """Types and texts as one line."""
+    return "; ".join(f"{kind}: {text}" for kind, text in entities) or "no entities"

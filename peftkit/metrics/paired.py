@@ -60,7 +60,8 @@ def paired_difference(
     Paired percentile bootstrap over rows (Efron and Tibshirani 1993, chapters 13 and 16): a resample draws the same
     rows for both. It draws seeds too, of each method apart, so that a lucky seed is not taken for a better method.
     """
-    rng = np.random.default_rng(seed)
+    # Not the stream that drew the rows.
+    rng = np.random.default_rng([seed, 1])
 
     def over_seeds(scores: np.ndarray) -> np.ndarray:
         seeds, resamples = scores.shape

@@ -24,12 +24,14 @@ class Example:
         text: What it asks; None where the data is not at hand.
         right: The right answer.
         said: The answer of each row of the comparison, of its first seed.
+        hits: Those rows whose answer is right.
     """
 
     number: int
     text: str | None
     right: str
     said: dict[str, str]
+    hits: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,7 @@ def read_answers(gathered: Gathered, examples: int) -> Answers:
     class_rows: dict[str, int] = {}
     first: tuple[Report, list[int], list[Any]] | None = None
     said: dict[str, list[str]] = {}
+    hits: dict[str, list[bool]] = {}
     right: list[str] = []
     for row in gathered.rows:
         by_seed = []
@@ -74,6 +77,7 @@ def read_answers(gathered: Gathered, examples: int) -> Answers:
             # Another test set has other rows, which can't stand beside these.
             if row.name not in said and (numbers, references) == first[1:]:
                 said[row.name] = [task.said(answer) for answer in answers]
+                hits[row.name] = list(map(task.is_right, answers, references))
             confusions.setdefault(row.name, Counter()).update(task.confusions(answers, references))
             by_seed.append(task.class_scores(answers, references))
             for name, values in by_seed[-1].items():
@@ -90,12 +94,13 @@ def read_answers(gathered: Gathered, examples: int) -> Answers:
     if first is None:
         return Answers()
     report, numbers, _ = first
-    differing = _differing(list(said.values()), right)
+    differing = _differing(list(said.values()), list(hits.values()))
     texts, why = _texts(report, numbers) if examples and differing else (None, None)
     shown = [
         Example(
             number=numbers[place], text=None if texts is None else texts[place], right=right[place],
             said={name: answers[place] for name, answers in said.items()},
+            hits=frozenset(name for name in said if hits[name][place]),
         )
         for place in differing[:examples]
     ]  # fmt: skip
@@ -105,10 +110,11 @@ def read_answers(gathered: Gathered, examples: int) -> Answers:
     )  # fmt: skip
 
 
-def _differing(said: Sequence[Sequence[str]], right: Sequence[str]) -> list[int]:
+def _differing(said: Sequence[Sequence[str]], hits: Sequence[Sequence[bool]]) -> list[int]:
     """Places on which the answers differ, those with the most different ones first; of a single row, where it errs."""
-    against = said if len(said) > 1 else [*said, right]
-    kinds = [len(set(answers)) for answers in zip(*against, strict=True)]
+    if len(said) == 1:
+        return [place for place, hit in enumerate(hits[0]) if not hit]
+    kinds = [len(set(answers)) for answers in zip(*said, strict=True)]
     return sorted((place for place, count in enumerate(kinds) if count > 1), key=lambda place: (-kinds[place], place))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from peftkit.findings import SHARES, Findings, RowFindings, mebibytes, metric_name
-from peftkit.gathered import Gathered
+from peftkit.gathered import Gathered, method_of
 
 KINDS = {"process_peak": "process", "allocated_peak": "allocated", "reserved_peak": "reserved"}
 SHARE_NAMES = {"start_up": "start-up", "data": "data", "train": "training", "evaluate": "evaluation"}
@@ -60,7 +60,7 @@ def _peak(kind: str, row: RowFindings) -> float | None:
 
 
 def _shown_peak(kind: str, row: RowFindings) -> str:
-    return mebibytes(row.memory[kind])
+    return mebibytes(row.memory[kind]) if kind in row.memory else "none"
 
 
 def _score(metric: str, row: RowFindings) -> str:
@@ -94,7 +94,12 @@ def cost_columns(findings: Findings) -> list[Column]:
             )
         )
     columns += [
-        _cost("train time", "Seconds of training, without its looks at validation.", "train_seconds", "{:,.0f} s"),
+        _cost(
+            "train time",
+            "Seconds of training, without its looks at validation.",
+            "train_seconds",
+            "{:,.0f} s",
+        ),
         _cost("to best", "Seconds of training until the best look at validation.", "seconds_to_best", "{:,.0f} s"),
         _cost("samples/s", "Rows trained on a second.", "samples_per_second", "{:,.1f}"),
         _cost("tokens/s", "Tokens trained on a second, padding not counted.", "tokens_per_second", "{:,.0f}"),
@@ -102,7 +107,12 @@ def cost_columns(findings: Findings) -> list[Column]:
     for kind, name in (("cpu", "processor"), ("gpu", "GPU")):
         if any(f"joules_{kind}" in row.cost for row in some):
             columns.append(
-                _cost(f"energy, {name}", "Of training, as the hardware counts it.", f"joules_{kind}", "{:,.0f} J")
+                _cost(
+                    f"energy, {name}",
+                    "Of training and its looks at validation.",
+                    f"joules_{kind}",
+                    "{:,.0f} J",
+                )
             )
     return [
         *columns,
@@ -132,7 +142,7 @@ def _cost(title: str, meaning: str, name: str, form: str) -> Column:
         title=title,
         meaning=meaning,
         value=lambda row: row.cost.get(name),
-        shown=lambda row: form.format(row.cost[name]),
+        shown=lambda row: form.format(row.cost[name]) if name in row.cost else "none",
     )
 
 
@@ -164,7 +174,7 @@ def effort_columns(findings: Findings) -> list[Column]:
             value=lambda row: row.tuning_seconds or None,
             shown=lambda row: f"{row.tuning_seconds:,.0f} s" if row.tuning_seconds else "none",
         ),
-        _cost("a run", "Seconds of one whole run, from start to report.", "total_seconds", "{:,.0f} s"),
+        _cost("a run", "Seconds of one run: start-up, data, training, evaluation.", "total_seconds", "{:,.0f} s"),
         *(
             Column(
                 title=SHARE_NAMES[name],
@@ -191,18 +201,23 @@ def markdown_table(rows: list[RowFindings], columns: list[Column]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
+    return _plain(text.replace("\\", "\\\\").replace("|", "\\|"))
+
+
+def _plain(text: str) -> str:
+    """One line in which nothing is markup."""
+    return " ".join(text.replace("<", "&lt;").split())
 
 
 def markdown(findings: Findings) -> str:
     """The whole comparison in Markdown: the answer, the tables, the differences, how it was made."""
     columns = [*score_columns(findings), *cost_columns(findings)]
-    parts = [findings.recommendation, markdown_table(findings.rows, columns)]
+    parts = [_plain(findings.recommendation), markdown_table(findings.rows, columns)]
     if partly := [row for row in findings.rows if row.scores and row.cause]:
         parts.append("\n".join(f"- {_cell(row.name)}: {_cell(row.cause or '')}" for row in partly))
     parts.append(markdown_table(findings.rows, effort_columns(findings)))
     parts.append("\n".join(f"- {_cell(pair.sentence)}" for pair in findings.pairs))
-    parts.append("\n".join(findings.notes))
+    parts.append("\n".join(_plain(note) for note in findings.notes))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -210,9 +225,9 @@ def csv_text(gathered: Gathered, findings: Findings) -> str:
     """A line a run, trials included, as CSV: what it was, how it ended, its scores and its cost."""
     scores = [f"{split}_{metric}" for split in ("validation", "test") for metric in findings.metrics]
     fields = [
-        "row", "kind", "quick", "seed", "status", "error", "learning_rate", *scores, "process_peak", "allocated_peak",
-        "reserved_peak", "start_up", "data", "train", "evaluate", "total", "samples_per_second", "tokens_per_second",
-        "tokens", "joules_cpu", "joules_gpu", "trainable", "total_weights", "trained_bytes", "merged_bytes",
+        "row", "kind", "quick", "seed", "status", "error", "learning_rate", "r", *scores, *KINDS, *SHARES, "total",
+        "samples_per_second", "tokens_per_second", "tokens", "joules_cpu", "joules_gpu", "trainable", "total_weights",
+        "trained_bytes", "merged_bytes",
     ]  # fmt: skip
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, restval="", lineterminator="\n")
@@ -233,6 +248,7 @@ def csv_text(gathered: Gathered, findings: Findings) -> str:
                 "status": report.status,
                 "error": report.error,
                 "learning_rate": report.recipe["training"].get("learning_rate"),
+                "r": getattr(method_of(report).peft, "r", None),
                 "tokens": report.tokens or "",
                 "trainable": report.parameters.get("trainable"),
                 "total_weights": report.parameters.get("total"),

@@ -17,8 +17,8 @@ from peftkit.pages.pictures import pictures
 from peftkit.pages.tables import csv_text, markdown
 from peftkit.report import finite
 
-FORMATS = ("html", "md", "csv", "json")
-NAMES = {"html": "index.html", "md": "comparison.md", "csv": "comparison.csv", "json": "findings.json"}
+# The page last: what it needs may fail, and the numbers are there by then.
+NAMES = {"md": "comparison.md", "csv": "comparison.csv", "json": "findings.json", "html": "index.html"}
 PICTURES = "pictures"
 EXAMPLES = 20
 
@@ -35,7 +35,10 @@ def write_report(
     A comparison's goes into its folder, that of loose runs here, unless `output` names a new file; pictures come with
     the page, beside it. Raises UserError.
     """
+    if examples < 0:
+        raise UserError("--examples: must be 0 or more")
     gathered = gather(folders)
+    output = None if output is None else output.expanduser()
     if output is not None and output.exists():
         raise UserError(f"--output {output}: already exists; name another file or remove it")
     place = output or (gathered.folder or Path("report")) / NAMES[form]
@@ -49,10 +52,12 @@ def write_all(folder: Path) -> Findings:
     """Write a comparison in every format into its folder; returns its findings. Of a page that fails it warns."""
     gathered = gather([folder])
     findings = find(gathered)
-    for form in FORMATS:
+    for form in NAMES:
         try:
             _write(folder / NAMES[form], form, gathered, findings, EXAMPLES)
         except UserError as error:
+            # One that an earlier time made would tell of other numbers.
+            (folder / NAMES[form]).unlink(missing_ok=True)
             logger.warning("%s", error)
     return findings
 
@@ -68,7 +73,9 @@ def _write(place: Path, form: str, gathered: Gathered, findings: Findings, examp
         answers = read_answers(gathered, examples)
         specs = pictures(findings, gathered, answers.confusions)
         drawn = draw(specs)
+        # Beside a page of another name they have another name too.
+        folder = place.with_name(PICTURES if place.name == NAMES["html"] else f"{place.stem}-{PICTURES}")
         for name in specs:
-            write_text(place.parent / PICTURES / f"{name}.svg", drawn.svg[name])
-            write_bytes(place.parent / PICTURES / f"{name}.png", drawn.png[name])
+            write_text(folder / f"{name}.svg", drawn.svg[name])
+            write_bytes(folder / f"{name}.png", drawn.png[name])
         write_text(place, page(findings, gathered, answers, specs, drawn.library))

@@ -256,6 +256,10 @@ class Task(Protocol):
         """The right answer in a line."""
         ...
 
+    def is_right(self, answer: Mapping[str, Any], reference: Any) -> bool:
+        """Whether the answer as a whole is the right one."""
+        ...
+
 
 TASKS: tuple[Any, ...] = (
     SequenceClassification,

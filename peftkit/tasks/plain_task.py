@@ -102,6 +102,10 @@ class PlainTask:
         """Itself."""
         return str(reference)
 
+    def is_right(self: Any, answer: Mapping[str, Any], reference: Any) -> bool:
+        """Whether both are said alike."""
+        return self.said(answer) == self.said_right(reference)
+
 
 def text_problems(dataset: Dataset, column: str, where: str) -> Iterator[str]:
     """A line for each row of a column whose text is missing, empty or no text."""

@@ -261,6 +261,10 @@ class Seq2Seq(PlainTask):
         """The right texts."""
         return " | ".join(reference)
 
+    def is_right(self, answer: Mapping[str, Any], reference: Any) -> bool:
+        """Whether it is one of the right texts."""
+        return answer["text"].strip() in {text.strip() for text in reference}
+
 
 def _validated(settings: GenerationConfig) -> None:
     """Raise UserError for settings that contradict each other: the library would refuse to save them after training."""

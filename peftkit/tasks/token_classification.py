@@ -1,7 +1,7 @@
 """Each word of a text has a tag: named entities in the BIO scheme."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,7 +17,13 @@ from transformers import (
 )
 
 from peftkit.errors import UserError
-from peftkit.metrics.entities import entity_metrics, entity_statistics, entity_type_scores
+from peftkit.metrics.entities import (
+    entity_metrics,
+    entity_statistics,
+    entity_type_scores,
+    shown_entities,
+    type_confusions,
+)
 from peftkit.metrics.intervals import Statistic
 from peftkit.tasks.label_names import check_label_names, label_name, unknown_label
 from peftkit.tasks.plain_task import PlainTask, at, first_output, kind_of
@@ -293,25 +299,15 @@ class TokenClassification(PlainTask):
         self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
     ) -> Mapping[tuple[str, str], int]:
         """Words by the type that is right and the type that was answered, `O` outside of entities."""
-        pairs: Counter[tuple[str, str]] = Counter()
-        for answer, right in zip(answers, references, strict=True):
-            pairs.update(zip(map(_type, right), map(_type, answer["tags"]), strict=True))
-        # Words that all methods pass over would drown the rest.
-        del pairs[OUTSIDE, OUTSIDE]
-        return pairs
+        return type_confusions([answer["tags"] for answer in answers], references)
 
     def said_right(self, reference: Any) -> str:
         """The entities by their words' numbers."""
         return shown_entities((kind, f"words {first} to {last}") for kind, first, last in get_entities(reference))
 
-
-def _type(tag: str) -> str:
-    return tag if tag == OUTSIDE else tag[2:]
-
-
-def shown_entities(entities: Iterable[tuple[str, str]]) -> str:
-    """Types and texts as one line."""
-    return "; ".join(f"{kind}: {text}" for kind, text in entities) or "no entities"
+    def is_right(self, answer: Mapping[str, Any], reference: Any) -> bool:
+        """Whether every entity is found and no other."""
+        return set(get_entities(answer["tags"])) == set(get_entities(reference))
 
 
 def _is_bio(tag: str) -> bool:
