@@ -81,6 +81,9 @@ def compare(
     folder = _folder(plan, output, recipe.name)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
+        # Another may have begun here since it was looked at.
+        if odd := _difference(folder, plan):
+            raise UserError(f"{folder}: {odd}; name another folder with --output")
         if not (folder / PLAN).exists():
             write_json(folder / PLAN, plan)
         try:
@@ -196,7 +199,7 @@ def _make(folder: Path, rows: Sequence[Contender], budget: Budget, free: Sequenc
     plan = read_plan(folder)
     tried = {row.name: _tried(row, budget) for row in rows}
     trials = [
-        _planned(row, with_setting(row.recipe, setting), f"trial {number}", run_place(folder, row.folder, trial=number))
+        _planned(row, with_setting(row.recipe, setting), folder, trial=number)
         for number in range(1, budget.trials + 1)
         for row in rows
         for setting in tried[row.name][number - 1 : number]
@@ -221,8 +224,7 @@ def _make(folder: Path, rows: Sequence[Contender], budget: Budget, free: Sequenc
                 final = with_setting(row.recipe, setting)
                 curve = {} if "eval_strategy" in final.training else CURVE
                 final = replace(final, training={**curve, **final.training, "seed": seed})
-                where = run_place(folder, row.folder, seed=seed)
-                finals.append(_planned(row, final, f"seed {seed}", where))
+                finals.append(_planned(row, final, folder, seed=seed))
         _run_missing(finals, free, budget.processes, progress)
 
 
@@ -238,11 +240,15 @@ def _run_missing(planned: Sequence[PlannedRun], free: Sequence[Place], processes
     run_all(missing, free, processes, ended=progress.ended, watch=progress.watch)
 
 
-def _planned(row: Contender, recipe: Recipe, what: str, folder: Path) -> PlannedRun:
+def _planned(
+    row: Contender, recipe: Recipe, folder: Path, *, trial: int | None = None, seed: int | None = None
+) -> PlannedRun:
+    what = f"seed {seed}" if trial is None else f"trial {trial}"
+    place = run_place(folder, row.folder, trial=trial, seed=seed)
     # A tracker tells runs apart by their names.
     training = {name: value for name, value in recipe.training.items() if name != "run_name"}
-    recipe = replace(recipe, name=f"{recipe.name} {row.name} {what}", training={**training, "output_dir": str(folder)})
-    return PlannedRun(title=f"{row.name}, {what}", recipe=recipe, folder=folder, trial=what.startswith("trial"))
+    recipe = replace(recipe, name=f"{recipe.name} {row.name} {what}", training={**training, "output_dir": str(place)})
+    return PlannedRun(title=f"{row.name}, {what}", recipe=recipe, folder=place, trial=trial is not None)
 
 
 def best_setting(folder: Path, row: Contender, tried: Sequence[Setting], metric: str) -> Setting | None:

@@ -1,5 +1,6 @@
 """Runs in processes of their own, so that one's memory or crash is not another's: started, watched, and ended."""
 
+import contextlib
 import json
 import os
 import re
@@ -127,7 +128,9 @@ def start(planned: PlannedRun, place: Place, processes: int) -> RunProcess:
             words, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     if place.cores:
-        os.sched_setaffinity(process.pid, place.cores)
+        # It may have ended by now, if it could not even start.
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(process.pid, place.cores)
     return RunProcess(planned, process, place)
 
 
