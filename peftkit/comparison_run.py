@@ -11,13 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftkit.errors import exit_code_of
-from peftkit.files import write_text
-from peftkit.log import set_up_logging
-from peftkit.parsing import read_recipe
-from peftkit.processes import PROGRESS
-from peftkit.run import run
-
 
 def _end_with_the_parent() -> None:
     """End at once when standard input closes: its other end is the comparison's, which a kill leaves no time to say."""
@@ -32,17 +25,23 @@ def _end_with_the_parent() -> None:
 def main() -> None:
     """Run the recipe of the first argument; ends the process with its exit code."""
     _end_with_the_parent()
+    # Importing takes seconds, in which the comparison may be killed too.
+    from peftkit.errors import exit_code_of
+    from peftkit.files import write_text
+    from peftkit.log import set_up_logging
+    from peftkit.parsing import read_recipe
+    from peftkit.processes import PROGRESS
+    from peftkit.run import run
+
     set_up_logging()
+    file = Path(sys.argv[1]).parent / PROGRESS
+
+    def tell(row: Mapping[str, Any]) -> None:
+        write_text(file, json.dumps(dict(row)))
 
     def act() -> None:
-        recipe = read_recipe(sys.argv[1])
-        file = Path(sys.argv[1]).parent / PROGRESS
-
-        def tell(row: Mapping[str, Any]) -> None:
-            write_text(file, json.dumps(dict(row)))
-
         try:
-            run(recipe, trial="--trial" in sys.argv[2:], progress=tell)
+            run(read_recipe(sys.argv[1]), trial="--trial" in sys.argv[2:], progress=tell)
         finally:
             file.unlink(missing_ok=True)
 

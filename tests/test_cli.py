@@ -23,7 +23,7 @@ def test_help_and_import_load_no_torch():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
-    for command in ("train", "compare", "export", "predict"):
+    for command in ("train", "compare", "report", "export", "predict"):
         assert command in said.stdout
 
 
@@ -36,6 +36,17 @@ def test_help_and_import_load_no_torch():
         (["train", "recipes/lora_cls.py", "--training.max_step", "3"], "did you mean 'training.max_steps'?"),
         (["compare", "recipes/lora_cls.py", "--methods", "full,loraa"], "did you mean 'lora'?"),
         (["compare", "recipes/lora_cls.py", "--learning_rates", "full"], "'full' is not METHOD=NUMBER"),
+        (["compare", "recipes/lora_cls.py", "--methods", "full", "--over", "method=lora"], "say one of them"),
+        (["compare", "recipes/lora_cls.py", "--quick", "--seeds", "2"], "one trial and one seed"),
+        (
+            ["compare", "recipes/lora_cls.py", "--over", "data.max_train_sample=3"],
+            "did you mean 'data.max_train_samples'?",
+        ),
+        (["compare", "recipes/lora_cls.py", "--jobs", "9999"], "runs that share one tell nothing"),
+        (["report", "nowhere"], "no such folder"),
+        (["report", "tests"], "no report.json here"),
+        (["report", "tests", "--examples", "-1"], "must be 0 or more"),
+        (["report", "tests", "--format", "pdf"], "invalid choice: 'pdf'"),
         (["export", "nowhere", "out"], "give the folder of a finished run"),
         (["export", "a", "b", "--tolerence", "1"], "unknown argument '--tolerence'"),
         (["predict", "nowhere", "x.csv"], "neither a run nor a model"),

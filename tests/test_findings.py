@@ -166,6 +166,7 @@ def test_quick_says_so(tmp_path):
     )
     assert "--quick" in found.recommendation
     assert found.notes[0].startswith("Quick:")
+    assert "Always to answer no, the most frequent label of test, has accuracy 0.500." in found.notes
     # Of a single seed the interval is over test rows.
     assert found.rows[0].scores["accuracy"].ci95 == [0.1, 0.9]
 

@@ -22,7 +22,7 @@ def find(gathered: Gathered) -> Findings:
     recommended, sentence = recommend(rows, pairs, metrics, kind, untested)
     if quick and recommended:
         sentence += " One setting and one seed each (--quick): a first look, not a finding."
-    told = notes(gathered, rows, quick)
+    told = notes(gathered, rows, metrics, quick)
     if untested:
         told.append(untested)
     return Findings(

@@ -44,7 +44,9 @@ def recommend(
         why = f"those that need less memory ({', '.join(cheaper)}) are significantly worse" if cheaper else (
             "none needs clearly less memory" if len(sound) > 1 else "no other row came to a score with all its runs"
         )  # fmt: skip
-        return chosen.name, f"Take {chosen.name}: the best {name}, {mean(chosen):.3f}, with {costs}; {why}."
+        alike = ", ".join(row.name for row in eligible if row is not best)
+        told = f" (no significant difference to {alike})" if alike else ""
+        return chosen.name, f"Take {chosen.name}: the best {name}, {mean(chosen):.3f}{told}, with {costs}; {why}."
     pair = against[chosen.name]
     lost = 100 * (mean(best) - mean(chosen))
     worst = 100 * (pair.ci95[1] if pair.first == best.name else -pair.ci95[0])

@@ -1,10 +1,11 @@
 """How a comparison was made, and what is odd about it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from peftkit.findings.values import RowFindings
-from peftkit.gathered import Gathered
+from peftkit.gathered import Gathered, read_predictions
 
 
 def _at_the_edge(row: RowFindings) -> bool:
@@ -19,7 +20,15 @@ def _counted(trials: Sequence[int]) -> str:
     return f"{high} settings" if low == high else f"{low} to {high} settings"
 
 
-def notes(gathered: Gathered, rows: Sequence[RowFindings], quick: bool) -> list[str]:
+def _trivial(gathered: Gathered) -> str:
+    """What a score is worth beside the answer that needs no model."""
+    folder = next(folder for row in gathered.rows for folder in row.complete)
+    counts = Counter(map(str, read_predictions(folder)[1]))
+    label, count = counts.most_common(1)[0]
+    return f"Always to answer {label}, the most frequent label of test, has accuracy {count / counts.total():.3f}."
+
+
+def notes(gathered: Gathered, rows: Sequence[RowFindings], metrics: tuple[str, ...], quick: bool) -> list[str]:
     """A sentence each."""
     reports = [report for row in gathered.rows for report in row.complete.values()]
     if not reports:
@@ -56,6 +65,8 @@ def notes(gathered: Gathered, rows: Sequence[RowFindings], quick: bool) -> list[
         f"{first.environment['processes']} process(es) a run{at_once}, on {where}. Peak memory: {kinds}, to the end of "
         "training, its looks at validation included. Time to best: training until the best look at validation."
     )
+    if metrics[0] == "accuracy":
+        told.append(_trivial(gathered))
     if plan and plan["jobs"] > 1 and any("cpu" in report.energy for report in reports):
         told.append("The processor's energy is of all runs at a time together.")
     if len({report.data["fingerprint"] for report in reports}) > 1:
