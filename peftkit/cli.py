@@ -64,7 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", allow_abbrev=False, help="show a comparison, or runs, as a page")
     report.add_argument("folders", nargs="+", type=Path, metavar="RUNS", help="a comparison's folder, or run folders")
     report.add_argument("--format", choices=("html", "md", "csv", "json"), default="html")
-    report.add_argument("--output", type=Path, help="a new file; in the comparison's folder when not given")
+    report.add_argument(
+        "--output",
+        type=Path,
+        help="a new file; else the page goes beside the runs, the rest to the terminal",
+    )
     report.add_argument(
         "--examples", type=int, default=20, metavar="N",
         help="test rows to show with their text (20); with 0 no text of the data is in the page",
@@ -126,11 +130,13 @@ def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
         if not over[METHOD]:
             raise UserError("--methods: names none")
     recipe = parse_recipe(words, read_recipe(chosen.recipe), prog="peftkit compare RECIPE")
+    if chosen.quick and (chosen.trials or 1, chosen.seeds or 1) != (1, 1):
+        raise UserError("--quick: is one trial and one seed; leave out --trials and --seeds")
     usual = 1 if chosen.quick else 3
     budget = Budget(
         trials=usual if chosen.trials is None else chosen.trials,
         seeds=usual if chosen.seeds is None else chosen.seeds,
-        jobs=chosen.jobs, processes=chosen.processes, quick=chosen.quick,
+        jobs=chosen.jobs, processes=chosen.processes,
     )  # fmt: skip
     folder = compare(recipe, over, budget=budget, output=chosen.output, learning_rates=rates)
     findings = write_all(folder)
@@ -150,9 +156,19 @@ def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
 
 
 def _report(chosen: argparse.Namespace, words: list[str]) -> None:
-    from peftkit.pages.write import write_report
+    from peftkit.files import write_text
+    from peftkit.pages.write import report_text, write_report
 
-    print(write_report(chosen.folders, form=chosen.format, output=chosen.output, examples=chosen.examples))
+    if chosen.format == "html":
+        print(write_report(chosen.folders, output=chosen.output, examples=chosen.examples))
+        return
+    if chosen.output is not None and chosen.output.exists():
+        raise UserError(f"--output {chosen.output}: already exists; name another file or remove it")
+    text = report_text(chosen.folders, chosen.format)
+    if chosen.output is None:
+        print(text, end="")
+    else:
+        write_text(chosen.output, text)
 
 
 def _check(chosen: argparse.Namespace, words: list[str]) -> None:

@@ -43,21 +43,22 @@ class Budget:
         seeds: Runs with the best setting, each tested once.
         jobs: Runs at a time, each with devices of its own.
         processes: Ranks of each run.
-        quick: One setting and one seed.
     """
 
     trials: int = 3
     seeds: int = 3
     jobs: int = 1
     processes: int = 1
-    quick: bool = False
 
     def __post_init__(self) -> None:
         for name in ("trials", "seeds", "jobs", "processes"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}: must be 1 or more")
-        if self.quick and (self.trials, self.seeds) != (1, 1):
-            raise UserError("--quick: is one trial and one seed; leave out --trials and --seeds")
+
+    @property
+    def quick(self) -> bool:
+        """Whether it is one setting and one seed: a first look."""
+        return self.trials == self.seeds == 1
 
 
 def compare(
@@ -89,8 +90,7 @@ def compare(
         try:
             _make(folder, rows, budget, free)
         except KeyboardInterrupt:
-            logger.info("interrupted; the same command continues where it was")
-            raise
+            raise KeyboardInterrupt("interrupted; the same command continues where it was") from None
     return folder
 
 
@@ -101,7 +101,10 @@ def _plan(recipe: Recipe, rows: Sequence[Contender], budget: Budget) -> dict[str
     for row in rows:
         key = json.dumps([recipe_to_dict(row.recipe)["data"], recipe_to_dict(row.recipe)["task"]], sort_keys=True)
         if key not in fingerprints:
-            fingerprints[key] = load_splits(row.recipe.data, row.recipe.task).fingerprint
+            splits = load_splits(row.recipe.data, row.recipe.task)
+            fingerprints[key] = splits.fingerprint
+            for decision in splits.decisions:
+                logger.info("%s", decision)
     first = int(recipe.training.get("seed", USUAL_SEED))
     return {
         "name": recipe.name,
@@ -199,7 +202,7 @@ def _make(folder: Path, rows: Sequence[Contender], budget: Budget, free: Sequenc
     plan = read_plan(folder)
     tried = {row.name: _tried(row, budget) for row in rows}
     trials = [
-        _planned(row, with_setting(row.recipe, setting), folder, trial=number)
+        _planned(row, with_setting(row.recipe, setting), folder, trial=number, shown=f" ({setting})")
         for number in range(1, budget.trials + 1)
         for row in rows
         for setting in tried[row.name][number - 1 : number]
@@ -241,14 +244,14 @@ def _run_missing(planned: Sequence[PlannedRun], free: Sequence[Place], processes
 
 
 def _planned(
-    row: Contender, recipe: Recipe, folder: Path, *, trial: int | None = None, seed: int | None = None
+    row: Contender, recipe: Recipe, folder: Path, *, trial: int | None = None, seed: int | None = None, shown: str = ""
 ) -> PlannedRun:
     what = f"seed {seed}" if trial is None else f"trial {trial}"
     place = run_place(folder, row.folder, trial=trial, seed=seed)
     # A tracker tells runs apart by their names.
     training = {name: value for name, value in recipe.training.items() if name != "run_name"}
     recipe = replace(recipe, name=f"{recipe.name} {row.name} {what}", training={**training, "output_dir": str(place)})
-    return PlannedRun(title=f"{row.name}, {what}", recipe=recipe, folder=place, trial=trial is not None)
+    return PlannedRun(title=f"{row.name}, {what}{shown}", recipe=recipe, folder=place, trial=trial is not None)
 
 
 def best_setting(folder: Path, row: Contender, tried: Sequence[Setting], metric: str) -> Setting | None:

@@ -171,6 +171,9 @@ class Setting:
     learning_rate: float
     r: int | None = None
 
+    def __str__(self) -> str:
+        return f"learning_rate {self.learning_rate:g}" + ("" if self.r is None else f", r {self.r}")
+
 
 def settings(contender: Contender, trials: int) -> list[Setting]:
     """So many settings to try, the usual one first.

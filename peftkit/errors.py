@@ -39,7 +39,7 @@ def exit_code_of(act: Callable[[], None], *, debug: bool = False) -> int:
 
 def _code_and_line(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted"
+        return 130, str(error) or "interrupted"
     if isinstance(error, UserError | AuditError):
         return (2 if isinstance(error, UserError) else 1), str(error)
     return 1, f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (--debug shows more)"

@@ -124,8 +124,10 @@ def named_method(word: str, base: Method) -> Method:
                 return Method(name=word, peft=config_class())
             except (TypeError, ValueError) as error:
                 raise UserError(f"--methods {word}: its config needs arguments ({error}); give a recipe file") from None
-    known = ["full", "lora", "qlora", "dora", "rslora", *(kind.value.lower() for kind in configs)]
-    near = difflib.get_close_matches(word, known, n=1)
+    usual = ["full", "lora", "qlora", "dora", "rslora", "ia3"]
+    near = difflib.get_close_matches(word, usual, n=1) or difflib.get_close_matches(
+        word, [kind.value.lower() for kind in configs], n=1
+    )
     hint = f"did you mean '{near[0]}'?" if near else "a method of peft, or a recipe file"
     raise UserError(f"--methods: unknown method '{word}'; {hint}")
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from peftkit.log import logger
 from peftkit.processes import PlannedRun, RunProcess
-from peftkit.report import Report, read_report
+from peftkit.report import Report
 
 # Where there is no terminal, so often a line is said of what is under way.
 QUIET_SECONDS = 60.0
@@ -34,8 +34,7 @@ class Progress:
     def made_before(self, planned: PlannedRun) -> None:
         """Say that a run needs not be made again."""
         self.skip()
-        status = read_report(planned.folder).status.replace("_", " ")
-        logger.info("[%d/%d] %s: made before (%s)", self.done, self.count, planned.title, status)
+        logger.info("[%d/%d] %s: made before", self.done, self.count, planned.title)
 
     def skip(self) -> None:
         """Count a run that will not be made."""

@@ -148,7 +148,7 @@ def test_a_failed_row_says_why_and_an_unfinished_one_that_it_is(tmp_path):
 def test_unlike_budgets_and_data_are_told_and_untested_rows_not_advised(tmp_path):
     rows = {"full": ({}, seeds_of(0.8, 0)), "lora": ({"tokens": 2000}, seeds_of(0.8, 5))}
     gathered = made_comparison(tmp_path, rows)
-    assert any("budgets are not the same" in note for note in find(gathered).notes)
+    assert "The rows differ in their budgets: 5 steps, 1,000 to 2,000 tokens." in find(gathered).warnings
     place = tmp_path / "runs" / "lora" / "seed-1" / "predictions.jsonl"
     lines = place.read_text().splitlines()
     place.write_text("\n".join(lines[1:]) + "\n")
@@ -164,11 +164,35 @@ def test_quick_says_so(tmp_path):
             tmp_path, {"full": ({}, {1: said(0.8, 1)}), "lora": ({}, {1: said(0.8, 2)})}, seeds=(1,), quick=True
         )
     )
-    assert "--quick" in found.recommendation
-    assert found.notes[0].startswith("Quick:")
+    assert found.quick
+    assert "a first look, not a finding" in found.recommendation
     assert "Always to answer no, the most frequent label of test, has accuracy 0.500." in found.notes
     # Of a single seed the interval is over test rows.
     assert found.rows[0].scores["accuracy"].ci95 == [0.1, 0.9]
+
+
+def test_what_scores_lower_than_a_significantly_worse_row_is_not_advised(tmp_path):
+    # Of few and unsteady seeds the worst row may be the one that no test tells apart.
+    rows = {
+        "full": ({"mebibytes": 2000}, seeds_of(0.9, 0)),
+        "lora": ({"mebibytes": 1000}, seeds_of(0.7, 10)),
+        "ia3": ({"mebibytes": 500}, {1: said(0.99, 1), 2: said(0.3, 2), 3: said(0.55, 3)}),
+    }
+    found = find(made_comparison(tmp_path, rows))
+    assert {(pair.first, pair.second): pair.significant for pair in found.pairs}["full", "lora"]
+    assert found.recommended == "full"
+
+
+def test_rows_no_better_than_the_most_frequent_label_are_not_advised(tmp_path):
+    rows = {"full": ({}, seeds_of(0.3, 0)), "lora": ({}, seeds_of(0.4, 5))}
+    found = find(made_comparison(tmp_path, rows))
+    assert found.recommended is None
+    assert "None can be advised" in found.recommendation
+
+
+def test_two_seeds_have_an_interval_within_what_a_metric_can_be(tmp_path):
+    found = find(made_comparison(tmp_path, {"full": ({}, {1: said(0.9, 1), 2: said(0.6, 2)})}, seeds=(1, 2)))
+    assert found.rows[0].scores["accuracy"].ci95 == [0.0, 1.0]
 
 
 def test_loose_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path):

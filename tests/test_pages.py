@@ -11,7 +11,7 @@ import pytest
 
 from peftkit import DataConfig, Method, ModelConfig, Recipe, Seq2Seq, SequenceClassification, lora
 from peftkit.errors import UserError
-from peftkit.pages.write import write_report
+from peftkit.pages.write import report_text, write_report
 from peftkit.run import run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -130,7 +130,9 @@ def test_a_browser_runs_nothing_of_the_data_draws_everything_and_has_no_error(pa
 
 def test_a_page_without_examples_holds_no_text_of_the_data(folders, tmp_path):
     path = write_report(folders, output=tmp_path / "bare.html", examples=0)
-    assert "row 1" not in path.read_text(encoding="utf-8").split('<script type="application/json"')[0]
+    text = path.read_text(encoding="utf-8")
+    assert "blockquote>" not in text
+    assert 'class="example"' not in text
 
 
 def test_data_that_has_changed_since_is_not_shown(folders, tmp_path):
@@ -147,14 +149,15 @@ def test_data_that_has_changed_since_is_not_shown(folders, tmp_path):
         rows.write_text(kept)
 
 
-def test_every_format_and_no_file_is_overwritten(folders, tmp_path):
+def test_every_format_and_no_file_is_overwritten(folders, page):
     for form, said in (("md", "| full |"), ("csv", "row,kind,quick,seed"), ("json", '"recommendation"')):
-        path = write_report(folders, form=form, output=tmp_path / f"a.{form}")
-        assert said in path.read_text(encoding="utf-8")
-        with pytest.raises(UserError, match="already exists"):
-            write_report(folders, form=form, output=path)
-    # A spreadsheet runs no cell of it.
-    assert "\n=" not in (tmp_path / "a.csv").read_text()
+        text = report_text(folders, form)
+        assert said in text
+        # Neither Markdown nor a spreadsheet runs any of it.
+        assert form != "md" or "<i>" not in text
+        assert "\n=" not in text
+    with pytest.raises(UserError, match="already exists"):
+        write_report(folders, output=page)
 
 
 def test_a_run_can_be_repeated_from_what_the_page_says(page):

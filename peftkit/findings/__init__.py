@@ -1,7 +1,7 @@
 """What a comparison found: scores over seeds, cost, differences, and which row to take."""
 
 from peftkit.findings.advice import recommend
-from peftkit.findings.notes import notes
+from peftkit.findings.notes import notes, trivial_answer, warnings
 from peftkit.findings.pairs import all_pairs
 from peftkit.findings.rows import SHARES, best_seen, row_findings
 from peftkit.findings.values import Findings, Pair, RowFindings, Score, mebibytes, metric_name
@@ -19,13 +19,12 @@ def find(gathered: Gathered) -> Findings:
     kinds = [set(row.memory) for row in rows if row.memory]
     kind = "allocated_peak" if kinds and all("allocated_peak" in one for one in kinds) else "process_peak"
     pairs, untested = all_pairs(gathered.rows, rows, metrics)
-    recommended, sentence = recommend(rows, pairs, metrics, kind, untested)
+    trivial = trivial_answer(gathered, metrics)
+    recommended, sentence = recommend(rows, pairs, metrics, kind, untested, None if trivial is None else trivial[1])
     if quick and recommended:
-        sentence += " One setting and one seed each (--quick): a first look, not a finding."
-    told = notes(gathered, rows, metrics, quick)
-    if untested:
-        told.append(untested)
+        sentence += " One setting and one seed each: a first look, not a finding."
     return Findings(
         name=gathered.name, metrics=metrics, quick=quick, rows=rows, pairs=pairs, recommendation=sentence,
-        recommended=recommended, notes=told, memory_kind=kind,
+        recommended=recommended, warnings=warnings(gathered, rows) + ([untested] if untested else []),
+        notes=notes(gathered, rows, trivial), memory_kind=kind,
     )  # fmt: skip

@@ -1,15 +1,24 @@
 """Which row to take, in one sentence with its reasons."""
 
+import math
 from collections.abc import Sequence
 
 from peftkit.findings.values import Pair, RowFindings, is_score, mebibytes, metric_name
 
 # Peaks of memory as near as this are alike; then the shorter training decides.
 ALIKE = 1.05
+# Points at the far end of an interval beyond which "not significantly worse" says little.
+FEW_POINTS = 5.0
+WIDE = "so few test rows or seeds can hardly tell these rows apart"
 
 
 def recommend(
-    rows: Sequence[RowFindings], pairs: Sequence[Pair], metrics: tuple[str, ...], kind: str, untested: str | None
+    rows: Sequence[RowFindings],
+    pairs: Sequence[Pair],
+    metrics: tuple[str, ...],
+    kind: str,
+    untested: str | None,
+    trivial: float | None,
 ) -> tuple[str | None, str]:
     """The cheapest row that is not significantly worse than the best, and a sentence on it."""
     # A row that failed with one of its seeds is not advised.
@@ -27,12 +36,19 @@ def recommend(
     best = max(sound, key=mean)
     against = {pair.second: pair for pair in pairs if pair.first == best.name}
     against |= {pair.first: pair for pair in pairs if pair.second == best.name}
-    eligible = [row for row in sound if row is best or not against[row.name].significant]
+    worse = [mean(row) for row in sound if row is not best and against[row.name].significant]
+    # What scores lower than a row that is significantly worse is no better, whatever its own test says.
+    eligible = [row for row in sound if row is best or mean(row) > max(worse, default=-math.inf)]
     least = min(row.memory[kind] for row in eligible)
     chosen = min(
         (row for row in eligible if row.memory[kind] <= ALIKE * least), key=lambda row: row.cost["train_seconds"]
     )
     name = metric_name(metrics[0])
+    if trivial is not None and mean(best) <= trivial:
+        return None, (
+            f"None can be advised: the best {name}, {mean(best):.3f} of {best.name}, is not over that of always "
+            f"answering the most frequent label, {trivial:.3f}."
+        )
     costs = f"{mebibytes(chosen.memory[kind])} of memory at the peak, {chosen.cost['train_seconds']:.0f} s of training"
     if len(rows) == 1:
         return (
@@ -55,5 +71,6 @@ def recommend(
     return chosen.name, (
         f"Take {chosen.name}: {name} {mean(chosen):.3f} where the best, {best.name}, has {mean(best):.3f}, no "
         f"significant difference, with {memory:.2f} times its memory and {seconds:.2f} times its training time "
-        f"({costs}); it gives up {lost:.1f} points, and {worst:.1f} at the far end of the 95 % interval."
+        f"({costs}); it gives up {lost:.1f} points, and {worst:.1f} at the far end of the 95 % interval"
+        + (f", which is wide: {WIDE}." if worst > FEW_POINTS else ".")
     )

@@ -49,7 +49,7 @@ def all_pairs(
         significant = p_adjusted < ALPHA
         low, high = (100 * end for end in difference.ci95)
         told = f"{100 * difference.mean:.1f} points of {metric_name(metrics[0])}, 95 % interval {low:.1f} to {high:.1f}"
-        told += f", p = {p_adjusted:.3f}" if p_adjusted >= 0.001 else ", p < 0.001"
+        told += f", adjusted p = {p_adjusted:.3f}" if p_adjusted >= 0.001 else ", adjusted p < 0.001"
         sentence = (
             f"{one} is better than {other}: {told}." if significant
             else f"No significant difference between {one} and {other}: {told}."

@@ -1,11 +1,12 @@
 """From the runs of a row to its scores, its cost and how it stands."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from peftkit.findings.values import RowFindings, Score, metric_name
+from peftkit.findings.values import RowFindings, Score, metric_bounds, metric_name
 from peftkit.gathered import GatheredRow, method_of
 from peftkit.methods import usual_learning_rate
 from peftkit.metrics.paired import seed_interval
@@ -23,6 +24,9 @@ def _score(reports: Sequence[Report], metric: str) -> Score:
     if ci95 is None:
         over_rows = reports[0].metrics["test"].get(f"{metric}_ci95")
         ci95 = None if over_rows is None or None in over_rows else list(over_rows)
+    elif all(math.isfinite(end) for end in ci95):
+        # Of two or three seeds Student's interval is wide, and no score lies beyond what the metric can be.
+        ci95 = [float(end) for end in np.clip(ci95, *metric_bounds(metric))]
     return Score(per_seed=per_seed, mean=float(np.mean(per_seed)), ci95=ci95)
 
 

@@ -11,6 +11,9 @@ METRIC_NAMES = {
     "rougeL": "ROUGE-L", "bleu": "BLEU",
 }  # fmt: skip
 
+# Of those that are not between 0 and 1.
+METRIC_BOUNDS = {"pearson": (-1.0, 1.0), "spearman": (-1.0, 1.0), "bleu": (0.0, 100.0)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -108,7 +111,8 @@ class Findings:
         pairs: Every two rows with a score.
         recommendation: One sentence: which row to take, why, and what it gives up.
         recommended: That row's name.
-        notes: How it was made, and what is odd about it, a sentence each.
+        warnings: What the reader of the recommendation has to know, a sentence each.
+        notes: How it was made and what is meant, a sentence each.
         memory_kind: The kind of peak that rows are compared by.
     """
 
@@ -119,8 +123,14 @@ class Findings:
     pairs: list[Pair]
     recommendation: str
     recommended: str | None
+    warnings: list[str]
     notes: list[str]
     memory_kind: str
+
+
+def metric_bounds(metric: str) -> tuple[float, float]:
+    """The least and the greatest value that a metric can have."""
+    return METRIC_BOUNDS.get(metric, (0.0, 1.0))
 
 
 def metric_name(metric: str) -> str:

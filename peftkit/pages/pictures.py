@@ -133,9 +133,11 @@ def curve_picture(
     rows: Sequence[GatheredRow], names: Sequence[str], along: str, title: str, field: str, label: str
 ) -> dict[str, Any] | None:
     """A line a row, the mean over seeds, in a band from the least to the greatest seed."""
-    values = [{"row": row.name, **point} for row in rows for point in _curve(row, field)]
-    if not values:
+    curves = {row.name: _curve(row, field) for row in rows}
+    # Of single points there is no course to see.
+    if all(len(points) < 2 for points in curves.values()):
         return None
+    values = [{"row": name, **point} for name, points in curves.items() for point in points]
     x = {"field": along, "type": "quantitative", "title": title}
     y = {"field": "value", "type": "quantitative", "title": label, "scale": {"zero": False}}
     looks = _by_row(names)

@@ -100,7 +100,7 @@ def cost_columns(findings: Findings) -> list[Column]:
             "train_seconds",
             "{:,.0f} s",
         ),
-        _cost("to best", "Seconds of training until the best look at validation.", "seconds_to_best", "{:,.0f} s"),
+        _cost("time to best", "Seconds of training until the best look at validation.", "seconds_to_best", "{:,.0f} s"),
         _cost("samples/s", "Rows trained on a second.", "samples_per_second", "{:,.1f}"),
         _cost("tokens/s", "Tokens trained on a second, padding not counted.", "tokens_per_second", "{:,.0f}"),
     ]
@@ -123,13 +123,13 @@ def cost_columns(findings: Findings) -> list[Column]:
             shown=lambda row: f"{row.trainable:,} ({row.trainable / row.total:.1%})",
         ),
         Column(
-            title="saved",
+            title="saved size",
             meaning="Size on disk of what was trained: the adapter with its head, or the whole model.",
             value=lambda row: row.trained_bytes or None,
             shown=lambda row: mebibytes(row.trained_bytes),
         ),
         Column(
-            title="merged",
+            title="merged size",
             meaning="Size of the ordinary model that an export makes of it, in float32.",
             value=lambda row: row.merged_bytes,
             shown=lambda row: "not possible" if row.merged_bytes is None else mebibytes(row.merged_bytes),
@@ -172,7 +172,7 @@ def effort_columns(findings: Findings) -> list[Column]:
             title="tuning",
             meaning="Seconds of all trials together.",
             value=lambda row: row.tuning_seconds or None,
-            shown=lambda row: f"{row.tuning_seconds:,.0f} s" if row.tuning_seconds else "none",
+            shown=lambda row: f"{row.tuning_seconds:,.0f} s" if row.tuning_seconds else "no trials",
         ),
         _cost("a run", "Seconds of one run: start-up, data, training, evaluation.", "total_seconds", "{:,.0f} s"),
         *(
@@ -215,6 +215,7 @@ def markdown(findings: Findings) -> str:
     parts = [_plain(findings.recommendation), markdown_table(findings.rows, columns)]
     if partly := [row for row in findings.rows if row.scores and row.cause]:
         parts.append("\n".join(f"- {_cell(row.name)}: {_cell(row.cause or '')}" for row in partly))
+    parts.append("\n".join(f"- {_plain(line)}" for line in findings.warnings))
     parts.append(markdown_table(findings.rows, effort_columns(findings)))
     parts.append("\n".join(f"- {_cell(pair.sentence)}" for pair in findings.pairs))
     parts.append("\n".join(_plain(note) for note in findings.notes))

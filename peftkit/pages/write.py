@@ -23,29 +23,28 @@ PICTURES = "pictures"
 EXAMPLES = 20
 
 
-def write_report(
-    folders: Sequence[Path],
-    *,
-    form: str = "html",
-    output: Path | None = None,
-    examples: int = EXAMPLES,
-) -> Path:
-    """Write the report of a comparison, or of runs, in one of the formats; returns the file.
+def write_report(folders: Sequence[Path], *, output: Path | None = None, examples: int = EXAMPLES) -> Path:
+    """Write the page of a comparison, or of runs, and its pictures beside it; returns the page's file.
 
-    A comparison's goes into its folder, that of loose runs here, unless `output` names a new file; pictures come with
-    the page, beside it. Raises UserError.
+    A comparison's goes into its folder, that of loose runs to `report.html` here, unless `output` names a new file.
+    Raises UserError.
     """
     if examples < 0:
         raise UserError("--examples: must be 0 or more")
     gathered = gather(folders)
-    output = None if output is None else output.expanduser()
-    if output is not None and output.exists():
-        raise UserError(f"--output {output}: already exists; name another file or remove it")
-    place = output or (gathered.folder or Path("report")) / NAMES[form]
-    if output is None and gathered.folder is None and place.exists():
+    place = Path("report.html") if gathered.folder is None else gathered.folder / NAMES["html"]
+    if output is not None:
+        place = output.expanduser()
+    if place.exists() and (output is not None or gathered.folder is None):
         raise UserError(f"{place}: already exists; name another file with --output or remove it")
-    _write(place, form, gathered, find(gathered), examples)
+    _write(place, "html", gathered, find(gathered), examples)
     return place
+
+
+def report_text(folders: Sequence[Path], form: str) -> str:
+    """The report of a comparison, or of runs, as `md`, `csv` or `json`. Raises UserError."""
+    gathered = gather(folders)
+    return _text(form, gathered, find(gathered))
 
 
 def write_all(folder: Path) -> Findings:
@@ -62,20 +61,24 @@ def write_all(folder: Path) -> Findings:
     return findings
 
 
-def _write(place: Path, form: str, gathered: Gathered, findings: Findings, examples: int) -> None:
+def _text(form: str, gathered: Gathered, findings: Findings) -> str:
     if form == "md":
-        write_text(place, markdown(findings))
-    elif form == "csv":
-        write_text(place, csv_text(gathered, findings))
-    elif form == "json":
-        write_text(place, json.dumps(finite(dataclasses.asdict(findings)), indent=2, ensure_ascii=False) + "\n")
-    else:
-        answers = read_answers(gathered, examples)
-        specs = pictures(findings, gathered, answers.confusions)
-        drawn = draw(specs)
-        # Beside a page of another name they have another name too.
-        folder = place.with_name(PICTURES if place.name == NAMES["html"] else f"{place.stem}-{PICTURES}")
-        for name in specs:
-            write_text(folder / f"{name}.svg", drawn.svg[name])
-            write_bytes(folder / f"{name}.png", drawn.png[name])
-        write_text(place, page(findings, gathered, answers, specs, drawn.library))
+        return markdown(findings)
+    if form == "csv":
+        return csv_text(gathered, findings)
+    return json.dumps(finite(dataclasses.asdict(findings)), indent=2, ensure_ascii=False) + "\n"
+
+
+def _write(place: Path, form: str, gathered: Gathered, findings: Findings, examples: int) -> None:
+    if form != "html":
+        write_text(place, _text(form, gathered, findings))
+        return
+    answers = read_answers(gathered, examples)
+    specs = pictures(findings, gathered, answers.confusions)
+    drawn = draw(specs)
+    # Beside a page of another name they have another name too.
+    folder = place.with_name(PICTURES if place.name == NAMES["html"] else f"{place.stem}-{PICTURES}")
+    for name in specs:
+        write_text(folder / f"{name}.svg", drawn.svg[name])
+        write_bytes(folder / f"{name}.png", drawn.png[name])
+    write_text(place, page(findings, gathered, answers, specs, drawn.library))
