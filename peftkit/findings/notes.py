@@ -89,7 +89,8 @@ def notes(gathered: Gathered, rows: Sequence[RowFindings], trivial: tuple[str, f
     told.append(
         f"{count['train']} training, {count['validation']} validation and {count['test']} test rows of data; "
         f"{_plural(here['processes'], 'process', 'processes')} a run{at_once}, on {where}. Peak memory: {kinds}, to "
-        "the end of training, its looks at validation included. Time to best: training until the best look at validation."
+        "the end of training, its looks at validation included. Time to best: of training, until the best look at "
+        "validation."
     )
     if plan and plan["jobs"] > 1 and any("cpu" in report.energy for report in reports):
         told.append("The processor's energy is of all runs at a time together.")
