@@ -75,7 +75,7 @@ class ClockCallback(TrainerCallback):
         if self.progress is not None and is_rank_zero():
             self.progress(self.told)
         if not math.isfinite(row.get("loss", 0.0)):
-            raise DivergedError(f"diverged: the training loss is {row['loss']} at step {state.global_step}")
+            raise DivergedError(f"the training loss is {row['loss']} at step {state.global_step}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -88,4 +88,4 @@ class ClockCallback(TrainerCallback):
         last = losses[-max(1, len(losses) // 4) :]
         end = sum(last) / len(last)
         if end > RISEN * max(losses[0], 1.0):
-            raise DivergedError(f"diverged: the training loss rose from {losses[0]:.3g} to {end:.3g}")
+            raise DivergedError(f"the training loss rose from {losses[0]:.3g} to {end:.3g}")
