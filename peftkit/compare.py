@@ -99,7 +99,8 @@ def _plan(recipe: Recipe, rows: Sequence[Contender], budget: Budget) -> dict[str
     here = environment()
     fingerprints: dict[str, str] = {}
     for row in rows:
-        key = json.dumps([recipe_to_dict(row.recipe)["data"], recipe_to_dict(row.recipe)["task"]], sort_keys=True)
+        plain = recipe_to_dict(row.recipe)
+        key = json.dumps([plain["data"], plain["task"]], sort_keys=True)
         if key not in fingerprints:
             splits = load_splits(row.recipe.data, row.recipe.task)
             fingerprints[key] = splits.fingerprint

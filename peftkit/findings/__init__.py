@@ -3,11 +3,11 @@
 from peftkit.findings.advice import recommend
 from peftkit.findings.notes import notes, trivial_answer, warnings
 from peftkit.findings.pairs import all_pairs
-from peftkit.findings.rows import SHARES, best_seen, row_findings
-from peftkit.findings.values import Findings, Pair, RowFindings, Score, mebibytes, metric_name
+from peftkit.findings.rows import SHARES, row_findings
+from peftkit.findings.values import Findings, RowFindings, mebibytes, metric_name
 from peftkit.gathered import Gathered, task_of
 
-__all__ = ["SHARES", "Findings", "Pair", "RowFindings", "Score", "best_seen", "find", "mebibytes", "metric_name"]
+__all__ = ["SHARES", "Findings", "RowFindings", "find", "mebibytes", "metric_name"]
 
 
 def find(gathered: Gathered) -> Findings:

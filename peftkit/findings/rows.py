@@ -30,7 +30,7 @@ def _score(reports: Sequence[Report], metric: str) -> Score:
     return Score(per_seed=per_seed, mean=float(np.mean(per_seed)), ci95=ci95)
 
 
-def best_seen(report: Report, metric: str) -> tuple[float, float] | None:
+def _best_seen(report: Report, metric: str) -> tuple[float, float] | None:
     """Training seconds and score of the best look at validation on the way; None when it never looked."""
     looks = [
         (row["seconds"], row[f"eval_{metric}"])
@@ -57,7 +57,7 @@ def row_findings(row: GatheredRow, metrics: tuple[str, ...]) -> RowFindings:
     ]
     means: dict[str, Callable[[Report], float]] = {
         "train_seconds": _trained_for,
-        "seconds_to_best": lambda report: (best_seen(report, metrics[0]) or (_trained_for(report),))[0],
+        "seconds_to_best": lambda report: (_best_seen(report, metrics[0]) or (_trained_for(report),))[0],
         "total_seconds": lambda report: report.times["total"],
         "samples_per_second": lambda report: report.times["samples_per_second"],
         "tokens_per_second": lambda report: report.times["tokens_per_second"],
