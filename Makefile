@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
+# A worker a core, each with one thread: the models of the tests are small.
+WORKERS := -n 2 --dist loadgroup
 DEMO ?= --training.per_device_train_batch_size 16
 
 .PHONY: demo test check install
@@ -12,7 +14,7 @@ demo: install
 	$(BIN)/peftkit compare recipes/lora_cls.py --quick $(DEMO)
 
 test: install
-	$(BIN)/pytest $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(WORKERS) $(PYTEST)
 
 check: install
 	$(BIN)/ruff check .

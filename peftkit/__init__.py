@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from peftkit.methods import Method, Quantization, full, lora, qlora
+    from peftkit.predictor import load
     from peftkit.recipe import DataConfig, ModelConfig, Recipe
     from peftkit.run import main
     from peftkit.tasks import (
@@ -33,6 +34,7 @@ _HOMES = {
     "SequenceRegression": "tasks",
     "TokenClassification": "tasks",
     "full": "methods",
+    "load": "predictor",
     "lora": "methods",
     "main": "run",
     "qlora": "methods",
@@ -40,7 +42,7 @@ _HOMES = {
 
 __all__ = [
     "DataConfig", "Method", "ModelConfig", "MultiLabelClassification", "Quantization", "Recipe", "Seq2Seq",
-    "SequenceClassification", "SequenceRegression", "TokenClassification", "full", "lora", "main", "qlora",
+    "SequenceClassification", "SequenceRegression", "TokenClassification", "full", "load", "lora", "main", "qlora",
 ]  # fmt: skip
 
 

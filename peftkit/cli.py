@@ -1,4 +1,4 @@
-"""peftkit train | compare | report | check | export | predict: words to functions, and nothing else."""
+"""peftkit train | compare | report | check | export | combine | predict: words to functions, and nothing else."""
 
 import argparse
 import sys
@@ -74,22 +74,52 @@ def _parser() -> argparse.ArgumentParser:
         help="test rows to show with their text (20); with 0 no text of the data is in the page",
     )  # fmt: skip
 
-    export = commands.add_parser("export", allow_abbrev=False, help="make an ordinary model of a run")
+    export = commands.add_parser("export", allow_abbrev=False, help="make an ordinary model of a run, and prove it")
     export.add_argument("run", type=Path, help="the folder of a finished run")
     export.add_argument("out", type=Path, help="a new folder")
-    export.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of a logit that passes")
+    export.add_argument(
+        "--format", choices=("model", "adapter", "onnx"), default="model",
+        help="a merged model, the adapter alone, or a merged model for ONNX Runtime (pip install 'peftkit[onnx]')",
+    )  # fmt: skip
+    export.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
+        help="of the merged weights; auto is what the base was loaded in",
+    )  # fmt: skip
+    export.add_argument(
+        "--merge", choices=("best", "original", "dequantized", "4bit"), default="best",
+        help="what a quantized run's adapter is merged onto; best is the better of the first two on validation",
+    )  # fmt: skip
+    export.add_argument("--int8", action="store_true", help="ONNX with 8-bit weights, scored on validation")
+    export.add_argument("--tolerance", type=float, help="largest difference of a logit that passes (1e-4)")
+    export.add_argument("--push_to_hub", metavar="USER/NAME", help="send it there too, with your own login")
 
-    predict = commands.add_parser("predict", allow_abbrev=False, help="label the rows of a file")
-    predict.add_argument("folder", type=Path, help="the folder of a run or of a model")
-    predict.add_argument("file", type=Path, help="csv, tsv, json, jsonl, parquet or arrow")
+    combine = commands.add_parser("combine", allow_abbrev=False, help="make one run of several LoRA runs on one base")
+    combine.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs, and then OUT")
+    combine.add_argument("out", type=Path, metavar="OUT", help="a new folder, of a run")
+    combine.add_argument("--weights", default="", metavar="A,B", help="of the runs in their order; else equal ones")
+    combine.add_argument(
+        "--combination_type", default="cat",
+        help="as in peft's add_weighted_adapter: cat (exact, ranks add up), svd, linear, ties, dare_ties, ... (cat)",
+    )  # fmt: skip
+    combine.add_argument("--density", type=float, help="share of values that ties, dare and magnitude_prune keep")
+
+    predict = commands.add_parser("predict", allow_abbrev=False, help="answer the rows of a file")
     predict.add_argument(
-        "--output", type=Path, help="a new .jsonl or .csv file; here, NAME-OF-FILE.predictions.jsonl, when not given"
-    )
+        "folders", type=Path, nargs="+", metavar="FOLDER",
+        help="of a run, an export or a model; several runs on one base answer in one pass",
+    )  # fmt: skip
+    predict.add_argument("file", help="csv, tsv, json, jsonl, parquet, arrow or txt; - is standard input")
+    predict.add_argument(
+        "--output", type=Path,
+        help="a new .jsonl, .csv or .parquet file; else NAME-OF-FILE.predictions.jsonl here, or standard output",
+    )  # fmt: skip
+    predict.add_argument("--input_format", help="of a file whose ending does not tell, or of standard input (jsonl)")
+    predict.add_argument("--top_k", type=int, metavar="K", help="only the K most probable labels' probabilities")
     for name in INPUT_FIELDS:
         predict.add_argument(
             f"--{name}", metavar="COLUMN", help=f"the column of the {name}, when not the one trained on"
         )
-    for command in (export, predict):
+    for command in (export, combine, predict):
         command.add_argument("--trust_remote_code", action="store_true", help="run code that the base model brings")
     return parser
 
@@ -180,17 +210,40 @@ def _check(chosen: argparse.Namespace, words: list[str]) -> None:
 
 def _export(chosen: argparse.Namespace, words: list[str]) -> None:
     from peftkit.export import export
+    from peftkit.hub import check_login, push
 
-    export(chosen.run, chosen.out, tolerance=chosen.tolerance, trust_remote_code=chosen.trust_remote_code)
+    if chosen.push_to_hub:
+        check_login(chosen.push_to_hub)
+    export(
+        chosen.run, chosen.out, form=chosen.format, dtype=chosen.dtype, merge=chosen.merge, int8=chosen.int8,
+        tolerance=chosen.tolerance, trust_remote_code=chosen.trust_remote_code,
+    )  # fmt: skip
+    if chosen.push_to_hub:
+        push(chosen.out, chosen.push_to_hub)
+
+
+def _combine(chosen: argparse.Namespace, words: list[str]) -> None:
+    from peftkit.combine import combine
+
+    try:
+        weights = [float(word) for word in filter(None, chosen.weights.split(","))]
+    except ValueError:
+        raise UserError(f"--weights: '{chosen.weights}' is not numbers with commas between") from None
+    combine(
+        chosen.runs, chosen.out, weights=weights, combination_type=chosen.combination_type, density=chosen.density,
+        trust_remote_code=chosen.trust_remote_code,
+    )  # fmt: skip
 
 
 def _predict(chosen: argparse.Namespace, words: list[str]) -> None:
     from peftkit.predict import predict
 
     columns = {name: getattr(chosen, name) for name in INPUT_FIELDS}
-    given = {name: column for name, column in columns.items() if column is not None}
-    trust = chosen.trust_remote_code
-    predict(chosen.folder, chosen.file, chosen.output, columns=given, trust_remote_code=trust)
+    predict(
+        chosen.folders, None if chosen.file == "-" else Path(chosen.file), chosen.output,
+        columns={name: column for name, column in columns.items() if column is not None},
+        input_format=chosen.input_format, top_k=chosen.top_k, trust_remote_code=chosen.trust_remote_code,
+    )  # fmt: skip
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -208,7 +261,7 @@ def main(words: Sequence[str] | None = None) -> None:
         set_up_logging(debug=debug)
         commands: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
             "train": _train, "compare": _compare, "report": _report, "check": _check, "export": _export,
-            "predict": _predict,
+            "combine": _combine, "predict": _predict,
         }  # fmt: skip
         commands[chosen.command](chosen, rest + ["--debug"] * (debug and chosen.command == "train"))
 

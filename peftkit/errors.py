@@ -18,6 +18,10 @@ class DivergedError(AuditError):
     """The training loss left all bounds. Exit code 1."""
 
 
+class NotReproducedError(AuditError):
+    """What was saved is not what was trained. Exit code 1."""
+
+
 def exit_code_of(act: Callable[[], None], *, debug: bool = False) -> int:
     """Run `act` and turn how it ended into an exit code, saying a failure in one line on standard error.
 

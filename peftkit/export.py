@@ -1,181 +1,321 @@
-"""A run's folder to an ordinary model, and the proof that it is the one that was trained."""
+"""A run's folder to an ordinary model, and the receipt: the proof that it is the one that was trained."""
 
-import subprocess
-import sys
-import tempfile
-from dataclasses import dataclass
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from peft.utils import ModulesToSaveWrapper
-from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
-from peftkit.errors import AuditError, UserError
+from peftkit.asking import logits_of, outputs_of
+from peftkit.card import write_card
+from peftkit.contract import read_contract, tokenizer_identity, write_contract
+from peftkit.errors import UserError
 from peftkit.files import new_folder, write_json
 from peftkit.log import logger
 from peftkit.measure import environment
+from peftkit.merging import dequantized, merged_whole, packed_weights, write_merged
 from peftkit.methods import can_be_merged
+from peftkit.model import OVERFLOW_IN_FLOAT16, load_finished
+from peftkit.onnx_format import OnnxModel, write_onnx
 from peftkit.parsing import recipe_to_dict
-from peftkit.run_folder import RECEIPT, Trained, load_run, read_held_out
-from peftkit.tasks.plain_task import first_output
+from peftkit.plain_values import as_class, as_homeless
+from peftkit.report import Report, finite, read_report
+from peftkit.round_trip import FULL_TOLERANCE, Difference, check, compared, half_tolerance, tolerance_of
+from peftkit.run_folder import (
+    RECEIPT,
+    RECIPE,
+    SavedRun,
+    fresh_outputs_of,
+    is_finished,
+    load_model,
+    read_held_out,
+    read_run,
+    weight_bytes,
+)
+from peftkit.validation import FormRow, ValidationLook, form_table
 
-FULL_TOLERANCE = 1e-4
-HALF_TOLERANCE = 5e-2
+FORMS = {
+    "original": "merged onto the original weights",
+    "dequantized": "merged onto the dequantized weights",
+    "4bit": "merged into the 4-bit weights",
+}
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", "config.json", "generation_config.json", RECIPE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """How far the exported model is from the trained one, on held-out rows; differences are the largest of a logit.
+    """How far what was exported is from what was trained; differences are the largest of a logit.
 
     Attributes:
+        format: `model`, `adapter` or `onnx`.
+        dtype: Of the weights.
         rows: How many held-out rows were asked.
-        tolerance: The most that a gated difference may be.
-        exported_difference: The exported model, loaded afresh by plain transformers, against what was trained: the
-            live model's own logits, or where it was in 4 or 16 bits the same weights, unmerged, in float32.
+        tolerance: The most that `exported_difference` may be.
+        exported_difference: The export, loaded by a fresh process with plain libraries (or by ONNX Runtime), against
+            the same weights before they were merged (or written as ONNX).
         label_agreement: Share of rows, tags or tokens that the exported and the live model name alike.
-        reload_difference: The run read back from disk as it was trained, against the live model; where 16-bit
-            arithmetic took part, up to 5e-2 passes.
-        live_difference: The exported against the live model. For a quantized run this is what leaving 4 bits
-            changes, and any size passes.
+        text_agreement: Share of rows for which both generate the same tokens; None where nothing is generated.
+        reload_difference: The run read back from disk as it was trained, against the live model.
+        live_difference: The export against the live model. For a quantized run this is what leaving 4 bits changes,
+            and any size passes.
+        shipped: Of several forms, the one that the folder holds.
+        forms: What each form makes of validation, the one that was trained first; empty where nothing was rounded.
     """
 
+    format: str
+    dtype: str
     rows: int
     tolerance: float
     exported_difference: float
     label_agreement: float
+    text_agreement: float | None
     reload_difference: float
     live_difference: float
+    shipped: str | None = None
+    forms: Sequence[FormRow] = ()
 
 
-def export(run: Path, out: Path, *, tolerance: float = FULL_TOLERANCE, trust_remote_code: bool = False) -> Receipt:
-    """Merge the run's adapter into its base in float32, save to `out`, and prove it in a fresh process.
+@dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """What an export starts from: a run, its report, and what the live model said of a held-out batch."""
 
-    `tolerance` is the largest difference of a logit that passes. Raises AuditError past it, and UserError for a method
-    that can't be merged; `out` then does not appear.
-    """
-    held_out = read_held_out(run)
-    live = held_out.pop("logits")
-    with new_folder(out) as folder:
-        trained = load_run(run, trust_remote_code=trust_remote_code)
-        quantized = trained.recipe.method.quantization is not None
-        half = _half_precision(trained, run)
-        reloaded = _logits(trained, held_out)
-        reference = live
-        if quantized or half:
-            trained = load_run(run, full_precision=True, trust_remote_code=trust_remote_code)
-            reference = _logits(trained, held_out)
-        merged = _merged(trained)
-        merged.config.update(dict(trained.task.settings()))
-        merged.save_pretrained(folder)
-        trained.tokenizer.save_pretrained(folder)
-        auto_class = trained.recipe.task.auto_model.__name__
-        recipe = trained.recipe
-        del merged, trained
-        exported = _fresh_logits(folder, held_out, auto_class)
-        receipt = Receipt(
-            rows=len(live),
-            tolerance=tolerance,
-            exported_difference=_largest(exported - reference, held_out),
-            label_agreement=_agreement(exported, live, held_out),
-            reload_difference=_largest(reloaded - live, held_out),
-            live_difference=_largest(exported - live, held_out),
-        )
-        for what, difference, most in (
-            ("the run read back", receipt.reload_difference, HALF_TOLERANCE if half else tolerance),
-            ("the exported model", receipt.exported_difference, tolerance),
-        ):
-            if not difference <= most:
-                raise AuditError(
-                    f"export: {what} differs from what was trained by {difference:.3g} in a logit "
-                    f"(tolerance {most:g}); not exported"
-                )
-        write_json(
-            folder / RECEIPT,
-            {**vars(receipt), "recipe": recipe_to_dict(recipe), "environment": environment()},
-        )
-    logger.info(
-        "exported to %s: largest logit difference %.2g on %d held-out rows (tolerance %g)",
-        out, receipt.exported_difference, receipt.rows, receipt.tolerance,
-    )  # fmt: skip
-    if quantized:
-        logger.info(
-            "the run's scores are of the 4-bit model; this is its adapter on the full-precision base: logits differ by "
-            "up to %.2g, %.1f %% of the most probable labels agree; score it before you use it",
-            receipt.live_difference, 100 * receipt.label_agreement,
+    saved: SavedRun
+    report: Report
+    batch: Mapping[str, torch.Tensor]
+    live: Mapping[str, torch.Tensor]
+    tolerance: float | None
+
+    def compared_live(self, found: Mapping[str, torch.Tensor]) -> Difference:
+        return compared(self.saved.task, found, self.live, self.batch)
+
+    @property
+    def as_trained(self) -> float:
+        """How far a logit may be off when the arithmetic is that of training."""
+        on_gpu = bool(self.report.environment.get("gpus"))
+        usual = tolerance_of(self.saved.recipe, self.live, on_gpu=on_gpu)
+        return usual if self.tolerance is None else self.tolerance
+
+    def allowed(self, *, full: bool) -> float:
+        """How far a logit may be off in float32, or else in 16 bits."""
+        usual = FULL_TOLERANCE if full else half_tolerance(self.live)
+        return usual if self.tolerance is None else self.tolerance
+
+    def signed(self, folder: Path, *, adapter: bool) -> dict[str, torch.Tensor]:
+        """Write the folder's contract; what a fresh process then makes of it."""
+        saved = self.saved
+        kept = ("auto_class", "base", "labels") + (("dtype", "quantization") if adapter else ())
+        parts = {"dtype": "auto", "quantization": None, **{name: saved.contract[name] for name in kept}}
+        saved.tokenizer.save_pretrained(folder)
+        write_contract(
+            folder, **parts, adapter=adapter, tokenizer=tokenizer_identity(saved.tokenizer),
+            task=as_homeless(as_class(saved.task)),
         )  # fmt: skip
+        return {} if (folder / "model.onnx").exists() else fresh_outputs_of(folder, saved.recipe, self.batch)
+
+
+def export(
+    run: Path,
+    out: Path,
+    *,
+    form: Literal["model", "adapter", "onnx"] = "model",
+    dtype: str = "auto",
+    merge: str = "best",
+    int8: bool = False,
+    tolerance: float | None = None,
+    trust_remote_code: bool = False,
+) -> Receipt:
+    """Write what the run trained to `out`, and prove it.
+
+    Args:
+        run: A finished run's folder.
+        out: A new folder.
+        form: `model`, merged; `adapter`, as it is; `onnx`, merged, for ONNX Runtime.
+        dtype: Of the merged weights: `float32`, `bfloat16`, `float16`, or `auto`, as the base was loaded.
+        merge: For a quantized run: `original`, `dequantized` or `4bit`, or `best`, the better one of the first two.
+        int8: ONNX with 8-bit weights; activations are quantized as it runs.
+        tolerance: The largest difference of a logit that passes. Unless given 1e-4, or where 16-bit arithmetic takes
+            part 5e-2 of the largest logit, and at least 5e-2.
+        trust_remote_code: Run code that the base brings.
+
+    Raises NotReproducedError when the export is not what was trained, and UserError; `out` then does not appear.
+    """
+    if not is_finished(run):
+        raise UserError(f"{run}: no finished run here; give the folder that a training run printed")
+    batch, live = read_held_out(run)
+    saved = read_run(run, trust_remote_code=trust_remote_code)
+    _check_words(saved, form, dtype, merge, int8)
+    origin = _Origin(saved=saved, report=read_report(run), batch=batch, live=live, tolerance=tolerance)
+    with new_folder(out) as folder:
+        adapter = form == "adapter"
+        receipt = _export_adapter(origin, folder) if adapter else _export_merged(origin, folder, dtype, merge)
+        if form == "onnx":
+            receipt = _export_onnx(origin, folder, receipt, int8)
+        told = finite(asdict(receipt))
+        write_json(folder / RECEIPT, {**told, "recipe": recipe_to_dict(saved.recipe), "environment": environment()})
+        contract = read_contract(folder)
+        assert contract is not None
+        write_card(folder, saved.recipe, origin.report, contract, told)
+    if receipt.forms:
+        logger.info("on validation:\n%s\nexported: %s", form_table(receipt.forms), receipt.shipped)
+    logger.info(
+        "exported to %s: largest logit difference %.2g on %d held-out rows (tolerance %.2g), "
+        "%.4g %% of answers as the live model's",
+        out, receipt.exported_difference, receipt.rows, receipt.tolerance, 100 * receipt.label_agreement,
+    )  # fmt: skip
     return receipt
 
 
-def _half_precision(trained: Trained, run: Path) -> bool:
-    """Whether 16-bit arithmetic took part: in the weights, the Trainer's mixed precision or the 4-bit products."""
-    recipe = trained.recipe
-    if recipe.model.dtype != "float32" or any(recipe.training.get(name) for name in ("bf16", "fp16")):
-        return True
-    quantization = recipe.method.quantization
-    if quantization is None or quantization.bnb_4bit_compute_dtype == "float32":
-        return False
-    from peftkit.report import read_report
-
-    return quantization.bnb_4bit_compute_dtype != "auto" or bool(read_report(run).environment.get("gpus"))
-
-
-def _merged(trained: Trained) -> Any:
-    if not isinstance(trained.model, PeftModel):
-        return trained.model
-    if not can_be_merged(trained.model):
-        kind = trained.model.active_peft_config.peft_type.value
-        raise UserError(f"export: {kind} adds no weights that could be merged; the run's folder is its only form")
-    inner: Any = trained.model.get_base_model()
-    # Most methods of peft can't unload a trained head that is more than one layer; so the head goes first.
-    for name, module in list(inner.named_modules()):
-        if isinstance(module, ModulesToSaveWrapper):
-            parent, _, child = name.rpartition(".")
-            own = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
-            setattr(inner.get_submodule(parent), child, own)
-    try:
-        return trained.model.merge_and_unload(safe_merge=True)
-    except (NotImplementedError, ValueError) as error:
-        raise UserError(f"export: peft can't merge this adapter: {' '.join(str(error).split())}") from error
+def _check_words(saved: SavedRun, form: str, dtype: str, merge: str, int8: bool) -> None:
+    recipe = saved.recipe
+    if form == "adapter" and recipe.method.peft is None:
+        raise UserError("--format adapter: full fine-tuning has no adapter; leave the word out")
+    if form == "adapter" and dtype != "auto":
+        raise UserError("--dtype: an adapter is written as it was trained; leave the word out")
+    if merge != "best" and (recipe.method.quantization is None or form == "adapter"):
+        raise UserError("--merge: is for merging a quantized run; leave the word out")
+    if merge == "4bit" and (dtype != "auto" or form == "onnx"):
+        raise UserError("--merge 4bit: its weights are in 4 bits; leave out --dtype and --format")
+    if form == "onnx" and dtype not in ("auto", "float32"):
+        raise UserError("--dtype: ONNX is written in float32, or smaller with --int8; leave the word out")
+    if int8 and form != "onnx":
+        raise UserError("--int8: is for --format onnx")
 
 
-@torch.no_grad()
-def _logits(trained: Trained, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits in float32 on the CPU, of shape (rows, labels)."""
-    # A 4-bit model is loaded onto the GPU where there is one, any other onto the CPU.
-    device = next(iter(trained.model.parameters())).device
-    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-    return first_output(trained.model(**inputs).logits).float().cpu()
+def _load_as_trained(origin: _Origin) -> tuple[PreTrainedModel | PeftModel, Difference]:
+    """The model as it was trained, and how far it is from the live one."""
+    model = load_model(origin.saved)
+    found = origin.compared_live(outputs_of(model, origin.batch))
+    check("export: the run read back", found, origin.as_trained)
+    return model, found
 
 
-def _fresh_logits(folder: Path, batch: dict[str, torch.Tensor], auto_class: str) -> torch.Tensor:
-    """What a new process, with plain transformers alone, makes of the folder. Raises AuditError when it fails."""
-    script = Path(__file__).with_name("fresh_process.py")
-    with tempfile.TemporaryDirectory() as scratch:
-        inputs, output = Path(scratch) / "inputs.safetensors", Path(scratch) / "output.safetensors"
-        save_file(batch, inputs)
-        words = [sys.executable, "-I", "-W", "ignore", script, folder, inputs, auto_class, output]
-        done = subprocess.run([str(word) for word in words], capture_output=True, text=True)  # noqa: S603
-        if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise AuditError(f"export: a fresh process can't load the exported model: {said}")
-        return load_file(output)["logits"]
+def _finished(saved: SavedRun, folder: Path, dtype: str) -> PreTrainedModel:
+    return load_finished(folder, saved.task, dtype=dtype, trust_remote_code=saved.trust_remote_code).eval()
 
 
-def _of_text(values: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The values without those of padding, where there is one for each token of the input."""
-    mask = batch["attention_mask"]
-    return values[mask.bool()] if "decoder_input_ids" not in batch and values.shape[:2] == mask.shape else values
+def _export_adapter(origin: _Origin, folder: Path) -> Receipt:
+    model, reloaded = _load_as_trained(origin)
+    del model
+    for name in ADAPTER_FILES:
+        if (origin.saved.folder / name).exists():
+            shutil.copy(origin.saved.folder / name, folder / name)
+    found = origin.compared_live(origin.signed(folder, adapter=True))
+    check("export: the adapter", found, origin.as_trained)
+    return Receipt(
+        format="adapter", dtype=origin.saved.recipe.model.dtype, rows=found.rows, tolerance=origin.as_trained,
+        exported_difference=found.difference, label_agreement=found.label_agreement,
+        text_agreement=found.text_agreement, reload_difference=reloaded.difference, live_difference=found.difference,
+    )  # fmt: skip
 
 
-def _largest(difference: torch.Tensor, batch: dict[str, torch.Tensor]) -> float:
-    # A NaN is no agreement: infinity fails every tolerance.
-    return float(_of_text(difference, batch).abs().nan_to_num(nan=float("inf")).max())
+def _export_merged(origin: _Origin, folder: Path, dtype: str, merge: str) -> Receipt:
+    """The best merge, checked in a fresh process against the same weights before they were merged."""
+    saved, quantization = origin.saved, origin.saved.recipe.method.quantization
+    model, reloaded = _load_as_trained(origin)
+    if not can_be_merged(model):
+        kind = saved.recipe.method.kind.upper()
+        raise UserError(f"export: {kind} adds no weights that could be merged; take --format adapter")
+    as_trained = str(model.dtype if saved.recipe.model.dtype == "auto" else saved.recipe.model.dtype)
+    as_trained = as_trained.removeprefix("torch.")
+    dtype = as_trained if dtype == "auto" else dtype
+    if dtype == "float16" and model.config.model_type in OVERFLOW_IN_FLOAT16:
+        raise UserError(f"--dtype float16: {model.config.model_type} overflows in it; take bfloat16 or float32")
+    names = ["merged"] if quantization is None else ["original", "dequantized"] + ["4bit"] * (merge == "4bit")
+    look, rows, packed = None, [], packed_weights(model)
+    if quantization is not None or dtype != as_trained:
+        look = ValidationLook.of(saved, origin.report, model, origin.batch)
+        rows.append(look.row("as trained, not merged", model, None))
+    # One model at a time: what is merged next maps the base's files anew.
+    del model
+    expected: dict[str, Mapping[str, torch.Tensor]] = {}
+    for name in names:
+        (folder / name).mkdir()
+        if name == "4bit":
+            expected[name] = _merge_into_4bit(origin, folder / name)
+        else:
+            unmerged = load_model(saved, unquantized_as="float32" if dtype == "float32" else as_trained)
+            unmerged.config.update(dict(saved.task.settings()))
+            weights = None
+            if name == "dequantized":
+                assert quantization is not None
+                weights = dequantized(quantization, packed, getattr(torch, as_trained))
+            expected[name] = origin.live if name == "dequantized" else outputs_of(unmerged, origin.batch)
+            write_merged(unmerged, folder / name, getattr(torch, dtype), weights)
+            del unmerged
+        if look is not None:
+            merged: Any = _finished(saved, folder / name, "auto")
+            said = FORMS.get(name, f"merged, in {dtype}")
+            rows.append(look.row(said, merged, weight_bytes(folder / name)))
+            del merged
+    chosen = names[0] if len(names) == 1 else merge if merge != "best" else _best(rows[1:], saved.task.main_metrics[0])
+    for path in list((folder / chosen).iterdir()):
+        path.rename(folder / path.name)
+    for name in names:
+        shutil.rmtree(folder / name)
+    in_full = dtype == "float32" and chosen != "4bit"
+    allowed = origin.as_trained if chosen == "dequantized" and in_full else origin.allowed(full=in_full)
+    found = origin.signed(folder, adapter=False)
+    exported = compared(saved.task, found, expected[chosen], origin.batch)
+    check("export: the merged model", exported, allowed)
+    live = origin.compared_live(found)
+    return Receipt(
+        format="model", dtype="4bit" if chosen == "4bit" else dtype, rows=exported.rows, tolerance=allowed,
+        exported_difference=exported.difference, label_agreement=live.label_agreement,
+        text_agreement=live.text_agreement, reload_difference=reloaded.difference, live_difference=live.difference,
+        shipped=FORMS.get(chosen, f"merged, in {dtype}") if rows else None, forms=tuple(rows),
+    )  # fmt: skip
 
 
-def _agreement(exported: torch.Tensor, live: torch.Tensor, batch: dict[str, torch.Tensor]) -> float:
-    """Share of rows, or of tokens, with the same largest logit; of numbers, with one that is within 0.01."""
-    if exported.shape[-1] == 1:
-        return float(torch.isclose(exported, live, atol=1e-2).float().mean())
-    return float(_of_text((exported.argmax(-1) == live.argmax(-1)).float(), batch).mean())
+def _best(rows: Sequence[FormRow], metric: str) -> str:
+    """The form with the best score on validation; of equals, and without scores, the one nearest to the unmerged."""
+    named = dict(zip(FORMS, rows, strict=False))
+    return max(named, key=lambda name: (named[name].scores.get(metric, 0.0), -named[name].divergence))
+
+
+def _merge_into_4bit(origin: _Origin, folder: Path) -> dict[str, torch.Tensor]:
+    logger.warning("--merge 4bit: rounding to 4 bits erases much of a small adapter; the table tells how much")
+    model = load_model(origin.saved)
+    with warnings.catch_warnings():
+        # peft warns of the rounding that was just told of.
+        warnings.filterwarnings("ignore", message="Merge lora module to 4-bit linear")
+        merged = merged_whole(model)
+    merged.config.update(dict(origin.saved.task.settings()))
+    merged.save_pretrained(folder)
+    return outputs_of(merged, origin.batch)
+
+
+def _export_onnx(origin: _Origin, folder: Path, receipt: Receipt, int8: bool) -> Receipt:
+    """The merged model that is in the folder, as ONNX in its place, checked in ONNX Runtime against it."""
+    saved = origin.saved
+    merged: Any = _finished(saved, folder, "float32")
+    expected = {"logits": logits_of(merged, origin.batch)}
+
+    def written(small: bool) -> tuple[Any, int]:
+        write_onnx(merged, origin.batch, folder, int8=small)
+        return OnnxModel(folder), sum(path.stat().st_size for path in folder.glob("model.onnx*"))
+
+    model, size = written(False)
+    exported = compared(saved.task, outputs_of(model, origin.batch), expected, origin.batch)
+    check("export: the model in ONNX Runtime", exported, origin.allowed(full=True))
+    forms = list(receipt.forms)
+    if int8:
+        look = ValidationLook.of(saved, origin.report, merged, origin.batch)
+        forms.append(look.row("merged, in float32", merged, weight_bytes(folder)))
+        forms.append(look.row("as ONNX, in float32", model, size))
+        model, size = written(True)
+        forms.append(look.row("as ONNX, in int8", model, size))
+        exported = compared(saved.task, outputs_of(model, origin.batch), expected, origin.batch)
+    for path in folder.glob("model*.safetensors*"):
+        path.unlink()
+    origin.signed(folder, adapter=False)
+    live = compared(saved.task, outputs_of(model, origin.batch), {"logits": origin.live["logits"]}, origin.batch)
+    return replace(
+        receipt, format="onnx", dtype="int8" if int8 else "float32", exported_difference=exported.difference,
+        label_agreement=live.label_agreement, text_agreement=None, live_difference=live.difference,
+        shipped="as ONNX, in int8" if int8 else receipt.shipped, forms=tuple(forms),
+    )  # fmt: skip

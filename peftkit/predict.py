@@ -1,152 +1,130 @@
-"""Answers for a file of texts, by a run or by any finished model."""
+"""Answers for the rows of a file or of standard input, by one model or by several that share a base."""
 
-import csv
-import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
-import numpy as np
-import torch
+import pyarrow
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from peftkit.answer_files import answer_writer, check_output
 from peftkit.errors import UserError
-from peftkit.files import writing
 from peftkit.log import logger
-from peftkit.model import load_finished, make_paddable, position_limit
-from peftkit.parsing import dict_to_recipe
-from peftkit.recipe import DataConfig, Recipe
-from peftkit.run_folder import RECEIPT, RECIPE, Trained, label_names, load_run
-from peftkit.sources import load_rows
-from peftkit.tasks import TASKS, Task
+from peftkit.predictor import Predictor, load
+from peftkit.row_stream import StreamedRow, stream_rows
+from peftkit.sharing import share_base
 
-BATCH_SIZE = 32
-# Where neither a recipe nor the tokenizer says how many the model reads.
-MOST_TOKENS = 512
+# Rows held at a time: enough to find batches of like length among them.
+CHUNK = 2048
 
 
 def predict(
-    source: Path,
-    file: Path,
+    folders: Sequence[Path],
+    file: Path | None,
     output: Path | None = None,
     *,
     columns: Mapping[str, str] | None = None,
+    input_format: str | None = None,
+    top_k: int | None = None,
     trust_remote_code: bool = False,
-) -> Path:
-    """Write a line for each row of `file`: its number, and the task's answer.
+) -> Path | None:
+    """Write a line for each row of `file`, or of standard input: its number, and the answer.
 
-    `source` is a run's folder, an export, or any folder that transformers loads; `columns` names, by the task's own
-    fields (`text`, `text_pair`, `tokens`, `source`), columns other than those trained on. `output` ends in .jsonl or
-    .csv. Raises UserError.
+    With several folders, of runs on one base, each answer stands under its folder's name, and the rows are read once.
+    A row that can't be read has an `error` instead, and the rest goes on. `columns` names, by the task's own fields,
+    columns other than those trained on; `top_k` keeps so many labels' probabilities. `output` ends in .jsonl, .csv or
+    .parquet; without it standard input is answered on standard output, and a file in NAME.predictions.jsonl.
+    Returns where the answers are. Raises UserError.
     """
-    output = output or Path(f"{file.stem}.predictions.jsonl")
-    if output.suffix not in (".jsonl", ".csv"):
-        raise UserError(f"--output {output}: must end in .jsonl or .csv")
-    if output.exists():
-        raise UserError(f"--output {output}: already exists; name another file or remove it")
-    trained = _load(source, columns or {}, trust_remote_code)
-    rows = next(iter(load_rows(DataConfig(path=str(file))).values()))
-    for column in trained.task.inputs:
-        if column not in rows.column_names:
-            words = " or ".join(f"--{name}" for name in trained.task.input_fields if getattr(trained.task, name))
-            raise UserError(f"{file}: no column '{column}' among {', '.join(rows.column_names)}; name it with {words}")
-    if problem := next(trained.task.input_problems(rows, str(file)), None):
-        raise UserError(problem)
-    if not len(rows):
-        raise UserError(f"{file}: has no rows")
-    with writing(output) as text:
-        for start in tqdm(range(0, len(rows), BATCH_SIZE), desc="predict", unit="batch"):
-            answers = _answers(trained, rows.select(range(start, min(start + BATCH_SIZE, len(rows)))))
-            (_write_csv if output.suffix == ".csv" else _write_jsonl)(text, answers, start)
-    logger.info("%d rows predicted: %s", len(rows), output)
+    if top_k is not None and top_k < 1:
+        raise UserError(f"--top_k {top_k}: 1 is the least")
+    if output is None and file is not None:
+        output = Path(f"{file.stem}.predictions.jsonl")
+    check_output(output)
+    rows = stream_rows(file, input_format)
+    predictors = _load_all(folders, columns or {}, trust_remote_code)
+    where = "standard input" if file is None else str(file)
+    unread = total = 0
+    with answer_writer(output, ranked=top_k is not None) as write, tqdm(desc="predict", unit="row") as progress:
+        while chunk := list(islice(rows, CHUNK)):
+            if not total:
+                _check_columns(next((row for row in chunk if row.problem is None), None), predictors, where)
+            answers = _answers(chunk, predictors, where, top_k)
+            write(answers)
+            total += len(chunk)
+            progress.update(len(chunk))
+            for answer in answers:
+                if "error" in answer:
+                    unread += 1
+                    if unread == 1:
+                        logger.warning("%s", answer["error"])
+        if not total:
+            raise UserError(f"{where}: has no rows")
+    if unread:
+        logger.warning("%d of %d rows could not be read; their answers hold the error", unread, total)
+    logger.info("%d rows predicted%s", total - unread, "" if output is None else f": {output}")
     return output
 
 
-def within_positions(task: Any, model: PreTrainedModel) -> Task:
-    """The task, reading no more tokens than the model has positions for; a tokenizer may promise more."""
-    field, limit = task.length_fields[0], position_limit(model)
-    return task if limit is None or getattr(task, field) <= limit else replace(task, **{field: limit})
+def _load_all(folders: Sequence[Path], columns: Mapping[str, str], trust_remote_code: bool) -> dict[str, Predictor]:
+    """The models by the name under which their answers stand; one alone has none."""
+    if len(folders) == 1:
+        return {"": load(folders[0], columns=columns, trust_remote_code=trust_remote_code)}
+    names = [folder.resolve().name for folder in folders]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"two folders are called {twice[0]}, by which their answers would be named; rename one")
+    found = {
+        name: load(folder, trust_remote_code=trust_remote_code) for name, folder in zip(names, folders, strict=True)
+    }
+    unread = set(columns) - {field for one in found.values() for field in one.task.input_fields}
+    if unread:
+        raise UserError(f"--{sorted(unread)[0]}: none of the models reads it")
+    return share_base({name: one.with_columns(columns) for name, one in found.items()})
 
 
-def _load(source: Path, columns: Mapping[str, str], trust_remote_code: bool) -> Trained:
-    if (source / RECIPE).exists():
-        trained = load_run(source, trust_remote_code=trust_remote_code)
-    else:
-        if not (source / "config.json").is_file():
-            raise UserError(f"{source}: neither a run nor a model; it has no config.json")
-        tokenizer = make_paddable(
-            AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code), str(source)
-        )
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        if (source / RECEIPT).exists():
-            recipe = dict_to_recipe(json.loads((source / RECEIPT).read_text())["recipe"])
-        else:
-            length = min(tokenizer.model_max_length, MOST_TOKENS)
-            kinds = (kind.of_model(config, length) for kind in TASKS)
-            task = next((kind for kind in kinds if kind is not None), None)
-            if task is None:
-                raise UserError(f"{source}: {', '.join(config.architectures or ())} is a model of no task of peftkit's")
-            recipe = Recipe(task=task)
-        model = load_finished(source, recipe.task, trust_remote_code=trust_remote_code)
-        model.config.pad_token_id = tokenizer.pad_token_id
-        recipe = replace(recipe, task=within_positions(recipe.task, model))
-        model.eval()
-        trained = Trained(
-            model=model,
-            tokenizer=tokenizer,
-            recipe=recipe,
-            task=recipe.task.restored(config),
-            labels=label_names(config),
-        )
-    for name in columns:
-        if name not in trained.task.input_fields:
-            raise UserError(f"--{name}: a model of {type(trained.task).__name__} reads no {name}")
-    fitted: Any = trained.task
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    if not getattr(trained.model, "is_loaded_in_4bit", False):  # which was loaded where it is to be
-        cast(Any, trained.model).to(device)
-    return replace(trained, task=replace(fitted, **columns))
+def _check_columns(row: StreamedRow | None, predictors: Mapping[str, Predictor], where: str) -> None:
+    """Raise UserError when the first row lacks a column: then it is the word that is wrong, not the row."""
+    for predictor in predictors.values() if row is not None else ():
+        task = predictor.task
+        for column in task.inputs:
+            if row is not None and column not in row.values:
+                words = " or ".join(f"--{name}" for name in task.input_fields if getattr(task, name))
+                raise UserError(f"{where}: no column '{column}' among {', '.join(row.values)}; name it with {words}")
 
 
-@torch.no_grad()
-def _answers(trained: Trained, rows: Dataset) -> list[Mapping[str, Any]]:
-    """The task's answers to a few rows, which may be more encoded ones."""
-    task, model = trained.task, cast(Any, trained.model)
-    encoded = task.encode_inputs(rows, trained.tokenizer)
-    collator = task.collator(trained.tokenizer, model)
-    kept = []
-    for start in range(0, len(encoded), BATCH_SIZE):
-        batch = collator([encoded[row] for row in range(start, min(start + BATCH_SIZE, len(encoded)))])
-        inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if tensor is not None}
-        kept += list(task.infer(model, inputs).cpu().numpy())
-    widest = max(np.shape(row)[-1] if np.ndim(row) else 0 for row in kept)
-    padded = [np.pad(row, (0, widest - len(row)), constant_values=-100) if np.ndim(row) else row for row in kept]
-    return task.answer(np.stack(padded), encoded, rows, trained.tokenizer, trained.labels)
+def _answers(
+    chunk: Sequence[StreamedRow], predictors: Mapping[str, Predictor], where: str, top_k: int | None
+) -> list[dict[str, Any]]:
+    inputs = sorted({column for predictor in predictors.values() for column in predictor.task.inputs})
+    rows = {row.number: {name: row.values.get(name) for name in inputs} for row in chunk if row.problem is None}
+    errors = {row.number: f"{where}, row {row.number} (from 0): {row.problem}" for row in chunk if row.problem}
+    for number, problem in _problems(rows, predictors, where):
+        errors.setdefault(number, problem)
+    good = {number: row for number, row in rows.items() if number not in errors}
+    found: dict[int, dict[str, Any]] = {number: {"row": number} for number in good}
+    dataset = Dataset.from_list(list(good.values()))
+    for name, predictor in predictors.items() if good else ():
+        for number, answer in zip(good, predictor.answers(dataset, top_k=top_k), strict=True):
+            found[number] |= {name: answer} if name else answer
+    return [found.get(row.number) or {"row": row.number, "error": errors[row.number]} for row in chunk]
 
 
-def _write_jsonl(file: IO[str], answers: list[Mapping[str, Any]], start: int) -> None:
-    for row, one in enumerate(answers, start):
-        file.write(json.dumps({"row": row, **one}, ensure_ascii=False) + "\n")
-
-
-def _write_csv(file: IO[str], answers: list[Mapping[str, Any]], start: int) -> None:
-    """A column a value; a probability a label; a space between tags, a comma between labels, entities as JSON."""
-    names = list(answers[0].get("probabilities", ()))
-    plain = [name for name in answers[0] if name != "probabilities"]
-    writer = csv.writer(file, lineterminator="\n")
-    if start == 0:
-        writer.writerow(["row", *plain, *(f"probability of {name}" for name in names)])
-    for row, one in enumerate(answers, start):
-        values = [_cell(name, one[name]) for name in plain]
-        writer.writerow([row, *values, *(one["probabilities"][name] for name in names)])
-
-
-def _cell(name: str, value: Any) -> Any:
-    if not isinstance(value, list):
-        return value
-    if name == "entities":
-        return json.dumps(value, ensure_ascii=False)
-    return (" " if name == "tags" else ",").join(value)
+def _problems(
+    rows: Mapping[int, Mapping[str, Any]], predictors: Mapping[str, Predictor], where: str
+) -> Iterator[tuple[int, str]]:
+    """Rows that a model can't read, with what is wrong; they are looked at one by one only if there are any."""
+    try:
+        whole = Dataset.from_list([dict(row) for row in rows.values()])
+        if not any(next(one.task.input_problems(whole, where), None) for one in predictors.values() if rows):
+            return
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
+        # Values of several kinds in one column: each row is then looked at alone.
+        pass
+    for number, row in rows.items():
+        alone = Dataset.from_list([dict(row)])
+        for predictor in predictors.values():
+            if problem := next(predictor.task.input_problems(alone, where, number), None):
+                yield number, problem

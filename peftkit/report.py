@@ -20,8 +20,8 @@ class Report:
     Attributes:
         name: the recipe's name.
         method: the method's name.
-        status: `complete`, `trial` (scored on validation only, no weights kept), `diverged`, `out_of_memory` or
-            `failed`.
+        status: `complete`, `trial` (scored on validation only, no weights kept), `diverged`, `out_of_memory`,
+            `not_reproduced` (what was saved is not what was trained) or `failed`.
         error: one line, when the run came to no score.
         recipe: the recipe as plain data; only differences from the defaults.
         environment: versions of packages and of Python, the hardware, the number of processes.
@@ -40,6 +40,8 @@ class Report:
             in float32, where the method can be merged.
         metrics: per split, each metric with its value and, on test, its 95 % interval.
         audit: what the training audit found.
+        round_trip: how far the saved folder, loaded by a fresh process with plain `transformers` and `peft`, is from
+            the model in memory at the end of training: fields of `peftkit.round_trip.Difference`.
         history: what the Trainer logged, a row a logging step; `seconds` of training, without evaluation, are added.
     """
 
@@ -61,6 +63,7 @@ class Report:
     sizes: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     audit: dict[str, Any] = field(default_factory=dict)
+    round_trip: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, folder: Path) -> Path:

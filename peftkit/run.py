@@ -1,27 +1,31 @@
 """One run, from recipe to report: the only file that knows the order."""
 
 import dataclasses
+import gc
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import EvalPrediction, set_seed
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from peftkit import distributed, measure, methods, run_folder
 from peftkit.callbacks import AuditCallback, ClockCallback
 from peftkit.data import load_splits
 from peftkit.data_checks import Checks, check_data
-from peftkit.errors import AuditError, DivergedError, UserError, exit_code_of
+from peftkit.errors import AuditError, DivergedError, NotReproducedError, UserError, exit_code_of
 from peftkit.files import text_without_home
 from peftkit.log import is_rank_zero, logger, set_up_logging
 from peftkit.model import check_precision, load_base, load_tokenizer, positions
 from peftkit.parsing import parse_recipe, recipe_to_dict
 from peftkit.recipe import Recipe
 from peftkit.report import FILE_NAME, Report, read_report
+from peftkit.round_trip import Difference, check, compared, tolerance_of
 from peftkit.scoring import Scoring
 from peftkit.tasks import Task
 from peftkit.tasks.plain_task import first_output
@@ -66,11 +70,20 @@ def run(recipe: Recipe, *, trial: bool = False, progress: Callable[[Mapping[str,
     )  # fmt: skip
     clock = ClockCallback(progress)
     try:
-        report = _run(recipe, folder, report, trial, clock)
+        with run_folder.filling(folder) as temporary:
+            report, read_back = _run(recipe, folder, temporary, report, trial, clock)
+            # The trained model is out of scope here, so its memory is free for the one that is loaded.
+            if is_rank_zero():
+                if read_back is not None:
+                    report = replace(report, round_trip=dataclasses.asdict(read_back()))
+                report.write(temporary)
+        if is_rank_zero():
+            _say(recipe, report, folder)
     except (Exception, KeyboardInterrupt) as error:
         status = (
             "out_of_memory" if measure.is_out_of_memory(error)
-            else "diverged" if isinstance(error, DivergedError) else "failed"
+            else "diverged" if isinstance(error, DivergedError)
+            else "not_reproduced" if isinstance(error, NotReproducedError) else "failed"
         )  # fmt: skip
         known = isinstance(error, UserError | AuditError)
         line = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())[:500]
@@ -96,7 +109,10 @@ def _memory_was_told(folder: Path) -> bool:
     return fresh and read_report(folder).status == "out_of_memory"
 
 
-def _run(recipe: Recipe, folder: Path, report: Report, trial: bool, clock: ClockCallback) -> Report:
+def _run(
+    recipe: Recipe, folder: Path, temporary: Path, report: Report, trial: bool, clock: ClockCallback
+) -> tuple[Report, Callable[[], Difference] | None]:
+    """Fill `temporary`, which becomes `folder`; the report, and what reads the folder back where it holds weights."""
     task = recipe.task
     arguments = training_arguments(recipe, folder)
     set_seed(arguments.seed)
@@ -140,67 +156,77 @@ def _run(recipe: Recipe, folder: Path, report: Report, trial: bool, clock: Clock
     collator: Any = trainer.data_collator
     collated = collator.seconds
     held_out = encoded["test"].select(range(min(HELD_OUT_ROWS, len(encoded["test"]))))
-    with run_folder.filling(folder) as temporary:
-        live = {}
+    live: dict[str, torch.Tensor] = {}
+    read_back = None
+    if not trial:
+        # Before evaluation, which may cast the model to 16 bits.
+        trainer.save_model(str(temporary))
+        live = _live_outputs(task, model, trainer.data_collator(list(held_out)), arguments.device)
+    before_evaluation = time.perf_counter()
+    # Scored below, once, with what the task learns from validation.
+    trainer.compute_metrics = None
+    scored = ("validation",) if trial else ("validation", "test")
+    outputs = {split: trainer.predict(encoded[split], metric_key_prefix=split) for split in scored}
+    if is_rank_zero():
+        fitted = scoring.fitted(outputs["validation"].predictions)
+        answers = {split: fitted.answers(split, outputs[split].predictions) for split in outputs}
+        metrics = {
+            split: _loss(outputs[split].metrics or {}, split) | fitted.metrics(split, answers[split])
+            for split in outputs
+        }
+        evaluated = time.perf_counter() - before_evaluation
+        sizes = {}
         if not trial:
-            # Before evaluation, which may cast the model to 16 bits.
-            trainer.save_model(str(temporary))
-            live = _live_logits(task, model, trainer.data_collator(list(held_out)), arguments.device)
-        before_evaluation = time.perf_counter()
-        # Scored below, once, with what the task learns from validation.
-        trainer.compute_metrics = None
-        scored = ("validation",) if trial else ("validation", "test")
-        outputs = {split: trainer.predict(encoded[split], metric_key_prefix=split) for split in scored}
-        if is_rank_zero():
-            fitted = scoring.fitted(outputs["validation"].predictions)
-            answers = {split: fitted.answers(split, outputs[split].predictions) for split in outputs}
-            metrics = {
-                split: _loss(outputs[split].metrics or {}, split) | fitted.metrics(split, answers[split])
-                for split in outputs
-            }
-            evaluated = time.perf_counter() - before_evaluation
-            sizes = {}
-            if not trial:
-                run_folder.complete(
-                    temporary, recipe, model, set(base.missing_keys), held_out=live, settings=fitted.task.settings()
-                )
-                numbers = splits.origins["test"][1]
-                run_folder.write_predictions(temporary, numbers, answers["test"], scoring.references("test"))
-                sizes["trained"] = run_folder.weight_bytes(temporary)
-            if methods.can_be_merged(model):
-                sizes["merged"] = whole * FLOAT32_BYTES
-            trained_for = trained["train_runtime"] - clock.evaluated
-            report = replace(
-                report,
-                status="trial" if trial else "complete",
-                data={**splits.describe(), "checks": dataclasses.asdict(checks)},
-                seed=arguments.seed,
-                parameters=parameters,
-                head=sorted(base.head),
-                memory={name: max(rank[name] for rank in memory) for name in memory[0]},
-                memory_per_rank=memory,
-                times={
-                    "start_up": start_up,
-                    "data": read + collated,
-                    "train": trained_for - collated,
-                    "evaluate": clock.evaluated + evaluated,
-                    "total": start_up + read + trained["train_runtime"] + evaluated,
-                    "samples_per_second": trained["train_samples_per_second"] * trained["train_runtime"] / trained_for,
-                    "tokens_per_second": trainer.state.num_input_tokens_seen / trained_for,
-                },
-                energy=clock.energy,
-                tokens=trainer.state.num_input_tokens_seen,
-                sizes=sizes,
-                metrics=metrics,
-                audit=audit.finding,
-                history=[dict(row) for row in trainer.state.log_history],
-            )
-            report.write(temporary)
-    scores, split = report.metrics, "validation" if trial else "test"
-    shown = ", ".join(f"{name} {scores[split][name]:.4f}" for name in task.main_metrics if is_rank_zero())
-    logger.info("%s: audit %s; %s: %s", recipe.name, audit.finding.get("verdict"), split, shown)
+            run_folder.complete(
+                temporary, recipe, model, set(base.missing_keys), tokenizer=tokenizer, labels=splits.labels,
+                held_out=live, task=fitted.task,
+            )  # fmt: skip
+            numbers = splits.origins["test"][1]
+            run_folder.write_predictions(temporary, numbers, answers["test"], scoring.references("test"))
+            sizes["trained"] = run_folder.weight_bytes(temporary)
+        if methods.can_be_merged(model):
+            sizes["merged"] = whole * FLOAT32_BYTES
+        trained_for = trained["train_runtime"] - clock.evaluated
+        report = replace(
+            report,
+            status="trial" if trial else "complete",
+            data={**splits.describe(), "checks": dataclasses.asdict(checks)},
+            seed=arguments.seed,
+            parameters=parameters,
+            head=sorted(base.head),
+            memory={name: max(rank[name] for rank in memory) for name in memory[0]},
+            memory_per_rank=memory,
+            times={
+                "start_up": start_up,
+                "data": read + collated,
+                "train": trained_for - collated,
+                "evaluate": clock.evaluated + evaluated,
+                "total": start_up + read + trained["train_runtime"] + evaluated,
+                "samples_per_second": trained["train_samples_per_second"] * trained["train_runtime"] / trained_for,
+                "tokens_per_second": trainer.state.num_input_tokens_seen / trained_for,
+            },
+            energy=clock.energy,
+            tokens=trainer.state.num_input_tokens_seen,
+            sizes=sizes,
+            metrics=metrics,
+            audit=audit.finding,
+            history=[dict(row) for row in trainer.state.log_history],
+        )
+        if not trial:
+            read_back = partial(_read_back, temporary, recipe, fitted.task, bool(report.environment.get("gpus")))
+    return report, read_back
+
+
+def _say(recipe: Recipe, report: Report, folder: Path) -> None:
+    split = "validation" if report.status == "trial" else "test"
+    shown = ", ".join(f"{name} {report.metrics[split][name]:.4f}" for name in recipe.task.main_metrics)
+    logger.info("%s: audit %s; %s: %s", recipe.name, report.audit.get("verdict"), split, shown)
+    if report.round_trip:
+        logger.info(
+            "read back by a fresh process: largest logit difference %.2g on %d held-out rows, %.4g %% of labels agree",
+            report.round_trip["difference"], report.round_trip["rows"], 100 * report.round_trip["label_agreement"],
+        )  # fmt: skip
     logger.info("run saved in %s", folder)
-    return report
 
 
 def _loss(metrics: dict[str, float], split: str) -> dict[str, Any]:
@@ -208,11 +234,24 @@ def _loss(metrics: dict[str, float], split: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _live_logits(task: Task, model: Any, batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
+def _live_outputs(task: Task, model: Any, batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
     """The batch and what the model, as it stands in memory, makes of it; every rank takes part."""
     model.eval()
     inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
     inputs = dict(task.held_out(inputs, model.config))
-    logits = first_output(model(**inputs).logits)
-    kept = {name: tensor.cpu().contiguous() for name, tensor in inputs.items()}
-    return {**kept, "logits": logits.float().cpu().contiguous()}
+    found = {**inputs, "logits": first_output(model(**inputs).logits).float()}
+    if "decoder_input_ids" in inputs:
+        source = {name: tensor for name, tensor in inputs.items() if not name.startswith("decoder_")}
+        found["generated"] = model.generate(**source, synced_gpus=is_deepspeed_zero3_enabled())
+    return {name: tensor.cpu().contiguous() for name, tensor in found.items()}
+
+
+def _read_back(folder: Path, recipe: Recipe, task: Task, on_gpu: bool) -> Difference:
+    """How far the folder, loaded by a fresh process, is from the live model. Raises NotReproducedError if too far."""
+    batch, live = run_folder.read_held_out(folder)
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    found = compared(task, run_folder.fresh_outputs_of(folder, recipe, batch), live, batch)
+    check("the run read back", found, tolerance_of(recipe, live, on_gpu=on_gpu))
+    return found

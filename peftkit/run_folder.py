@@ -12,22 +12,34 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from peftkit.contract import (
+    CONTRACT,
+    HELD_OUT,
+    base_identity,
+    check_base,
+    check_labels,
+    check_tokenizer,
+    read_contract,
+    tokenizer_identity,
+    write_contract,
+)
 from peftkit.errors import AuditError, UserError
 from peftkit.files import without_home, write_json, write_text
 from peftkit.log import is_rank_zero, logger
 from peftkit.measure import is_out_of_memory
 from peftkit.methods import plain_name, prepare_quantized
-from peftkit.model import load_base, load_finished, position_limit
+from peftkit.model import load_base, load_finished, position_limit, source
 from peftkit.parsing import read_recipe, recipe_to_yaml
+from peftkit.plain_values import as_class, as_homeless
 from peftkit.recipe import Recipe
 from peftkit.report import FILE_NAME, read_report
+from peftkit.round_trip import fresh_outputs
 from peftkit.tasks import Task
 
 RECIPE = "recipe.yaml"
-HELD_OUT = "held_out.safetensors"
 PREDICTIONS = "predictions.jsonl"
 RECEIPT = "receipt.json"
 ADAPTER = "adapter_model.safetensors"
@@ -35,6 +47,7 @@ UNSCORED = "unscored"
 # The Trainer's, pickled.
 TRAINING_ARGUMENTS = "training_args.bin"
 _FILLING = ".filling"
+OUTPUTS = ("logits", "generated")
 
 
 def is_finished(folder: Path) -> bool:
@@ -107,12 +120,14 @@ def complete(
     model: PreTrainedModel | PeftModel,
     missing_keys: set[str],
     *,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Sequence[str],
     held_out: Mapping[str, torch.Tensor],
-    settings: Mapping[str, Any],
+    task: Task,
 ) -> None:
     """Add what the Trainer's own saving leaves out, and hold the head contract on what is on disk.
 
-    `settings` of the task go into the model's config.
+    The settings of the fitted `task` go into the model's config.
 
     Raises AuditError when a parameter that the checkpoint did not bring is not in the saved weights.
     """
@@ -132,10 +147,23 @@ def complete(
     plain.pop("quantization_config", None)
     if "_name_or_path" in plain:
         plain["_name_or_path"] = base_name
-    write_json(config, {**plain, **settings})
+    write_json(config, {**plain, **task.settings()})
     check_saved_head(folder, missing_keys)
     save_file(dict(held_out), folder / HELD_OUT)
     write_text(folder / RECIPE, recipe_to_yaml(recipe))
+    adapted = isinstance(model, PeftModel)
+    quantization = getattr(model.config, "quantization_config", None)
+    write_contract(
+        folder,
+        auto_class=task.auto_model.__name__,
+        adapter=adapted,
+        base={"name_or_path": base_name, **base_identity(source(recipe.model), recipe.model.revision)},
+        dtype=recipe.model.dtype if adapted else "auto",
+        quantization=None if quantization is None else quantization.to_diff_dict(),
+        labels=list(labels),
+        tokenizer=tokenizer_identity(tokenizer),
+        task=as_homeless(as_class(task)),
+    )
 
 
 def check_saved_head(folder: Path, missing_keys: set[str]) -> None:
@@ -164,13 +192,27 @@ def write_predictions(
     write_text(folder / PREDICTIONS, "\n".join(lines) + "\n")
 
 
-def read_held_out(folder: Path) -> dict[str, torch.Tensor]:
-    """The held-out batch of a run and the logits of the live model. Raises UserError when it is not there."""
+def read_held_out(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The held-out batch of a run, and the live model's outputs (`logits`, perhaps `generated`). Raises UserError."""
     path = folder / HELD_OUT
     if not path.is_file():
         raise UserError(f"{folder}: no {HELD_OUT} here; give the folder of a finished run")
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    found = load_file(path)
+    outputs = {name: tensor for name, tensor in found.items() if name in OUTPUTS}
+    return {name: tensor for name, tensor in found.items() if name not in OUTPUTS}, outputs
+
+
+def fresh_outputs_of(folder: Path, recipe: Recipe, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a fresh process makes of a run's folder, by its contract. Raises NotReproducedError if it can't load it."""
+    contract = json.loads((folder / CONTRACT).read_text(encoding="utf-8"))
+    adapter: dict[str, Any] = {}
+    if contract["adapter"]:
+        quantization = contract["quantization"]
+        adapter = {"base": source(recipe.model), "revision": recipe.model.revision, "quantization": quantization}
+    return fresh_outputs(
+        folder, batch, auto_class=contract["auto_class"], dtype=contract["dtype"],
+        trust_remote_code=recipe.model.trust_remote_code, **adapter,
+    )  # fmt: skip
 
 
 def label_names(config: Any) -> tuple[str, ...]:
@@ -179,59 +221,72 @@ def label_names(config: Any) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A run loaded from disk, ready to be asked.
+class SavedRun:
+    """What a run's folder, or an export of its adapter, says of itself; its model is not loaded.
 
     Attributes:
-        model: In evaluation mode; in 4 bits on the GPU where there is one, else on the CPU.
-        tokenizer: As it was trained with, `max_length` included.
+        folder: Where it lies.
         recipe: What trained it.
+        tokenizer: As it was trained with, `max_length` included.
         task: The recipe's, with what it learned from validation.
         labels: Names in the order of their ids.
+        contract: What belongs together.
+        trust_remote_code: Whether the base's own code may run: the caller's word, not the folder's.
     """
 
-    model: PreTrainedModel | PeftModel
-    tokenizer: PreTrainedTokenizerBase
+    folder: Path
     recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
     task: Task
     labels: tuple[str, ...]
+    contract: Mapping[str, Any]
+    trust_remote_code: bool = False
 
 
-def load_run(folder: Path, *, full_precision: bool = False, trust_remote_code: bool = False) -> Trained:
-    """Load what a run left: the whole model, or the base with its adapter; as trained, or all in float32.
-
-    Whether the checkpoint's own code may run is the caller's word, not the folder's. Raises UserError when the folder
-    is no finished run or its adapter does not fit the base.
-    """
-    if not is_finished(folder):
+def read_run(folder: Path, *, trust_remote_code: bool = False) -> SavedRun:
+    """Read all but the model. Raises UserError when this is no finished run, or its parts don't belong together."""
+    contract = read_contract(folder) if (folder / RECIPE).is_file() else None
+    if contract is None:
         raise UserError(f"{folder}: no finished run here; give the folder that a training run printed")
     recipe = read_recipe(folder / RECIPE)
-    trust = {"trust_remote_code": trust_remote_code}
-    dtype = "float32" if full_precision else recipe.model.dtype
-    config = replace(recipe.model, dtype=dtype, trust_remote_code=trust_remote_code)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
-    saved_config = AutoConfig.from_pretrained(folder, **trust)
-    labels = label_names(saved_config)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    labels = label_names(config) if contract["labels"] else ()
+    check_labels(folder, contract, labels)
+    check_tokenizer(folder, contract, tokenizer)
+    return SavedRun(
+        folder=folder, recipe=recipe, tokenizer=tokenizer, task=recipe.task.restored(config), labels=labels,
+        contract=contract, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+
+
+def load_model(saved: SavedRun, *, unquantized_as: str | None = None) -> PreTrainedModel | PeftModel:
+    """The whole model, or the base with its adapter: as trained, or not in 4 bits and as `unquantized_as`.
+
+    In evaluation mode; in 4 bits on the GPU where there is one, else on the CPU. Raises UserError when the base is
+    another one, or the adapter does not fit it.
+    """
+    folder, recipe = saved.folder, saved.recipe
+    dtype = unquantized_as or recipe.model.dtype
     if recipe.method.peft is None:
-        model: Any = load_finished(folder, recipe.task, dtype=dtype, **trust)
-    else:
-        quantization = None if full_precision else recipe.method.quantization
-        base = load_base(config, recipe.task, tokenizer, labels, quantization).model
-        if quantization is not None:
-            base = prepare_quantized(base)
-        try:
-            model = PeftModel.from_pretrained(base, str(folder))
-        except (RuntimeError, ValueError, KeyError, OSError) as error:
-            if is_out_of_memory(error):
-                raise
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"{folder}: its adapter does not fit {recipe.model.name_or_path}: {reason}") from error
-        with safe_open(folder / ADAPTER, framework="pt") as file:
-            saved = set(file.keys())
-        # Whether resized embeddings belong to the adapter, peft would ask the hub; they are left out of the question.
-        expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-        if odd := sorted(key for key in saved ^ expected if "embed_tokens" not in key and "word_embeddings" not in key):
-            raise UserError(f"{folder}: its adapter does not fit {recipe.model.name_or_path}: {', '.join(odd[:3])}")
-    model.eval()
-    task = recipe.task.restored(saved_config)
-    return Trained(model=model, tokenizer=tokenizer, recipe=recipe, task=task, labels=labels)
+        return load_finished(folder, recipe.task, dtype=dtype, trust_remote_code=saved.trust_remote_code).eval()
+    check_base(folder, saved.contract, source(recipe.model), recipe.model.revision)
+    config = replace(recipe.model, dtype=dtype, trust_remote_code=saved.trust_remote_code)
+    quantization = recipe.method.quantization if unquantized_as is None else None
+    base = load_base(config, recipe.task, saved.tokenizer, saved.labels, quantization).model
+    if quantization is not None:
+        base = prepare_quantized(base)
+    try:
+        model = PeftModel.from_pretrained(base, str(folder))
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder}: its adapter does not fit {recipe.model.name_or_path}: {reason}") from error
+    with safe_open(folder / ADAPTER, framework="pt") as file:
+        there = set(file.keys())
+    # Whether resized embeddings belong to the adapter, peft would ask the hub; they are left out of the question.
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if odd := sorted(key for key in there ^ expected if "embed_tokens" not in key and "word_embeddings" not in key):
+        raise UserError(f"{folder}: its adapter does not fit {recipe.model.name_or_path}: {', '.join(odd[:3])}")
+    return model.eval()

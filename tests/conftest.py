@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    AlbertConfig,
     AutoModel,
     AutoTokenizer,
     BartConfig,
     BertConfig,
     DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
     GPT2Config,
+    ModernBertConfig,
     RobertaConfig,
     T5Config,
 )
@@ -48,11 +52,28 @@ SHAPES = {
         decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128, max_position_embeddings=512,
         pad_token_id=0, bos_token_id=101, eos_token_id=102, decoder_start_token_id=102, forced_eos_token_id=102,
     ),
+    "albert": AlbertConfig(
+        vocab_size=30522, embedding_size=32, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=128, pad_token_id=0, bos_token_id=101, eos_token_id=102,
+    ),
+    "electra": ElectraConfig(
+        vocab_size=30522, embedding_size=32, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=128,
+    ),
+    "distilbert": DistilBertConfig(vocab_size=30522, dim=64, n_layers=2, n_heads=4, hidden_dim=128),
+    "modernbert": ModernBertConfig(
+        vocab_size=30522, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128,
+        pad_token_id=0, bos_token_id=101, eos_token_id=102, cls_token_id=101, sep_token_id=102,
+    ),
     # A decoder whose tokenizer has no pad token, as GPT-2's has none.
     "gpt2": GPT2Config(
         vocab_size=30522, n_embd=64, n_layer=2, n_head=4, n_positions=512, bos_token_id=102, eos_token_id=102,
     ),
 }  # fmt: skip
+
+
+def pytest_addoption(parser):
+    parser.addoption("--receipts", metavar="FILE", help="try every architecture, task and method; the table goes there")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,7 +23,7 @@ def test_help_and_import_load_no_torch():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
-    for command in ("train", "compare", "report", "export", "predict"):
+    for command in ("train", "compare", "report", "export", "combine", "predict"):
         assert command in said.stdout
 
 
@@ -47,9 +47,16 @@ def test_help_and_import_load_no_torch():
         (["report", "tests"], "no report.json here"),
         (["report", "tests", "--examples", "-1"], "must be 0 or more"),
         (["report", "tests", "--format", "pdf"], "invalid choice: 'pdf'"),
-        (["export", "nowhere", "out"], "give the folder of a finished run"),
+        (["export", "nowhere", "out"], "no finished run here"),
         (["export", "a", "b", "--tolerence", "1"], "unknown argument '--tolerence'"),
-        (["predict", "nowhere", "x.csv"], "neither a run nor a model"),
+        (["export", "a", "b", "--push_to_hub", "me/it"], "no login that the hub accepts"),
+        (["combine", "tests", "out"], "give two runs or more"),
+        (["combine", "tests", "recipes", "out"], "tests: no finished run here"),
+        (["combine", "tests", "recipes", "out", "--weights", "a,b"], "--weights: 'a,b' is not numbers"),
+        (["predict", "nowhere", "x.csv"], "x.csv: no such file"),
+        (["predict", "nowhere", "README.md"], "unknown file format '.md'; say --input_format"),
+        (["predict", "nowhere", "README.md", "--input_format", "text"], "neither a run nor a model"),
+        (["predict", "nowhere", "README.md", "--top_k", "0"], "--top_k 0: 1 is the least"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(words, said, capsys, tmp_path, monkeypatch, request):

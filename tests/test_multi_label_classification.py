@@ -159,8 +159,8 @@ def test_thresholds_travel_with_the_model(small_recipe, folder, tmp_path, method
     saved = AutoConfig.from_pretrained(tmp_path / "out")
     assert list(saved.id2label.values()) == list(saved.thresholds) == ["arrays", "models", "text"]
     assert saved.problem_type == "multi_label_classification"
-    predict(tmp_path / "out", folder / "test.jsonl", tmp_path / "out.jsonl")
-    predict(tmp_path / "run", folder / "test.jsonl", tmp_path / "run.csv")
+    predict([tmp_path / "out"], folder / "test.jsonl", tmp_path / "out.jsonl")
+    predict([tmp_path / "run"], folder / "test.jsonl", tmp_path / "run.csv")
     for line in (tmp_path / "out.jsonl").read_text().splitlines()[:40]:
         row = json.loads(line)
         assert row["labels"] == [n for n, p in row["probabilities"].items() if p >= saved.thresholds[n]]

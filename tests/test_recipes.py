@@ -22,7 +22,8 @@ FEW = ["--training.max_steps", "4", "--data.max_train_samples", "96", "--data.ma
 FEW += ["--training.per_device_train_batch_size", "4", "--training.disable_tqdm", "true"]
 SHORT = {"seq2seq": ["--task.max_source_length", "32", "--task.max_target_length", "8"]}
 
-pytestmark = pytest.mark.slow
+# Two ranks fill two cores: not beside another such test.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 
 
 def launch(launcher, recipe, words, folder):

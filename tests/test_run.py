@@ -47,7 +47,8 @@ def test_the_run_folder_is_whole_by_itself(small_recipe, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        "adapter_config.json", "adapter_model.safetensors", "config.json", "held_out.safetensors", "predictions.jsonl",
+        "adapter_config.json", "adapter_model.safetensors", "config.json", "contract.json", "held_out.safetensors",
+        "predictions.jsonl",
         "recipe.yaml", "report.json", "tensorboard", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     (events,) = (folder / "tensorboard").iterdir()

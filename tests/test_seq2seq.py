@@ -94,7 +94,7 @@ def test_it_trains_generates_exports_and_predicts(small_recipe, tmp_path, archit
     assert receipt.rows == 4
     assert (tmp_path / "run" / "held_out.safetensors").stat().st_size < 9e6
     load_summaries()["test"].select(range(8)).to_json(tmp_path / "rows.jsonl")
-    predict(tmp_path / "out", tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+    predict([tmp_path / "out"], tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
     model, words = (kind.from_pretrained(tmp_path / "out") for kind in (AutoModelForSeq2SeqLM, AutoTokenizer))
     assert model.generation_config.num_beams == 2
     assert model.generation_config.max_new_tokens == 8

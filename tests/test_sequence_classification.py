@@ -111,7 +111,7 @@ def test_answers_are_labels_and_probabilities():
     assert [row["label"] for row in found] == ["y", "x"]
     assert found[0]["probabilities"] == pytest.approx({"x": 0.25, "y": 0.75})
     assert TASK.decode(TASK.reduce(torch.tensor([[0.0, 1.0]])).numpy(), None, None, None, ("x", "y")) == [
-        {"label": "y"}
+        {"label": "y", "confidence": 0.731059}
     ]
 
 

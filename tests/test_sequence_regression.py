@@ -35,7 +35,7 @@ def test_a_number_is_learned_exported_and_predicted(small_recipe, file, tmp_path
     assert {"loss", "pearson", "spearman", "rmse", "mae", "pearson_ci95"} <= set(report.metrics["test"])
     assert "at random" in report.data["decisions"][0]
     assert export(tmp_path / "run", tmp_path / "out").exported_difference <= 1e-4
-    predict(tmp_path / "out", file, tmp_path / "out.jsonl")
+    predict([tmp_path / "out"], file, tmp_path / "out.jsonl")
     row = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[3])
     assert set(row) == {"row", "score"}
 
@@ -52,7 +52,7 @@ def test_batches_of_like_length_leave_every_answer_with_its_row(small_recipe, fi
     run(small_recipe("bert", full(), TASK, str(file), max_steps=4, **words))
     rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     load_splits(DataConfig(path=str(file), max_eval_samples=40), TASK).test.to_json(tmp_path / "test.jsonl")
-    predict(tmp_path / "run", tmp_path / "test.jsonl", tmp_path / "out.jsonl")
+    predict([tmp_path / "run"], tmp_path / "test.jsonl", tmp_path / "out.jsonl")
     found = [json.loads(line)["score"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert found == pytest.approx([row["score"] for row in rows], abs=1e-5)
     assert len(set(found)) > 20

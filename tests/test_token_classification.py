@@ -165,7 +165,7 @@ def test_it_trains_exports_and_predicts(small_recipe, tmp_path, architecture, me
     assert export(tmp_path / "run", tmp_path / "out").exported_difference <= 1e-4
     load_entities()["test"].select(range(40)).to_json(tmp_path / "rows.jsonl")
     for source in ("run", "out"):
-        predict(tmp_path / source, tmp_path / "rows.jsonl", tmp_path / f"{source}.jsonl")
+        predict([tmp_path / source], tmp_path / "rows.jsonl", tmp_path / f"{source}.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [len(row["tags"]) for row in rows] == [len(words) for words in load_entities()["test"]["tokens"][:40]]
     pipeline("token-classification", model=str(tmp_path / "out"))("Return the mean of the array.")

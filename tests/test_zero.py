@@ -9,7 +9,8 @@ from test_recipes import ROOT, launch
 STAGES = ["zero1", "zero2", "zero3", "zero3_offload"]
 SAME = ["--training.logging_steps", "1", "--training.lr_scheduler_type", "constant"]
 
-pytestmark = pytest.mark.slow
+# Two ranks fill two cores: not beside another such test.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_generation_under_zero3_is_what_one_process_generates(tmp_path):
     export(tmp_path / "run", tmp_path / "out")
     test = load_splits(DataConfig(path="demo-summaries", max_eval_samples=40), Seq2Seq()).test
     test.to_json(tmp_path / "rows.jsonl")
-    predict(tmp_path / "out", tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+    predict([tmp_path / "out"], tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
     after = [json.loads(line)["text"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(set(during)) > 5
     # Greedy choices between two nearly equal tokens may fall otherwise in another batch.

@@ -111,7 +111,8 @@ def _trained_for(report: Report) -> float:
 
 
 def _broken(row: GatheredRow, status: str) -> bool:
-    return status == "failed" or any(report.status == "failed" for report in row.runs.values())
+    broken = ("failed", "not_reproduced")
+    return status in broken or any(report.status in broken for report in row.runs.values())
 
 
 def _status(row: GatheredRow, metrics: tuple[str, ...]) -> tuple[str, str | None]:

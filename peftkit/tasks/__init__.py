@@ -116,8 +116,12 @@ class Task(Protocol):
         """A line for each row that can't be used, naming `where`, row and column, and what to do."""
         ...
 
-    def input_problems(self, dataset: Dataset, where: str) -> Iterator[str]:
-        """The same, of rows without labels."""
+    def input_problems(self, dataset: Dataset, where: str, first: int = 0) -> Iterator[str]:
+        """The same, of rows without labels; `first` is the number of the first one."""
+        ...
+
+    def row_of(self, given: Any) -> Mapping[str, Any]:
+        """The row that a bare text, or several texts, stands for. Raises UserError for too many or too few."""
         ...
 
     def texts(self, dataset: Dataset) -> list[str]:
@@ -176,6 +180,14 @@ class Task(Protocol):
 
     def held_out(self, batch: Mapping[str, torch.Tensor], config: Any) -> Mapping[str, torch.Tensor]:
         """Of a batch, what an export is proven on; small enough to be kept with the run."""
+        ...
+
+    def same(self, logits: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Whether two models' logits, of shape (..., labels), name the same answer; true and false."""
+        ...
+
+    def divergence(self, logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """How far logits of shape (..., labels) are from those of a reference, of shape (...)."""
         ...
 
     def reduce(self, logits: torch.Tensor) -> torch.Tensor:

@@ -162,6 +162,20 @@ class MultiLabelClassification(TextTask):
 
         return weighted
 
+    def same(self, logits: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Whether a label is given by both or by none, of shape (..., labels)."""
+        every = len(self.thresholds) == logits.shape[-1]
+        cut = torch.tensor(list(self.thresholds.values()) if every else 0.5).logit()
+        return (logits >= cut) == (other >= cut)
+
+    def divergence(self, logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """Kullback-Leibler divergence of each label's two probabilities, in nats, summed over labels."""
+        logits, reference = logits.double(), reference.double()
+        gap = torch.nn.functional.logsigmoid(reference) - torch.nn.functional.logsigmoid(logits)
+        gap_of_absence = torch.nn.functional.logsigmoid(-reference) - torch.nn.functional.logsigmoid(-logits)
+        present = reference.sigmoid()
+        return (present * gap + (1 - present) * gap_of_absence).sum(-1)
+
     def reduce(self, logits: torch.Tensor) -> torch.Tensor:
         """Probabilities, of shape (rows, labels) in 16 bits; of more than 256 labels the largest, (rows, 256, 2).
 

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from peftkit.errors import UserError
 from peftkit.metrics.intervals import bootstrap_intervals
 
 Self = TypeVar("Self", bound="PlainTask")
@@ -59,6 +60,22 @@ class PlainTask:
         """The whole batch."""
         return batch
 
+    def same(self, logits: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Whether the largest logits are of the same class."""
+        return logits.argmax(-1) == other.argmax(-1)
+
+    def divergence(self, logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """Kullback-Leibler divergence of the softmax from that of the reference, in nats."""
+        given, right = logits.log_softmax(-1), reference.log_softmax(-1)
+        return torch.nn.functional.kl_div(given, right, log_target=True, reduction="none").sum(-1)
+
+    def row_of(self: Any, given: Any) -> Mapping[str, Any]:
+        """A text for each input column, in their order."""
+        texts = given if isinstance(given, list | tuple) else [given]
+        if len(texts) != len(self.inputs):
+            raise UserError(f"{len(texts)} texts given where the model reads {', '.join(self.inputs)}")
+        return dict(zip(self.inputs, texts, strict=True))
+
     def fitted(self: Self, kept: np.ndarray, encoded: Dataset, labels: Sequence[str]) -> Self:
         """Nothing is learned from validation."""
         return self
@@ -107,9 +124,9 @@ class PlainTask:
         return self.said(answer) == self.said_right(reference)
 
 
-def text_problems(dataset: Dataset, column: str, where: str) -> Iterator[str]:
-    """A line for each row of a column whose text is missing, empty or no text."""
-    for row, text in enumerate(dataset[column]):
+def text_problems(dataset: Dataset, column: str, where: str, first: int = 0) -> Iterator[str]:
+    """A line for each row of a column whose text is missing, empty or no text; `first` is the first row's number."""
+    for row, text in enumerate(dataset[column], first):
         if not isinstance(text, str) or not text.strip():
             found = "empty" if isinstance(text, str) else f"{kind_of(text)}, not text"
             yield f"{at(where, row, column)}: {found}; correct it or remove the row"

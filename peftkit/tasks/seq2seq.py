@@ -134,9 +134,9 @@ class Seq2Seq(PlainTask):
                 if right is not None and not (isinstance(right, list) and all(isinstance(one, str) for one in right)):
                     yield f"{at(where, row, self.references_column)}: not a list of texts; correct it or remove the row"
 
-    def input_problems(self, dataset: Dataset, where: str) -> Iterator[str]:
+    def input_problems(self, dataset: Dataset, where: str, first: int = 0) -> Iterator[str]:
         """A line for each row whose source is missing, empty or no text."""
-        return text_problems(dataset, self.source, where)
+        return text_problems(dataset, self.source, where, first)
 
     def texts(self, dataset: Dataset) -> list[str]:
         """The source."""

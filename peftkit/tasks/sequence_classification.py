@@ -2,15 +2,17 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
+from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
 from peftkit.errors import UserError
+from peftkit.metrics.calibration import best_temperature, expected_calibration_error
 from peftkit.metrics.classification import class_scores, classification_metrics, classification_statistics
 from peftkit.metrics.intervals import Statistic
 from peftkit.tasks.label_names import (
@@ -23,6 +25,8 @@ from peftkit.tasks.label_names import (
 from peftkit.tasks.plain_task import at, first_output, reduced_loss
 from peftkit.tasks.text_task import TextTask, is_text_classifier
 
+# Of more labels, evaluation keeps a row's largest logits so many: the logits of all would fill the memory.
+MOST_KEPT = 64
 ONE_LABEL = "single_label_classification"
 
 
@@ -37,11 +41,13 @@ class SequenceClassification(TextTask):
         label_names: The order of the names; or, where the data has numbers, the names in the order of those.
         max_length: Tokens kept of a text or a pair; memory of activations grows with it.
         class_weights: `balanced`, so that every class counts alike in the loss, or a weight by name of the label.
+        temperature: What logits are divided by before they become probabilities; chosen on validation when not given.
     """
 
     label: str = "label"
     label_names: list[str] = field(default_factory=list)
     class_weights: Literal["balanced"] | dict[str, float] | None = None
+    temperature: float | None = None
 
     column_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
     balance_hint: ClassVar[str] = "; task.class_weights balanced lets all count alike"
@@ -126,8 +132,32 @@ class SequenceClassification(TextTask):
         return weighted
 
     def reduce(self, logits: torch.Tensor) -> torch.Tensor:
-        """The most probable label's id, of shape (rows,)."""
-        return logits.argmax(-1)
+        """Logits in float32, of shape (rows, labels); of more than 64 labels the largest, (rows, 64, 2).
+
+        Their second number is then the label's id. The temperature is chosen when all rows are seen.
+        """
+        logits = logits.float()
+        if logits.shape[-1] <= MOST_KEPT:
+            return logits
+        largest, ids = logits.topk(MOST_KEPT)
+        return torch.stack([largest, ids.float()], -1)
+
+    def fitted(self, kept: np.ndarray, encoded: Dataset, labels: Sequence[str]) -> "SequenceClassification":
+        """With the temperature that makes the right labels of these rows most probable."""
+        if self.temperature is not None:
+            return self
+        logits, ids = _kept_logits(kept)
+        here = ids == np.asarray(encoded["labels"][:])[:, None]
+        rows = here.any(-1)
+        return replace(self, temperature=best_temperature(logits[rows], here[rows].argmax(-1)))
+
+    def settings(self) -> Mapping[str, Any]:
+        """The temperature."""
+        return {} if self.temperature is None else {"calibration_temperature": self.temperature}
+
+    def restored(self, config: Any) -> "SequenceClassification":
+        """With the temperature that the model's config holds."""
+        return replace(self, temperature=getattr(config, "calibration_temperature", self.temperature))
 
     def decode(
         self,
@@ -137,12 +167,18 @@ class SequenceClassification(TextTask):
         tokenizer: PreTrainedTokenizerBase,
         labels: Sequence[str],
     ) -> list[Mapping[str, Any]]:
-        """`label` of each row."""
-        return [{"label": labels[index]} for index in kept]
+        """`label` of each row, and its probability as `confidence`."""
+        logits, ids = _kept_logits(kept)
+        best = logits.argmax(-1)[:, None]
+        sure = np.take_along_axis(softmax(logits / (self.temperature or 1.0), axis=-1), best, -1)[:, 0]
+        found = np.take_along_axis(ids, best, -1)[:, 0]
+        return [
+            {"label": labels[index], "confidence": round(float(p), 6)} for index, p in zip(found, sure, strict=True)
+        ]
 
     def infer(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Probabilities, float32, of shape (rows, labels)."""
-        return first_output(model(**batch).logits).float().softmax(-1)
+        return (first_output(model(**batch).logits).float() / (self.temperature or 1.0)).softmax(-1)
 
     def answer(
         self,
@@ -164,8 +200,12 @@ class SequenceClassification(TextTask):
         return [label_name(value, feature, self.label_names) for value in dataset[self.label]]
 
     def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
-        """Accuracy and macro F1."""
-        return classification_metrics([answer["label"] for answer in answers], references)
+        """Accuracy and macro F1, and the expected calibration error of answers that tell how sure they are."""
+        found = classification_metrics([answer["label"] for answer in answers], references)
+        if all("confidence" in answer for answer in answers):
+            right = [answer["label"] == name for answer, name in zip(answers, references, strict=True)]
+            found["ece"] = expected_calibration_error([answer["confidence"] for answer in answers], right)
+        return found
 
     def statistics(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> Mapping[str, Statistic]:
         """Accuracy and macro F1 of drawn rows."""
@@ -186,3 +226,10 @@ class SequenceClassification(TextTask):
     def said(self, answer: Mapping[str, Any]) -> str:
         """The label."""
         return answer["label"]
+
+
+def _kept_logits(kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and their labels' ids, each of shape (rows, kept labels), from what `reduce` made."""
+    if kept.ndim == 3:
+        return kept[..., 0], kept[..., 1].astype(int)
+    return kept, np.broadcast_to(np.arange(kept.shape[1]), kept.shape)

@@ -71,6 +71,14 @@ class SequenceRegression(TextTask):
         numbers = self.references(dataset, labels)
         return self.encode_inputs(dataset, tokenizer).add_column("labels", numbers)
 
+    def same(self, logits: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Whether the numbers are within 0.01."""
+        return torch.isclose(logits, other, rtol=0.0, atol=1e-2)
+
+    def divergence(self, logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """The absolute difference, in the unit of the numbers."""
+        return (logits - reference).abs().sum(-1)
+
     def reduce(self, logits: torch.Tensor) -> torch.Tensor:
         """The number, float32, of shape (rows,)."""
         return logits.float().reshape(len(logits))

@@ -34,10 +34,10 @@ class TextTask(PlainTask):
         """Columns of the text or the two texts."""
         return (self.text,) if self.text_pair is None else (self.text, self.text_pair)
 
-    def input_problems(self, dataset: Dataset, where: str) -> Iterator[str]:
+    def input_problems(self, dataset: Dataset, where: str, first: int = 0) -> Iterator[str]:
         """A line for each row whose text is missing, empty or no text."""
         for column in self.inputs:
-            yield from text_problems(dataset, column, where)
+            yield from text_problems(dataset, column, where, first)
 
     def texts(self, dataset: Dataset) -> list[str]:
         """The text, or both with a tab between them."""

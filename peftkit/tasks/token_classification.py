@@ -27,10 +27,12 @@ from peftkit.metrics.entities import (
 from peftkit.metrics.intervals import Statistic
 from peftkit.tasks.label_names import check_label_names, label_name, unknown_label
 from peftkit.tasks.plain_task import PlainTask, at, first_output, kind_of
-from peftkit.tasks.word_parts import OUTSIDE, parts, repaired
+from peftkit.tasks.word_parts import OUTSIDE, joined_spans, parts, repaired, word_spans
 
 NO_WORD = -1
 IGNORED = -100
+# The column of a text that was given whole and then split into words.
+TEXT = "text as given"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +133,9 @@ class TokenClassification(PlainTask):
                     yield f"{place}, word {position}: '{tag}' after '{before}' continues nothing; {more}"
                     break
 
-    def input_problems(self, dataset: Dataset, where: str) -> Iterator[str]:
+    def input_problems(self, dataset: Dataset, where: str, first: int = 0) -> Iterator[str]:
         """A line for each row without words."""
-        for row, words in enumerate(dataset[self.tokens]):
+        for row, words in enumerate(dataset[self.tokens], first):
             if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
                 found = "no words" if not words else f"{kind_of(words)}, not a list of words"
                 yield f"{at(where, row, self.tokens)}: {found}; correct it or remove the row"
@@ -270,8 +272,45 @@ class TokenClassification(PlainTask):
         ]
 
     def infer(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The most probable tag's id of each token, of shape (parts, tokens)."""
-        return self.reduce(first_output(model(**batch).logits))
+        """The most probable tag's id of each token and its probability, of shape (parts, tokens, 2)."""
+        probabilities, ids = first_output(model(**batch).logits).float().softmax(-1).max(-1)
+        return torch.stack([ids.float(), probabilities], -1)
+
+    def answer(
+        self,
+        kept: np.ndarray,
+        encoded: Dataset,
+        dataset: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+    ) -> list[Mapping[str, Any]]:
+        """`tags` and `entities` as in `decode`; an entity's place in the text, and a `score` from 0 to 1.
+
+        `start` and `end` count characters of the text that was given, or of the words with a space between them. The
+        score is the mean probability of its words' tags.
+        """
+        sure = [[1.0] * len(words) for words in dataset[self.tokens]]
+        for part, document, words in zip(kept, encoded["document"], encoded["words"], strict=True):
+            for place, word in enumerate(words):
+                if word != NO_WORD:
+                    sure[document][word] = float(part[place, 1])
+        bare = TEXT in dataset.column_names
+        texts = dataset[TEXT] if bare else self.texts(dataset)
+        answers = self.decode(kept[..., 0].astype(int), encoded, dataset, tokenizer, labels)
+        for answer, words, text, scores in zip(answers, dataset[self.tokens], texts, sure, strict=True):
+            spans = word_spans(text) if bare else joined_spans(words)
+            for entity in answer["entities"]:
+                first, last = entity["first_word"], entity["last_word"]
+                entity |= {"start": spans[first][0], "end": spans[last][1]}
+                entity["text"] = text[entity["start"] : entity["end"]]
+                entity["score"] = float(np.mean(scores[first : last + 1]))
+        return answers
+
+    def row_of(self, given: Any) -> Mapping[str, Any]:
+        """The words of a text: runs of letters and digits, and each other character but spaces."""
+        if not isinstance(given, str):
+            return {self.tokens: list(given)}
+        return {self.tokens: [given[start:end] for start, end in word_spans(given)], TEXT: given}
 
     def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
         """The right tags of each row."""

@@ -1,9 +1,21 @@
-"""Words and their tags: BIO put right, and a long text cut into parts that overlap."""
+"""Words and their tags: where words stand, BIO put right, and a long text cut into parts that overlap."""
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 OUTSIDE = "O"
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text begin and end: runs of letters and digits, and each other character but spaces."""
+    return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+
+
+def joined_spans(words: Sequence[str]) -> list[tuple[int, int]]:
+    """Where words begin and end when a space is put between each."""
+    starts = accumulate((len(word) + 1 for word in words), initial=0)
+    return [(start, start + len(word)) for start, word in zip(starts, words, strict=False)]
 
 
 def repaired(tags: Sequence[str]) -> list[str]:

@@ -1,0 +1,98 @@
+"""A model asked for many rows at once: batches of like length, answers in the order of the rows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from peftkit.tasks import Task
+from peftkit.tasks.plain_task import first_output
+
+BATCH_SIZE = 32
+# So many numbers of logits are held for a comparison; of a vocabulary's, that is a few rows.
+MOST_NUMBERS = 20_000_000
+IGNORED = -100
+
+
+@torch.no_grad()
+def answers_of(
+    model: Any, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]
+) -> list[Mapping[str, Any]]:
+    """The task's answer to each row."""
+    encoded = task.encode_inputs(rows, tokenizer)
+    collator = task.collator(tokenizer, model)
+    kept: list[Any] = [None] * len(encoded)
+    for places in _by_length(encoded):
+        batch = _inputs(collator([encoded[place] for place in places]), model)
+        for place, found in zip(places, task.infer(model, batch).cpu().numpy(), strict=True):
+            kept[place] = found
+    return task.answer(_stacked(kept), encoded, rows, tokenizer, labels)
+
+
+def _by_length(encoded: Dataset) -> Iterator[list[int]]:
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    for start in range(0, len(order), BATCH_SIZE):
+        yield order[start : start + BATCH_SIZE]
+
+
+def _inputs(batch: Mapping[str, Any], model: Any) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(model.device) for name, tensor in batch.items() if tensor is not None}
+
+
+def _stacked(kept: list[Any]) -> np.ndarray:
+    """The rows as one array, those of fewer tokens filled up."""
+    longest = max(len(row) if np.ndim(row) else 0 for row in kept)
+    return np.stack(
+        [
+            np.pad(row, [(0, longest - len(row)), *[(0, 0)] * (row.ndim - 1)], constant_values=IGNORED)
+            if np.ndim(row)
+            else row
+            for row in kept
+        ]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitSample:
+    """Batches of held-out rows on which models are compared, and one model's logits of them."""
+
+    batches: Sequence[Mapping[str, torch.Tensor]]
+    logits: Sequence[torch.Tensor]
+
+
+@torch.no_grad()
+def sampled_logits(model: Any, task: Task, encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> LogitSample:
+    """Logits of encoded rows, from the first on, until the numbers held would be too many."""
+    collator = task.collator(tokenizer, model)
+    batches: list[Mapping[str, torch.Tensor]] = []
+    logits: list[torch.Tensor] = []
+    for start in range(0, len(encoded), BATCH_SIZE):
+        batch = collator([encoded[row] for row in range(start, min(start + BATCH_SIZE, len(encoded)))])
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels" and tensor is not None}
+        inputs = dict(task.held_out(inputs, model.config))
+        batches.append(inputs)
+        logits.append(logits_of(model, inputs))
+        if sum(one.numel() for one in logits) + logits[-1].numel() > MOST_NUMBERS:
+            break
+    return LogitSample(batches=batches, logits=logits)
+
+
+@torch.no_grad()
+def logits_of(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Logits in float32 on the CPU."""
+    return first_output(model(**_inputs(batch, model)).logits).float().cpu()
+
+
+@torch.no_grad()
+def outputs_of(model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`logits`, and the token ids `generated` by a model that generates."""
+    found = {"logits": logits_of(model, batch)}
+    if "decoder_input_ids" in batch and hasattr(model, "generate"):
+        source = {name: tensor for name, tensor in batch.items() if not name.startswith("decoder_")}
+        found["generated"] = model.generate(**_inputs(source, model)).cpu()
+    return found

@@ -1,0 +1,191 @@
+"""Several LoRA runs on one base to one run: their adapters combined by peft, their heads averaged, and scored."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils import ModulesToSaveWrapper
+
+from peftkit import measure
+from peftkit.asking import answers_of, outputs_of
+from peftkit.data import Splits, load_splits
+from peftkit.errors import UserError
+from peftkit.files import new_folder
+from peftkit.log import logger
+from peftkit.methods import Method
+from peftkit.report import Report, read_report
+from peftkit.round_trip import check, compared, tolerance_of
+from peftkit.run_folder import (
+    SavedRun,
+    complete,
+    fresh_outputs_of,
+    is_finished,
+    load_model,
+    read_held_out,
+    read_run,
+    weight_bytes,
+    write_predictions,
+)
+from peftkit.validation import FormRow, ValidationLook, form_table
+
+COMBINED = "combined"
+# How adapters of other methods, or these variants of LoRA, were to be added up, peft does not know.
+NOT_COMBINED = ("use_dora", "alora_invocation_tokens", "target_parameters")
+
+
+def combine(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    weights: Sequence[float] = (),
+    combination_type: str = "cat",
+    density: float | None = None,
+    trust_remote_code: bool = False,
+) -> list[FormRow]:
+    """Write to `out` a run whose adapter is the runs' adapters added up by `weights` (equal ones when not given).
+
+    `combination_type` and `density` are those of peft's `add_weighted_adapter`: `cat` is exact, and its rank is the sum
+    of theirs; `svd` is near it at the largest one's rank. Heads are averaged by the same weights. Each run and the
+    combination are scored on the first run's validation rows, the combination also on its test rows. Raises UserError
+    for runs that don't fit each other, naming both, and NotReproducedError.
+    """
+    if len(runs) < 2:
+        raise UserError("combine: give two runs or more, and then a new folder")
+    if weights and len(weights) != len(runs):
+        raise UserError(f"--weights: {len(weights)} for {len(runs)} runs")
+    weights = list(weights) or [1 / len(runs)] * len(runs)
+    saved = [_read(folder, trust_remote_code) for folder in runs]
+    for other in saved[1:]:
+        _check_fit(saved[0], other)
+    first, report = saved[0], read_report(runs[0])
+    splits = load_splits(first.recipe.data, first.task)
+    batch, _ = read_held_out(first.folder)
+    with new_folder(out) as folder:
+        model: Any = load_model(first)
+        for place, other in enumerate(saved[1:], 1):
+            model.load_adapter(str(other.folder), adapter_name=_name(place))
+        look = ValidationLook.of(first, report, model, batch)
+        rows = []
+        for place, run in enumerate(runs):
+            model.set_adapter(_name(place))
+            rows.append(look.row(str(run), model, weight_bytes(run)))
+        _add_up(model, len(runs), weights, combination_type, density)
+        rows.append(look.row(f"{COMBINED} ({combination_type})", model, None))
+        peft = copy.deepcopy(model.peft_config[COMBINED])
+        peft.base_model_name_or_path = None
+        recipe = replace(first.recipe, name=out.name, method=Method(
+            name=f"{COMBINED} ({combination_type})", peft=peft, quantization=first.recipe.method.quantization
+        ))  # fmt: skip
+        model.save_pretrained(folder, selected_adapters=[COMBINED])
+        for path in list((folder / COMBINED).iterdir()):
+            path.rename(folder / path.name)
+        (folder / COMBINED).rmdir()
+        first.tokenizer.save_pretrained(folder)
+        live = outputs_of(model, batch)
+        complete(
+            folder, recipe, model, set(), tokenizer=first.tokenizer, labels=first.labels,
+            held_out={**batch, **live}, task=first.task,
+        )  # fmt: skip
+        scores = _scored(first, model, splits, folder)
+        del model
+        found = compared(first.task, fresh_outputs_of(folder, recipe, batch), live, batch)
+        check("combine: the combination read back", found, tolerance_of(recipe, live, on_gpu=torch.cuda.is_available()))
+        told = replace(
+            report, name=recipe.name, method=recipe.method.name, environment=measure.environment(), metrics=scores,
+            seed=None, round_trip=asdict(found), **_nothing_trained(report, folder),
+        )  # fmt: skip
+        told.write(folder)
+    logger.info("on validation of %s:\n%s\ncombined: %s", runs[0], form_table(rows), out)
+    return rows
+
+
+def _read(folder: Path, trust_remote_code: bool) -> SavedRun:
+    if not is_finished(folder):
+        raise UserError(f"{folder}: no finished run here; give the folder that a training run printed")
+    saved = read_run(folder, trust_remote_code=trust_remote_code)
+    config: Any = saved.recipe.method.peft
+    if not isinstance(config, LoraConfig):
+        raise UserError(f"{folder}: was trained by {saved.recipe.method.kind}; only adapters of LoRA can be combined")
+    if odd := [name for name in NOT_COMBINED if getattr(config, name, None)]:
+        raise UserError(f"{folder}: was trained with {odd[0]}; peft can't combine such adapters")
+    return saved
+
+
+def _check_fit(first: SavedRun, other: SavedRun) -> None:
+    for what, names in (
+        ("the base", ("base", "sha256")), ("the 4-bit settings", ("quantization",)), ("the labels", ("labels",)),
+        ("the tokenizer", ("tokenizer",)), ("the kind of model", ("auto_class",)),
+    ):  # fmt: skip
+        one, two = first.contract, other.contract
+        for name in names:
+            one, two = one[name], two[name]
+        if one != two:
+            raise UserError(f"{first.folder} and {other.folder} differ in {what}: {_short(one)} and {_short(two)}")
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(value) if isinstance(value, list) else str(value)
+    return text if len(text) < 100 else f"{text[:100]}..."
+
+
+def _name(place: int) -> str:
+    return "default" if place == 0 else f"run-{place}"
+
+
+@torch.no_grad()
+def _add_up(model: Any, runs: int, weights: Sequence[float], combination_type: str, density: float | None) -> None:
+    names = [_name(place) for place in range(runs)]
+    first = model.peft_config["default"]
+    # peft gives the new adapter alpha = r, which is a scale of 1 only by LoRA's own rule; each run's is settled.
+    first.use_rslora = False
+    # It does not combine heads, and refuses models that have them: they step aside.
+    inner, trained_modules = model.get_base_model(), first.modules_to_save
+    heads = {name: module for name, module in inner.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+    for name in heads:
+        inner.set_submodule(name, torch.nn.Identity())
+    first.modules_to_save = None
+    try:
+        model.base_model.add_weighted_adapter(
+            adapters=names, weights=list(weights), adapter_name=COMBINED, combination_type=combination_type,
+            density=density,
+        )  # fmt: skip
+    except (ValueError, TypeError) as error:
+        raise UserError(f"combine: {' '.join(str(error).split())}") from error
+    model.peft_config[COMBINED].modules_to_save = first.modules_to_save = trained_modules
+    for name, head in heads.items():
+        inner.set_submodule(name, head)
+        head.update(COMBINED)
+        parts = [dict(head.modules_to_save[run].named_parameters()) for run in names]
+        for own, parameter in head.modules_to_save[COMBINED].named_parameters():
+            parameter.data = sum(weight * part[own].data for weight, part in zip(weights, parts, strict=True))
+    model.set_adapter(COMBINED)
+
+
+def _scored(saved: SavedRun, model: Any, splits: Splits, folder: Path) -> dict[str, dict[str, Any]]:
+    task = saved.task
+    scores: dict[str, dict[str, Any]] = {}
+    for split in ("validation", "test"):
+        rows = splits.rows[split]
+        answers = answers_of(model, task, rows, saved.tokenizer, saved.labels)
+        references = task.references(rows, saved.labels)
+        scores[split] = dict(task.score(answers, references))
+    scores["test"] |= task.intervals(answers, references)
+    write_predictions(folder, splits.origins["test"][1], answers, references)
+    return scores
+
+
+def _nothing_trained(report: Report, folder: Path) -> dict[str, Any]:
+    """The fields of a report that tell what a run cost: here, the cost of combining."""
+    age = measure.process_age()
+    memory = measure.memory_per_rank()
+    rates = {"samples_per_second": 0.0, "tokens_per_second": 0.0}
+    return {
+        "times": {"start_up": 0.0, "data": 0.0, "train": 0.0, "evaluate": age, "total": age, **rates},
+        "memory": memory[0], "memory_per_rank": memory, "energy": {}, "tokens": 0, "history": [],
+        "sizes": {**report.sizes, "trained": weight_bytes(folder)},
+        "audit": {"verdict": "combined of trained runs, not trained itself"},
+    }  # fmt: skip

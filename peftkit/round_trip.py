@@ -1,0 +1,178 @@
+"""What is on disk, asked by a fresh process, against what was in memory: the proof that nothing was lost between."""
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from peftkit.errors import NotReproducedError
+from peftkit.recipe import Recipe
+from peftkit.tasks import Task
+
+FULL_TOLERANCE = 1e-4
+HALF_TOLERANCE = 5e-2
+# Of a launcher: with them a library would wait for other ranks.
+NOT_FOR_A_FRESH_PROCESS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How far one model's outputs are from another's, on the same rows.
+
+    Attributes:
+        rows: How many rows were asked.
+        difference: The largest difference of a logit.
+        label_agreement: Share of rows, tags or tokens, or of rows and labels, for which both name the same answer.
+        text_agreement: Share of rows for which both generate the same tokens; None where nothing is generated.
+        divergence: Kullback-Leibler divergence of the second from the first in nats, the mean over rows, tags or
+            tokens (of several labels, their sum); of numbers, the mean absolute difference.
+    """
+
+    rows: int
+    difference: float
+    label_agreement: float
+    text_agreement: float | None
+    divergence: float
+
+
+def tolerance_of(recipe: Recipe, live: Mapping[str, torch.Tensor], *, on_gpu: bool) -> float:
+    """How far a logit may be off from that of the `live` model, when what was trained is loaded as it was trained.
+
+    1e-4; more where 16-bit arithmetic took part: by the weights, by the Trainer's mixed precision or by the products
+    with a 4-bit layer.
+    """
+    half = recipe.model.dtype != "float32" or any(recipe.training.get(name) for name in ("bf16", "fp16"))
+    if (quantization := recipe.method.quantization) is not None:
+        compute = quantization.bnb_4bit_compute_dtype
+        half |= on_gpu if compute == "auto" else compute != "float32"
+    return half_tolerance(live) if half else FULL_TOLERANCE
+
+
+def compared(
+    task: Task, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], batch: Mapping[str, Any]
+) -> Difference:
+    """How far `found` (`logits`, perhaps `generated`) is from `expected` on `batch`; padding does not count."""
+    logits, reference = (_of_text(outputs["logits"], batch).float() for outputs in (found, expected))
+    texts = None
+    if "generated" in expected:
+        texts = _same_texts(found["generated"], expected["generated"])
+    # A NaN is no agreement: infinity fails every tolerance.
+    worst = (logits - reference).abs().nan_to_num(nan=float("inf")).max()
+    return Difference(
+        rows=len(expected["logits"]),
+        difference=float(worst),
+        label_agreement=float(task.same(logits, reference).float().mean()),
+        text_agreement=texts,
+        divergence=float(task.divergence(logits, reference).mean()),
+    )
+
+
+def _of_text(values: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+    """The values without those of padding, where there is one for each token of the input."""
+    mask = batch["attention_mask"]
+    return values[mask.bool()] if "decoder_input_ids" not in batch and values.shape[:2] == mask.shape else values
+
+
+def _same_texts(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Share of rows with the same tokens."""
+    if one.shape != other.shape:
+        width = max(one.shape[1], other.shape[1])
+        one, other = (torch.nn.functional.pad(ids, (0, width - ids.shape[1]), value=-1) for ids in (one, other))
+    return float((one == other).all(-1).float().mean())
+
+
+def combined(parts: Sequence[Difference]) -> Difference:
+    """Of several batches: the largest difference, and the other means by their rows."""
+    rows = [part.rows for part in parts]
+
+    def mean(values: list[float]) -> float:
+        return sum(value * count for value, count in zip(values, rows, strict=True)) / sum(rows)
+
+    texts = [part.text_agreement for part in parts if part.text_agreement is not None]
+    return Difference(
+        rows=sum(rows),
+        difference=max(part.difference for part in parts),
+        label_agreement=mean([part.label_agreement for part in parts]),
+        text_agreement=mean(texts) if len(texts) == len(parts) else None,
+        divergence=mean([part.divergence for part in parts]),
+    )
+
+
+def half_tolerance(outputs: Mapping[str, torch.Tensor]) -> float:
+    """How far a logit may be off where 16-bit arithmetic takes part: 5e-2 of the largest one, and at least that."""
+    return HALF_TOLERANCE * max(1.0, float(outputs["logits"].abs().max()))
+
+
+def check(what: str, found: Difference, tolerance: float) -> None:
+    """Raise NotReproducedError when a logit differs by more than the tolerance, or a generated text at all.
+
+    In 16 bits, which a tolerance over `FULL_TOLERANCE` stands for, two nearly equal tokens may change places; texts
+    are then not held to be the same.
+    """
+    if not found.difference <= tolerance:
+        raise NotReproducedError(
+            f"{what} differs from what was trained by {found.difference:.3g} in a logit (tolerance {tolerance:g})"
+        )
+    if tolerance <= FULL_TOLERANCE and found.text_agreement not in (None, 1.0):
+        raise NotReproducedError(
+            f"{what} generates other text than what was trained for {1 - found.text_agreement:.0%} of rows"
+        )
+
+
+def fresh_outputs(
+    folder: Path, batch: Mapping[str, torch.Tensor], *, auto_class: str, dtype: str = "float32", **adapter: Any
+) -> dict[str, torch.Tensor]:
+    """What a process with plain transformers and peft makes of `folder`: `logits`, perhaps `generated`.
+
+    `adapter` gives `base`, `revision` and `quantization` where the folder holds one, and `trust_remote_code`. Raises
+    NotReproducedError when the folder can't be loaded there.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs, output = Path(scratch) / "inputs.safetensors", Path(scratch) / "output.safetensors"
+        save_file(dict(batch), inputs)
+        question = {
+            "folder": str(folder.resolve()), "auto_class": auto_class, "inputs": str(inputs), "output": str(output),
+            "dtype": dtype, "trust_remote_code": False, **adapter,
+        }  # fmt: skip
+        if error := _ask(question):
+            raise NotReproducedError(f"a fresh process can't load what was saved: {error}")
+        return load_file(output)
+
+
+def _ask(question: Mapping[str, Any]) -> str | None:
+    process = _fresh_process()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(question) + "\n")
+        process.stdin.flush()
+        told = process.stdout.readline()
+    except BrokenPipeError:
+        told = ""
+    if not told:
+        _fresh_process.cache_clear()
+        return f"it ended with status {process.wait()}"
+    return json.loads(told)["error"]
+
+
+@lru_cache(maxsize=1)
+def _fresh_process() -> subprocess.Popen[str]:
+    """The process that loads plain libraries once and answers each question in a child; it ends with this one."""
+    script = Path(__file__).with_name("fresh_process.py")
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-I", "-W", "ignore", str(script)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={name: value for name, value in os.environ.items() if name not in NOT_FOR_A_FRESH_PROCESS},
+    )  # fmt: skip
+    atexit.register(process.kill)
+    return process
