@@ -1,0 +1,88 @@
+"""A large model's merge: how much memory the process that exports it needs, as a share of the model's own size.
+
+    python benchmarks/big_merge.py [--layers 20] [--hidden 2048] [--methods lora,qlora]
+
+A BERT with random weights is made, trained for 3 steps of a few tokens by each method, and exported in a process of
+its own, whose largest resident memory is read. Beside it, the usual road: base, adapter, `merge_and_unload`,
+`save_pretrained`, in another process. Writes benchmarks/results/big_merge.json.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoTokenizer, BertConfig
+
+from peftkit.demo.model import demo_model_folder
+from peftkit.measure import environment
+
+RESULT = Path(__file__).resolve().parent / "results" / "big_merge.json"
+# A line of Python in the process that is measured, after what it does.
+PEAK = "; import peftkit.measure; print('peak', peftkit.measure.process_peak_bytes())"
+OURS = (
+    "from pathlib import Path; from peftkit.log import set_up_logging; set_up_logging(); "
+    "from peftkit.export import export; export(Path({run!r}), Path({out!r}))"
+)
+USUAL = (
+    "from transformers import AutoModelForSequenceClassification as M; from peft import PeftModel; "
+    "base = M.from_pretrained({base!r}, num_labels=7, ignore_mismatched_sizes=True); "
+    "PeftModel.from_pretrained(base, {run!r}).merge_and_unload().save_pretrained({out!r})"
+)
+
+
+def peak_of(code: str, out: Path) -> int:
+    """Run the code and return the largest resident memory of its process, in bytes."""
+    shutil.rmtree(out, ignore_errors=True)
+    done = subprocess.run([sys.executable, "-c", code + PEAK], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    shutil.rmtree(out, ignore_errors=True)
+    return int(next(line for line in done.stdout.splitlines() if line.startswith("peak")).split()[1])
+
+
+def main() -> None:
+    """Make, train, export, and write what was measured."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--layers", type=int, default=20)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--methods", default="lora,qlora")
+    parser.add_argument("--work", type=Path, default=Path("runs/big_merge"))
+    words = parser.parse_args()
+    base = words.work / "base"
+    if not base.exists():
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=30522, hidden_size=words.hidden, num_hidden_layers=words.layers, num_attention_heads=16,
+            intermediate_size=4 * words.hidden,
+        )  # fmt: skip
+        AutoModel.from_config(config).save_pretrained(base)
+        AutoTokenizer.from_pretrained(demo_model_folder()).save_pretrained(base)
+    size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    rows = []
+    for method in words.methods.split(","):
+        run, out = words.work / method, words.work / "out"
+        if not (run / "report.json").exists():
+            recipe = Path(__file__).resolve().parent.parent / "recipes" / f"{method}_cls.py"
+            training = {
+                "max_steps": 3, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 4, "output_dir": run,
+                "disable_tqdm": "true",
+            }  # fmt: skip
+            command = [sys.executable, recipe, "--model.name_or_path", base, "--task.max_length", 16]
+            command += ["--data.max_train_samples", 64, "--data.max_eval_samples", 32]
+            command += [word for name, value in training.items() for word in (f"--training.{name}", value)]
+            subprocess.run([str(word) for word in command], check=True)
+        row = {"method": method, "base_bytes": size, "ours": peak_of(OURS.format(run=str(run), out=str(out)), out)}
+        if method == "lora":
+            row["usual"] = peak_of(USUAL.format(base=str(base), run=str(run), out=str(out)), out)
+        rows.append(row)
+        shares = {name: round(row[name] / size, 3) for name in ("ours", "usual") if name in row}
+        print(method, f"{size / 1e9:.2f} GB", shares, flush=True)
+    RESULT.write_text(json.dumps({"rows": rows, "environment": environment()}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

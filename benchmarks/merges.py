@@ -1,0 +1,80 @@
+"""QLoRA merged three ways on real data: what each does to validation.
+
+    python benchmarks/merges.py --data FOLDER [--only trec,wnut17] [--table]
+
+The QLoRA rows of benchmarks/tasks.py, with its settings and subsets, trained and exported with `--merge 4bit`, which
+scores all three. What is done already stands in benchmarks/results/merges.json and is not done again.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from tasks import HERE, ROWS, commands
+
+from peftkit.measure import environment
+
+RESULT = HERE / "results" / "merges.json"
+NAMES = ("sst2_sentences", "trec", "mrpc", "wnut17", "stsb", "e2e_nlg")
+
+
+def measured(name: str, seed: int, words: argparse.Namespace) -> list[dict]:
+    """The forms of one run."""
+    command, report = commands(name, ROWS[name], "qlora", seed, words)["peftkit"]
+    run, out = report.parent, words.work / "export"
+    if not report.exists():
+        subprocess.run([str(word) for word in command], check=True)
+    shutil.rmtree(out, ignore_errors=True)
+    export = [sys.executable, "-m", "peftkit.cli", "export", run, out, "--merge", "4bit"]
+    subprocess.run([str(word) for word in export], check=True)
+    receipt = json.loads((out / "receipt.json").read_text())
+    return receipt["forms"]
+
+
+def table(rows: list[dict]) -> str:
+    """Means over seeds, a line a data set and form."""
+    lines = [
+        "| data | metric | seeds | form | score on validation | change | same answers | divergence |",
+        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name in dict.fromkeys(row["data"] for row in rows):
+        mine = [row for row in rows if row["data"] == name]
+        metric = ROWS[name].metrics[0]
+        for place, form in enumerate(mine[0]["forms"]):
+            every = [row["forms"][place] for row in mine]
+            scores = [one["scores"][metric] for one in every]
+            changes = [s - row["forms"][0]["scores"][metric] for s, row in zip(scores, mine, strict=True)]
+            means = [statistics.mean(one[what] for one in every) for what in ("label_agreement", "divergence")]
+            lines.append(
+                f"| {name} | {metric} | {len(mine)} | {form['form']} | {statistics.mean(scores):.4f} "
+                f"| {statistics.mean(changes):+.4f} | {means[0]:.4f} | {means[1]:.2g} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is not there yet, and print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("runs/merges"))
+    parser.add_argument("--only", default=",".join(NAMES))
+    parser.add_argument("--table", action="store_true")
+    words = parser.parse_args()
+    found = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": []}
+    words.work.mkdir(parents=True, exist_ok=True)
+    for name in () if words.table else words.only.split(","):
+        for seed in ROWS[name].seeds:
+            if not any((row["data"], row["seed"]) == (name, seed) for row in found["rows"]):
+                forms = measured(name, seed, words)
+                found["rows"].append({"data": name, "seed": seed, "forms": forms})
+                found["environment"] = environment()
+                RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    print(table(found["rows"]))
+
+
+if __name__ == "__main__":
+    main()
