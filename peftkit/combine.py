@@ -18,7 +18,7 @@ from peftkit.files import new_folder
 from peftkit.log import logger
 from peftkit.methods import Method
 from peftkit.report import Report, read_report
-from peftkit.round_trip import check, compared, tolerance_of
+from peftkit.round_trip import allowance, check, compared, is_half
 from peftkit.run_folder import (
     SavedRun,
     complete,
@@ -93,7 +93,9 @@ def combine(
         scores = _scored(first, model, splits, folder)
         del model
         found = compared(first.task, fresh_outputs_of(folder, recipe, batch), live, batch)
-        check("combine: the combination read back", found, tolerance_of(recipe, live, on_gpu=torch.cuda.is_available()))
+        on_gpu = torch.cuda.is_available()
+        half = is_half(recipe, on_gpu=on_gpu)
+        check("combine: the combination read back", found, allowance(live, half=half, same_device=not on_gpu))
         told = replace(
             report, name=recipe.name, method=recipe.method.name, environment=measure.environment(), metrics=scores,
             seed=None, round_trip=asdict(found), **_nothing_trained(report, folder),

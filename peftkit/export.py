@@ -25,7 +25,7 @@ from peftkit.onnx_format import OnnxModel, write_onnx
 from peftkit.parsing import recipe_to_dict
 from peftkit.plain_values import as_class, as_homeless
 from peftkit.report import Report, finite, read_report
-from peftkit.round_trip import FULL_TOLERANCE, Difference, check, compared, half_tolerance, tolerance_of
+from peftkit.round_trip import Allowance, Difference, allowance, check, combined, compared, is_half
 from peftkit.run_folder import (
     RECEIPT,
     RECIPE,
@@ -65,6 +65,7 @@ class Receipt:
             and any size passes.
         shipped: Of several forms, the one that the folder holds.
         forms: What each form makes of validation, the one that was trained first; empty where nothing was rounded.
+            Those of ONNX in 8 bits are compared with the merged model, which stands before them.
     """
 
     format: str
@@ -94,16 +95,19 @@ class _Origin:
         return compared(self.saved.task, found, self.live, self.batch)
 
     @property
-    def as_trained(self) -> float:
-        """How far a logit may be off when the arithmetic is that of training."""
-        on_gpu = bool(self.report.environment.get("gpus"))
-        usual = tolerance_of(self.saved.recipe, self.live, on_gpu=on_gpu)
-        return usual if self.tolerance is None else self.tolerance
+    def as_trained(self) -> Allowance:
+        """What may lie between outputs when the arithmetic is that of training."""
+        return self.allowed(half=is_half(self.saved.recipe, on_gpu=self.on_gpu))
 
-    def allowed(self, *, full: bool) -> float:
-        """How far a logit may be off in float32, or else in 16 bits."""
-        usual = FULL_TOLERANCE if full else half_tolerance(self.live)
-        return usual if self.tolerance is None else self.tolerance
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it was trained there."""
+        return bool(self.report.environment.get("gpus"))
+
+    def allowed(self, *, half: bool) -> Allowance:
+        """What may lie between outputs in float32, or in 16 bits."""
+        usual = allowance(self.live, half=half, same_device=not self.on_gpu)
+        return usual if self.tolerance is None else replace(usual, difference=self.tolerance)
 
     def signed(self, folder: Path, *, adapter: bool) -> dict[str, torch.Tensor]:
         """Write the folder's contract; what a fresh process then makes of it."""
@@ -138,8 +142,8 @@ def export(
         dtype: Of the merged weights: `float32`, `bfloat16`, `float16`, or `auto`, as the base was loaded.
         merge: For a quantized run: `original`, `dequantized` or `4bit`, or `best`, the better one of the first two.
         int8: ONNX with 8-bit weights; activations are quantized as it runs.
-        tolerance: The largest difference of a logit that passes. Unless given 1e-4, or where 16-bit arithmetic takes
-            part 5e-2 of the largest logit, and at least 5e-2.
+        tolerance: The largest difference of a logit that passes. Unless given 1e-4 of the largest logit, or where
+            16-bit arithmetic takes part 5e-2 of it; of logits below 1 as of 1.
         trust_remote_code: Run code that the base brings.
 
     Raises NotReproducedError when the export is not what was trained, and UserError; `out` then does not appear.
@@ -205,9 +209,10 @@ def _export_adapter(origin: _Origin, folder: Path) -> Receipt:
         if (origin.saved.folder / name).exists():
             shutil.copy(origin.saved.folder / name, folder / name)
     found = origin.compared_live(origin.signed(folder, adapter=True))
-    check("export: the adapter", found, origin.as_trained)
+    allowed = origin.as_trained
+    check("export: the adapter", found, allowed)
     return Receipt(
-        format="adapter", dtype=origin.saved.recipe.model.dtype, rows=found.rows, tolerance=origin.as_trained,
+        format="adapter", dtype=origin.saved.recipe.model.dtype, rows=found.rows, tolerance=allowed.difference,
         exported_difference=found.difference, label_agreement=found.label_agreement,
         text_agreement=found.text_agreement, reload_difference=reloaded.difference, live_difference=found.difference,
     )  # fmt: skip
@@ -258,13 +263,13 @@ def _export_merged(origin: _Origin, folder: Path, dtype: str, merge: str) -> Rec
     for name in names:
         shutil.rmtree(folder / name)
     in_full = dtype == "float32" and chosen != "4bit"
-    allowed = origin.as_trained if chosen == "dequantized" and in_full else origin.allowed(full=in_full)
+    allowed = origin.as_trained if chosen == "dequantized" and in_full else origin.allowed(half=not in_full)
     found = origin.signed(folder, adapter=False)
     exported = compared(saved.task, found, expected[chosen], origin.batch)
     check("export: the merged model", exported, allowed)
     live = origin.compared_live(found)
     return Receipt(
-        format="model", dtype="4bit" if chosen == "4bit" else dtype, rows=exported.rows, tolerance=allowed,
+        format="model", dtype="4bit" if chosen == "4bit" else dtype, rows=exported.rows, tolerance=allowed.difference,
         exported_difference=exported.difference, label_agreement=live.label_agreement,
         text_agreement=live.text_agreement, reload_difference=reloaded.difference, live_difference=live.difference,
         shipped=FORMS.get(chosen, f"merged, in {dtype}") if rows else None, forms=tuple(rows),
@@ -293,15 +298,24 @@ def _export_onnx(origin: _Origin, folder: Path, receipt: Receipt, int8: bool) ->
     """The merged model that is in the folder, as ONNX in its place, checked in ONNX Runtime against it."""
     saved = origin.saved
     merged: Any = _finished(saved, folder, "float32")
-    expected = {"logits": logits_of(merged, origin.batch)}
+
+    def difference(model: Any) -> Difference:
+        # The graph was traced with the whole batch: a row alone tells whether its rows or its length are fixed.
+        shapes = (origin.batch, _shortest(origin.batch))
+        return combined(
+            [
+                compared(saved.task, {"logits": logits_of(model, one)}, {"logits": logits_of(merged, one)}, one)
+                for one in shapes
+            ]
+        )
 
     def written(small: bool) -> tuple[Any, int]:
         write_onnx(merged, origin.batch, folder, int8=small)
         return OnnxModel(folder), sum(path.stat().st_size for path in folder.glob("model.onnx*"))
 
     model, size = written(False)
-    exported = compared(saved.task, outputs_of(model, origin.batch), expected, origin.batch)
-    check("export: the model in ONNX Runtime", exported, origin.allowed(full=True))
+    exported = difference(model)
+    check("export: the model in ONNX Runtime", exported, origin.allowed(half=False))
     forms = list(receipt.forms)
     if int8:
         look = ValidationLook.of(saved, origin.report, merged, origin.batch)
@@ -309,7 +323,7 @@ def _export_onnx(origin: _Origin, folder: Path, receipt: Receipt, int8: bool) ->
         forms.append(look.row("as ONNX, in float32", model, size))
         model, size = written(True)
         forms.append(look.row("as ONNX, in int8", model, size))
-        exported = compared(saved.task, outputs_of(model, origin.batch), expected, origin.batch)
+        exported = difference(model)
     for path in folder.glob("model*.safetensors*"):
         path.unlink()
     origin.signed(folder, adapter=False)
@@ -319,3 +333,13 @@ def _export_onnx(origin: _Origin, folder: Path, receipt: Receipt, int8: bool) ->
         label_agreement=live.label_agreement, text_agreement=None, live_difference=live.difference,
         shipped="as ONNX, in int8" if int8 else receipt.shipped, forms=tuple(forms),
     )  # fmt: skip
+
+
+def _shortest(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The row with the fewest tokens, alone and without padding."""
+    lengths = batch["attention_mask"].sum(-1)
+    row = int(lengths.argmin())
+    return {
+        name: tensor[row : row + 1] if name.startswith("decoder_") else tensor[row : row + 1, : lengths[row]]
+        for name, tensor in batch.items()
+    }

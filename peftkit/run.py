@@ -25,7 +25,7 @@ from peftkit.model import check_precision, load_base, load_tokenizer, positions
 from peftkit.parsing import parse_recipe, recipe_to_dict
 from peftkit.recipe import Recipe
 from peftkit.report import FILE_NAME, Report, read_report
-from peftkit.round_trip import Difference, check, compared, tolerance_of
+from peftkit.round_trip import Difference, allowance, check, compared, is_half
 from peftkit.scoring import Scoring
 from peftkit.tasks import Task
 from peftkit.tasks.plain_task import first_output
@@ -253,5 +253,6 @@ def _read_back(folder: Path, recipe: Recipe, task: Task, on_gpu: bool) -> Differ
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
     found = compared(task, run_folder.fresh_outputs_of(folder, recipe, batch), live, batch)
-    check("the run read back", found, tolerance_of(recipe, live, on_gpu=on_gpu))
+    allowed = allowance(live, half=is_half(recipe, on_gpu=on_gpu), same_device=not on_gpu)
+    check("the run read back", found, allowed)
     return found

@@ -1,11 +1,14 @@
 import csv
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+import peftkit
 from peftkit.demo.docstrings import LIBRARIES
 from peftkit.errors import UserError
 from peftkit.export import export
@@ -116,3 +119,79 @@ def test_other_wrong_words(folder, file, tmp_path):
         predict([tmp_path], file)
     with pytest.raises(UserError, match="--tokens: a model of SequenceClassification reads no tokens"):
         predict([folder], file, columns={"tokens": "text"})
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_that_cannot_be_read_are_told_by_number_and_the_rest_goes_on(folder, tmp_path, caplog):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        '{"text": "a"}\n{"text": null}\nnot JSON\n{"text": 7}\n{"words": "x"}\n{"text": " "}\n{"text": "b"}\n'
+    )
+    predict([folder], rows, tmp_path / "out.jsonl")
+    answers = read(tmp_path / "out.jsonl")
+    assert [answer["row"] for answer in answers] == list(range(7))
+    assert [place for place, answer in enumerate(answers) if "label" in answer] == [0, 6]
+    for row, said in ((1, "null, not text"), (2, "not JSON"), (3, "int, not text"), (4, "null"), (5, "empty")):
+        assert answers[row]["error"].startswith(f"{rows}, row {row} (from 0)")
+        assert said in answers[row]["error"]
+    assert "5 of 7 rows could not be read" in caplog.text
+    alone = read(predict([folder], file_of(tmp_path, ["a", "b"]), tmp_path / "alone.jsonl"))
+    assert [answers[0]["label"], answers[6]["label"]] == [answer["label"] for answer in alone]
+
+
+def file_of(tmp_path, texts):
+    path = tmp_path / "texts.txt"
+    path.write_text("".join(f"{text}\n" for text in texts))
+    return path
+
+
+def test_long_and_short_rows_share_no_batch_and_answer_in_their_order(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("peftkit.predict.CHUNK", 50)
+    texts = [("word " * (1 + place * 7 % 40)) + str(place) for place in range(120)]
+    answers = read(predict([folder], file_of(tmp_path, texts), tmp_path / "out.jsonl"))
+    assert [answer["row"] for answer in answers] == list(range(120))
+    model = peftkit.load(folder)
+    for place in (0, 17, 49, 50, 119):
+        (alone,) = model([texts[place]])
+        assert answers[place]["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
+
+
+def test_top_k_and_parquet(folder, file, tmp_path):
+    predict([folder], file, tmp_path / "all.jsonl")
+    predict([folder], file, tmp_path / "two.parquet", top_k=2)
+    every, two = read(tmp_path / "all.jsonl"), Dataset.from_parquet(str(tmp_path / "two.parquet"))
+    for one, other in zip(every, two, strict=True):
+        best = sorted(one["probabilities"].items(), key=lambda pair: -pair[1])[:2]
+        assert [(entry["label"], entry["probability"]) for entry in other["probabilities"]] == best
+        assert other["label"] == one["label"]
+    with pytest.raises(UserError, match="--top_k 0: 1 is the least"):
+        predict([folder], file, tmp_path / "zero.jsonl", top_k=0)
+
+
+@pytest.mark.slow
+def test_standard_input_is_answered_on_standard_output(folder, file, tmp_path):
+    predict([folder], file, tmp_path / "out.jsonl")
+    words = [sys.executable, "-m", "peftkit.cli", "predict", str(folder), "-"]
+    done = subprocess.run(words, input=file.read_text(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line) for line in done.stdout.splitlines()] == read(tmp_path / "out.jsonl")
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_rows(folder, tmp_path):
+    """Twenty times the rows cost no more than what the first ones do."""
+    code = (
+        "import sys; from pathlib import Path; from peftkit.predict import predict; import peftkit.measure as m\n"
+        "predict([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3])); print(m.process_peak_bytes())"
+    )
+    peaks = []
+    for rows in (4_000, 80_000):
+        path = file_of(tmp_path, [f"Return number {place}." for place in range(rows)])
+        words = [sys.executable, "-c", code, str(folder), str(path), str(tmp_path / f"{rows}.jsonl")]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout))
+    assert peaks[1] - peaks[0] < 40e6

@@ -10,7 +10,7 @@ from peftkit import MultiLabelClassification, Seq2Seq, SequenceClassification, S
 from peftkit import run as run_module
 from peftkit.errors import NotReproducedError
 from peftkit.report import read_report
-from peftkit.round_trip import check, combined, compared, fresh_outputs
+from peftkit.round_trip import Allowance, allowance, check, combined, compared, fresh_outputs
 from peftkit.run import run
 from peftkit.run_folder import fresh_outputs_of, is_finished, read_held_out
 
@@ -61,8 +61,8 @@ def test_generated_text_is_compared(small_recipe, tmp_path):
     difference = compared(recipe.task, other, live, batch)
     assert difference.text_agreement == 0.0
     with pytest.raises(NotReproducedError, match="generates other text than what was trained for 100% of rows"):
-        check("it", difference, 1e-4)
-    check("it", difference, 5e-2)
+        check("it", difference, allowance(live))
+    check("it", difference, allowance(live, half=True))
 
 
 def test_a_folder_that_is_no_model_is_one_line(tmp_path):
@@ -86,7 +86,15 @@ def test_differences():
     assert (both.rows, both.difference, both.label_agreement) == (4, 1.0, 0.75)
     broken = {"logits": torch.full((2, 2), float("nan"))}
     with pytest.raises(NotReproducedError, match="by inf in a logit"):
-        check("it", compared(task, broken, right, MASK), 1e-4)
+        check("it", compared(task, broken, right, MASK), Allowance(difference=1e9))
+
+
+def test_what_is_allowed_grows_with_the_logits():
+    small, large = ({"logits": torch.tensor([[value]])} for value in (0.1, -30.0))
+    assert allowance(small).difference == pytest.approx(1e-4)
+    assert allowance(large).difference == pytest.approx(3e-3)
+    assert allowance(large, half=True).difference == pytest.approx(1.5)
+    assert (allowance(small).text_agreement, allowance(small, same_device=False).text_agreement) == (1.0, 0.5)
 
 
 def test_padding_does_not_count():
