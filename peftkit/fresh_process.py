@@ -10,6 +10,7 @@ file to write, with `logits` in float32 and, where the folder brings generation 
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from typing import Any
@@ -18,6 +19,8 @@ import peft
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+
+ONE = "--one"
 
 
 def plain_model(question: dict[str, Any]) -> Any:
@@ -74,29 +77,45 @@ def answer(question: dict[str, Any]) -> None:
     save_file({name: tensor.cpu().contiguous() for name, tensor in found.items()}, question["output"])
 
 
+def told(line: str) -> str:
+    """Answer a question; the line to say of it."""
+    try:
+        answer(json.loads(line))
+        error = None
+    except Exception as problem:
+        error = " ".join(f"{type(problem).__name__}: {problem}".split())[:500]
+    return json.dumps({"error": error, "peftkit": "peftkit" in sys.modules})
+
+
+def told_by_child(line: str) -> str:
+    """The same, by a child that has these imports alone: a fork, or where a GPU forbids that, a new program."""
+    if not hasattr(os, "fork") or torch.cuda.is_available():
+        words = [sys.executable, "-I", "-W", "ignore", __file__, ONE]
+        done = subprocess.run(words, input=line, stdout=subprocess.PIPE, text=True)  # noqa: S603
+        return done.stdout.strip() or json.dumps({"error": f"it ended with status {done.returncode}"})
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(read)
+        with os.fdopen(write, "w") as pipe:
+            pipe.write(told(line))
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return said or json.dumps({"error": f"it ended by signal or status {status}"})
+
+
 def main() -> None:
-    """Answer until standard input ends."""
+    """Answer until standard input ends; with the word `--one`, the first question alone and in this process."""
     transformers.utils.logging.disable_progress_bar()
     # What a library prints is no answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
-        child = os.fork() if hasattr(os, "fork") else 0
-        if child:
-            _, status = os.waitpid(child, 0)
-            if status:
-                answers.write(json.dumps({"error": f"it ended by signal or status {status}"}) + "\n")
-                answers.flush()
-            continue
-        try:
-            answer(json.loads(line))
-            told = None
-        except Exception as error:
-            told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        answers.write(json.dumps({"error": told, "peftkit": "peftkit" in sys.modules}) + "\n")
+        answers.write((told(line) if ONE in sys.argv else told_by_child(line)) + "\n")
         answers.flush()
-        if hasattr(os, "fork"):
-            os._exit(0)
 
 
 if __name__ == "__main__":

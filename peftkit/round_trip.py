@@ -23,6 +23,8 @@ FULL_TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-2
 # Of a launcher: with them a library would wait for other ranks.
 NOT_FOR_A_FRESH_PROCESS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# Asked in this way whether there is a GPU, torch does not touch it.
+WITHOUT_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +186,7 @@ def _fresh_process() -> subprocess.Popen[str]:
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, "-I", "-W", "ignore", str(script)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env={name: value for name, value in os.environ.items() if name not in NOT_FOR_A_FRESH_PROCESS},
+        env={name: value for name, value in os.environ.items() if name not in NOT_FOR_A_FRESH_PROCESS} | WITHOUT_CUDA,
     )  # fmt: skip
     atexit.register(process.kill)
     return process

@@ -220,6 +220,8 @@ def _run(
 def _say(recipe: Recipe, report: Report, folder: Path) -> None:
     split = "validation" if report.status == "trial" else "test"
     shown = ", ".join(f"{name} {report.metrics[split][name]:.4f}" for name in recipe.task.main_metrics)
+    if "ece" in report.metrics[split]:
+        shown += f", calibration error {report.metrics[split]['ece']:.4f}"
     logger.info("%s: audit %s; %s: %s", recipe.name, report.audit.get("verdict"), split, shown)
     if report.round_trip:
         logger.info(
