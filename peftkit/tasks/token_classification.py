@@ -27,7 +27,7 @@ from peftkit.metrics.entities import (
 from peftkit.metrics.intervals import Statistic
 from peftkit.tasks.label_names import check_label_names, label_name, unknown_label
 from peftkit.tasks.plain_task import PlainTask, at, first_output, kind_of
-from peftkit.tasks.word_parts import OUTSIDE, joined_spans, parts, repaired, word_spans
+from peftkit.tasks.word_parts import OUTSIDE, joined_spans, parts, placed, repaired, word_spans
 
 NO_WORD = -1
 IGNORED = -100
@@ -300,10 +300,7 @@ class TokenClassification(PlainTask):
         for answer, words, text, scores in zip(answers, dataset[self.tokens], texts, sure, strict=True):
             spans = word_spans(text) if bare else joined_spans(words)
             for entity in answer["entities"]:
-                first, last = entity["first_word"], entity["last_word"]
-                entity |= {"start": spans[first][0], "end": spans[last][1]}
-                entity["text"] = text[entity["start"] : entity["end"]]
-                entity["score"] = float(np.mean(scores[first : last + 1]))
+                entity |= placed(entity["first_word"], entity["last_word"], text, spans, scores)
         return answers
 
     def row_of(self, given: Any) -> Mapping[str, Any]:

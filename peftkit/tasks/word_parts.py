@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from typing import Any
 
 OUTSIDE = "O"
 
@@ -16,6 +17,19 @@ def joined_spans(words: Sequence[str]) -> list[tuple[int, int]]:
     """Where words begin and end when a space is put between each."""
     starts = accumulate((len(word) + 1 for word in words), initial=0)
     return [(start, start + len(word)) for start, word in zip(starts, words, strict=False)]
+
+
+def placed(
+    first: int, last: int, text: str, spans: Sequence[tuple[int, int]], scores: Sequence[float]
+) -> dict[str, Any]:
+    """Where words `first` to `last` stand in the text, the text there, and the mean of their scores."""
+    start, end = spans[first][0], spans[last][1]
+    return {
+        "start": start,
+        "end": end,
+        "text": text[start:end],
+        "score": sum(scores[first : last + 1]) / (last + 1 - first),
+    }
 
 
 def repaired(tags: Sequence[str]) -> list[str]:
