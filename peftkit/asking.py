@@ -1,6 +1,6 @@
 """A model asked for many rows at once: batches of like length, answers in the order of the rows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,19 +18,31 @@ MOST_NUMBERS = 20_000_000
 IGNORED = -100
 
 
-@torch.no_grad()
 def answers_of(
     model: Any, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]
 ) -> list[Mapping[str, Any]]:
     """The task's answer to each row."""
     encoded = task.encode_inputs(rows, tokenizer)
+    return task.answer(kept_of(model, task, encoded, tokenizer, task.infer), encoded, rows, tokenizer, labels)
+
+
+@torch.no_grad()
+def kept_of(
+    model: Any,
+    task: Task,
+    encoded: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    read: Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor],
+) -> np.ndarray:
+    """What `read` makes of the model and each batch, a row an encoded row, in their order."""
     collator = task.collator(tokenizer, model)
     kept: list[Any] = [None] * len(encoded)
+    inputs = encoded.remove_columns("labels") if "labels" in encoded.column_names else encoded
     for places in _by_length(encoded):
-        batch = _inputs(collator([encoded[place] for place in places]), model)
-        for place, found in zip(places, task.infer(model, batch).cpu().numpy(), strict=True):
+        batch = _inputs(collator([inputs[place] for place in places]), model)
+        for place, found in zip(places, read(model, batch).cpu().numpy(), strict=True):
             kept[place] = found
-    return task.answer(_stacked(kept), encoded, rows, tokenizer, labels)
+    return _stacked(kept)
 
 
 def _by_length(encoded: Dataset) -> Iterator[list[int]]:
@@ -59,10 +71,10 @@ def _stacked(kept: list[Any]) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class LogitSample:
-    """Batches of held-out rows on which models are compared, and one model's logits of them."""
+    """Batches of held-out rows on which models are compared, and one model's outputs of them."""
 
     batches: Sequence[Mapping[str, torch.Tensor]]
-    logits: Sequence[torch.Tensor]
+    outputs: Sequence[Mapping[str, torch.Tensor]]
 
 
 @torch.no_grad()
@@ -70,16 +82,28 @@ def sampled_logits(model: Any, task: Task, encoded: Dataset, tokenizer: PreTrain
     """Logits of encoded rows, from the first on, until the numbers held would be too many."""
     collator = task.collator(tokenizer, model)
     batches: list[Mapping[str, torch.Tensor]] = []
-    logits: list[torch.Tensor] = []
+    outputs: list[Mapping[str, torch.Tensor]] = []
     for start in range(0, len(encoded), BATCH_SIZE):
         batch = collator([encoded[row] for row in range(start, min(start + BATCH_SIZE, len(encoded)))])
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels" and tensor is not None}
-        inputs = dict(task.held_out(inputs, model.config))
+        inputs, counted = held_out(task, batch, model.config)
         batches.append(inputs)
-        logits.append(logits_of(model, inputs))
-        if sum(one.numel() for one in logits) + logits[-1].numel() > MOST_NUMBERS:
+        outputs.append({"logits": logits_of(model, inputs), **counted})
+        sizes = [one["logits"].numel() for one in outputs]
+        if sum(sizes) + sizes[-1] > MOST_NUMBERS:
             break
-    return LogitSample(batches=batches, logits=logits)
+    return LogitSample(batches=batches, outputs=outputs)
+
+
+def held_out(
+    task: Task, batch: Mapping[str, Any], config: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Of a batch with labels, the inputs on which models are compared, and which of a target's tokens `counted`."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels" and tensor is not None}
+    inputs = dict(task.held_out(inputs, config))
+    if "decoder_input_ids" not in inputs:
+        return inputs, {}
+    rows, tokens = inputs["decoder_input_ids"].shape
+    return inputs, {"counted": batch["labels"][:rows, :tokens] != IGNORED}
 
 
 @torch.no_grad()
@@ -89,10 +113,11 @@ def logits_of(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def outputs_of(model: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`logits`, and the token ids `generated` by a model that generates."""
+def outputs_of(model: Any, batch: Mapping[str, torch.Tensor], **how: Any) -> dict[str, torch.Tensor]:
+    """`logits`, and the token ids `generated`, without sampling, by a model that generates; -1 is padding."""
     found = {"logits": logits_of(model, batch)}
     if "decoder_input_ids" in batch and hasattr(model, "generate"):
         source = {name: tensor for name, tensor in batch.items() if not name.startswith("decoder_")}
-        found["generated"] = model.generate(**_inputs(source, model)).cpu()
+        found["generated"] = model.generate(**_inputs(source, model), do_sample=False, **how).cpu()
+        found["generated"][found["generated"] == model.generation_config.pad_token_id] = -1
     return found

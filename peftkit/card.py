@@ -2,17 +2,19 @@
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from peftkit.contract import CONTRACT
-from peftkit.files import write_text
+from peftkit.files import text_without_home, write_text
 from peftkit.parsing import recipe_to_yaml
 from peftkit.recipe import Recipe
 from peftkit.report import Report
+from peftkit.sources import DEMOS
 from peftkit.validation import FormRow, form_table
 
 PIPELINES = {"SEQ_CLS": "text-classification", "TOKEN_CLS": "token-classification"}
@@ -64,13 +66,14 @@ def _body(recipe: Recipe, report: Report, contract: Mapping[str, Any], receipt: 
         f"{_plain(recipe.method.name)} with peftkit. Weights of the base: SHA-256 {base['sha256'] or 'not known'}.",
         "## Use": _use(recipe, contract, receipt),
         "## Scores": _scores(recipe, report),
-        "## Forms": _forms(receipt),
+        "## Forms": _forms(receipt["forms"], receipt["shipped"]),
+        "## ONNX": _forms(receipt["onnx_forms"], "the last one" if receipt["onnx_forms"] else None),
         "## Receipt": _receipt(receipt),
         "## Data": _data(recipe, report, contract),
         "## Cost": _cost(report),
         "## Limits": _limits(report, receipt),
         "## Repeat": "Save as `recipe.yaml`, and run `peftkit train recipe.yaml`:\n\n"
-        + _fenced(recipe_to_yaml(recipe), "yaml"),
+        + _fenced(recipe_to_yaml(_repeatable(recipe)), "yaml"),
     }
     return "\n\n".join(f"{title}\n\n{text}" for title, text in sections.items() if text) + "\n"
 
@@ -78,7 +81,12 @@ def _body(recipe: Recipe, report: Report, contract: Mapping[str, Any], receipt: 
 def _use(recipe: Recipe, contract: Mapping[str, Any], receipt: Mapping[str, Any]) -> str:
     auto_class, base = contract["auto_class"], contract["base"]["name_or_path"]
     if receipt["format"] == "onnx":
-        code = 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("model.onnx")  # in this folder'
+        code = (
+            "import onnxruntime\nfrom transformers import AutoTokenizer\n\n"
+            'session = onnxruntime.InferenceSession("FOLDER/model.onnx")\n'
+            'tokens = AutoTokenizer.from_pretrained("FOLDER")(["a text"], return_tensors="np")\n'
+            'logits = session.run(["logits"], {one.name: tokens[one.name] for one in session.get_inputs()})[0]'
+        )
     elif not contract["adapter"]:
         code = (
             f'from transformers import {auto_class}, AutoTokenizer\n\nmodel = {auto_class}.from_pretrained("FOLDER")\n'
@@ -93,7 +101,8 @@ def _use(recipe: Recipe, contract: Mapping[str, Any], receipt: Mapping[str, Any]
             f"from peft import PeftModel\nfrom transformers import AutoConfig, {auto_class}, AutoTokenizer{more}\n\n"
             + (f"quantized = BitsAndBytesConfig(**{quantization!r})\n" if quantization else "")
             + f'base = {auto_class}.from_pretrained(\n    {base!r}, config=AutoConfig.from_pretrained("FOLDER"),\n'
-            f'    dtype="{contract["dtype"]}", ignore_mismatched_sizes=True{extra},\n)\n'
+            f'    dtype="{contract["dtype"]}", revision={contract["base"]["revision"]!r}, '
+            f"ignore_mismatched_sizes=True{extra},\n)\n"
             'model = PeftModel.from_pretrained(base, "FOLDER")\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")'
         )
     prefix = getattr(recipe.task, "source_prefix", "")
@@ -116,19 +125,21 @@ def _scores(recipe: Recipe, report: Report) -> str:
     return "\n".join(lines)
 
 
-def _forms(receipt: Mapping[str, Any]) -> str:
-    rows = [FormRow(**row) for row in receipt["forms"]]
-    shipped = f"\n\nThis folder holds: {receipt['shipped']}." if receipt["shipped"] else ""
-    return form_table(rows) + shipped if rows else ""
+def _forms(forms: Sequence[Mapping[str, Any]], shipped: str | None) -> str:
+    rows = [FormRow(**row) for row in forms]
+    return form_table(rows) + (f"\n\nThis folder holds: {shipped}." if shipped else "") if rows else ""
 
 
 def _receipt(receipt: Mapping[str, Any]) -> str:
     texts = receipt["text_agreement"]
     generated = "" if texts is None else f" The same text is generated for {texts:.1%} of them."
+    held = "in 8 bits it is scored, not held to a tolerance"
+    if receipt["tolerance"] is not None:
+        held = f"tolerance {receipt['tolerance']:.2g}"
     by = "ONNX Runtime" if receipt["format"] == "onnx" else "a fresh process with plain libraries"
     return (
         f"Asked by {by}, on {receipt['rows']} held-out rows: the largest difference of a logit to the same weights "
-        f"before export is {receipt['exported_difference']:.2g} (tolerance {receipt['tolerance']:.2g}), to the model "
+        f"before export is {receipt['exported_difference']:.2g} ({held}), to the model "
         f"in memory at the end of training {receipt['live_difference']:.2g}; {receipt['label_agreement']:.2%} of the "
         f"answers are the same.{generated} `receipt.json` has the figures."
     )
@@ -143,7 +154,7 @@ def _data(recipe: Recipe, report: Report, contract: Mapping[str, Any]) -> str:
 
 def _cost(report: Report) -> str:
     here = report.environment
-    hardware = ", ".join(here.get("gpus") or ()) or here.get("processor") or "CPU"
+    hardware = ", ".join(here.get("gpus") or ()) or here.get("cpu") or "CPU"
     peak = ", ".join(f"{name.replace('_', ' ')} {size / MIB:,.0f} MiB" for name, size in report.memory.items())
     return (
         f"Training took {report.times['train']:,.0f} s of {report.times['total']:,.0f} s on {_plain(str(hardware))}, "
@@ -154,14 +165,20 @@ def _cost(report: Report) -> str:
 
 def _limits(report: Report, receipt: Mapping[str, Any]) -> str:
     lines = ["The scores hold for texts like those test rows. The licences of the base and of the data apply."]
-    if receipt["format"] != "adapter" and receipt["forms"]:
+    if receipt["forms"] or receipt["onnx_forms"]:
         lines.append("They are of the model as it was trained; the table above tells what this form changes.")
-    lines += [f"Data: {warning}." for warning in report.data["checks"]["warnings"]]
+    lines += [f"Data: {text_without_home(warning)}." for warning in report.data["checks"]["warnings"]]
     return "\n".join(f"- {_plain(line)}" for line in lines)
 
 
+def _repeatable(recipe: Recipe) -> Recipe:
+    """The recipe, without the folder that now holds its run."""
+    return replace(recipe, training={name: value for name, value in recipe.training.items() if name != "output_dir"})
+
+
 def _is_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.startswith("demo") or Path(name).exists()
+    own = ("demo", "demo-seq2seq", *DEMOS)
+    return name.startswith((".", "/", "~")) or name in own or Path(name).expanduser().exists()
 
 
 def _plain(text: str) -> str:

@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", type=Path, help="the folder of a finished run")
     export.add_argument("out", type=Path, help="a new folder")
     export.add_argument(
-        "--format", choices=("model", "adapter", "onnx"), default="model",
+        "--format", choices=("model", "adapter", "onnx"),
         help="a merged model, the adapter alone, or a merged model for ONNX Runtime (pip install 'peftkit[onnx]')",
     )  # fmt: skip
     export.add_argument(
@@ -91,7 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     export.add_argument("--int8", action="store_true", help="ONNX with 8-bit weights, scored on validation")
     export.add_argument("--tolerance", type=float, help="largest difference of a logit that passes (1e-4)")
-    export.add_argument("--push_to_hub", metavar="USER/NAME", help="send it there too, with your own login")
+    export.add_argument(
+        "--push_to_hub", "--push-to-hub", metavar="USER/NAME", help="send it there too, with your own login"
+    )
+    export.add_argument("--private", action="store_true", help="with --push_to_hub: make it a private model")
 
     combine = commands.add_parser("combine", allow_abbrev=False, help="make one run of several LoRA runs on one base")
     combine.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs, and then OUT")
@@ -219,7 +222,7 @@ def _export(chosen: argparse.Namespace, words: list[str]) -> None:
         tolerance=chosen.tolerance, trust_remote_code=chosen.trust_remote_code,
     )  # fmt: skip
     if chosen.push_to_hub:
-        push(chosen.out, chosen.push_to_hub)
+        push(chosen.out, chosen.push_to_hub, private=chosen.private)
 
 
 def _combine(chosen: argparse.Namespace, words: list[str]) -> None:

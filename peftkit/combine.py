@@ -1,17 +1,19 @@
 """Several LoRA runs on one base to one run: their adapters combined by peft, their heads averaged, and scored."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from peft.utils import ModulesToSaveWrapper
 
 from peftkit import measure
-from peftkit.asking import answers_of, outputs_of
+from peftkit.asking import kept_of, outputs_of
 from peftkit.data import Splits, load_splits
 from peftkit.errors import UserError
 from peftkit.files import new_folder
@@ -30,9 +32,12 @@ from peftkit.run_folder import (
     weight_bytes,
     write_predictions,
 )
+from peftkit.tasks import Task
+from peftkit.tasks.plain_task import first_output
 from peftkit.validation import FormRow, ValidationLook, form_table
 
 COMBINED = "combined"
+LEAST_WEIGHT = 1e-6
 # How adapters of other methods, or these variants of LoRA, were to be added up, peft does not know.
 NOT_COMBINED = ("use_dora", "alora_invocation_tokens", "target_parameters")
 
@@ -58,12 +63,17 @@ def combine(
     if weights and len(weights) != len(runs):
         raise UserError(f"--weights: {len(weights)} for {len(runs)} runs")
     weights = list(weights) or [1 / len(runs)] * len(runs)
+    if abs(sum(weights)) < LEAST_WEIGHT:
+        raise UserError("--weights: add up to 0, and heads can't be averaged by them")
     saved = [_read(folder, trust_remote_code) for folder in runs]
     for other in saved[1:]:
         _check_fit(saved[0], other)
     first, report = saved[0], read_report(runs[0])
     splits = load_splits(first.recipe.data, first.task)
-    batch, _ = read_held_out(first.folder)
+    if splits.fingerprint != report.data["fingerprint"]:
+        raise UserError(f"{runs[0]}: its data has changed since training, so nothing can be scored on it")
+    batch, outputs = read_held_out(first.folder)
+    counted = {name: tensor for name, tensor in outputs.items() if name == "counted"}
     with new_folder(out) as folder:
         model: Any = load_model(first)
         for place, other in enumerate(saved[1:], 1):
@@ -72,9 +82,10 @@ def combine(
         rows = []
         for place, run in enumerate(runs):
             model.set_adapter(_name(place))
-            rows.append(look.row(str(run), model, weight_bytes(run)))
+            rows.append(look.row(str(run), model, weight_bytes(run), saved[place].task))
         _add_up(model, len(runs), weights, combination_type, density)
-        rows.append(look.row(f"{COMBINED} ({combination_type})", model, None))
+        task = _fitted(first, model, splits)
+        rows.append(look.row(f"{COMBINED} ({combination_type})", model, None, task))
         peft = copy.deepcopy(model.peft_config[COMBINED])
         peft.base_model_name_or_path = None
         recipe = replace(first.recipe, name=out.name, method=Method(
@@ -87,14 +98,18 @@ def combine(
         first.tokenizer.save_pretrained(folder)
         live = outputs_of(model, batch)
         complete(
-            folder, recipe, model, set(), tokenizer=first.tokenizer, labels=first.labels,
-            held_out={**batch, **live}, task=first.task,
+            folder, recipe, model, set(), labels=first.labels, held_out={**batch, **live, **counted}, task=task
         )  # fmt: skip
-        scores = _scored(first, model, splits, folder)
+        scores = _scored(first, task, model, splits, folder)
         del model
-        found = compared(first.task, fresh_outputs_of(folder, recipe, batch), live, batch)
+        found = compared(
+            task,
+            fresh_outputs_of(folder, recipe, batch, trust_remote_code=trust_remote_code),
+            {**live, **counted},
+            batch,
+        )
         on_gpu = torch.cuda.is_available()
-        half = is_half(recipe, on_gpu=on_gpu)
+        half = is_half(recipe, first.contract["dtype"], on_gpu=on_gpu)
         check("combine: the combination read back", found, allowance(live, half=half, same_device=not on_gpu))
         told = replace(
             report, name=recipe.name, method=recipe.method.name, environment=measure.environment(), metrics=scores,
@@ -127,6 +142,14 @@ def _check_fit(first: SavedRun, other: SavedRun) -> None:
             one, two = one[name], two[name]
         if one != two:
             raise UserError(f"{first.folder} and {other.folder} differ in {what}: {_short(one)} and {_short(two)}")
+    mine, others = first.contract["task"], other.contract["task"]
+    if mine["class_path"] != others["class_path"]:
+        kinds = f"{mine['class_path']} and {others['class_path']}"
+        raise UserError(f"{first.folder} and {other.folder} differ in the task: {kinds}")
+    for field in (*first.task.length_fields, "source_prefix"):
+        lengths = [run.contract["task"]["init_args"].get(field) for run in (first, other)]
+        if lengths[0] != lengths[1]:
+            raise UserError(f"{first.folder} and {other.folder} differ in task.{field}: {lengths[0]} and {lengths[1]}")
 
 
 def _short(value: Any) -> str:
@@ -163,16 +186,37 @@ def _add_up(model: Any, runs: int, weights: Sequence[float], combination_type: s
         head.update(COMBINED)
         parts = [dict(head.modules_to_save[run].named_parameters()) for run in names]
         for own, parameter in head.modules_to_save[COMBINED].named_parameters():
-            parameter.data = sum(weight * part[own].data for weight, part in zip(weights, parts, strict=True))
+            summed = sum(weight * part[own].data for weight, part in zip(weights, parts, strict=True))
+            # Adapters are added up, and may be so in full; heads are averaged.
+            parameter.data = summed / sum(weights)
     model.set_adapter(COMBINED)
 
 
-def _scored(saved: SavedRun, model: Any, splits: Splits, folder: Path) -> dict[str, dict[str, Any]]:
-    task = saved.task
+def _kept(saved: SavedRun, task: Task, model: Any, encoded: Dataset) -> np.ndarray:
+    """What evaluation keeps of the rows."""
+
+    def read(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if task.task_type == "SEQ_2_SEQ_LM":
+            return task.infer(model, batch)
+        return task.reduce(first_output(model(**batch).logits))
+
+    return kept_of(model, task, encoded, saved.tokenizer, read)
+
+
+def _fitted(saved: SavedRun, model: Any, splits: Splits) -> Task:
+    """The task with what the combination teaches on validation, such as thresholds."""
+    task = saved.recipe.task
+    encoded = task.encode(splits.validation, saved.tokenizer, saved.labels)
+    return task.fitted(_kept(saved, task, model, encoded), encoded, saved.labels)
+
+
+def _scored(saved: SavedRun, task: Task, model: Any, splits: Splits, folder: Path) -> dict[str, dict[str, Any]]:
+    """Scores as a run has them, and its predictions in the folder."""
     scores: dict[str, dict[str, Any]] = {}
     for split in ("validation", "test"):
         rows = splits.rows[split]
-        answers = answers_of(model, task, rows, saved.tokenizer, saved.labels)
+        encoded = task.encode(rows, saved.tokenizer, saved.labels)
+        answers = task.decode(_kept(saved, task, model, encoded), encoded, rows, saved.tokenizer, saved.labels)
         references = task.references(rows, saved.labels)
         scores[split] = dict(task.score(answers, references))
     scores["test"] |= task.intervals(answers, references)

@@ -17,7 +17,8 @@ from peftkit.files import without_home, write_json
 CONTRACT = "contract.json"
 FORMAT = 1
 # Of a folder's weights, the first kind that is there.
-KINDS_OF_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+KINDS_OF_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+PARTS = ("auto_class", "adapter", "base", "dtype", "quantization", "labels", "tokenizer", "task")
 HELD_OUT = "held_out.safetensors"
 
 
@@ -38,20 +39,23 @@ def read_contract(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         contract = json.loads(path.read_text(encoding="utf-8"))
-        files = contract["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: can't be read ({type(error).__name__}); take the folder anew from its source"
-        ) from None
-    if contract["format"] > FORMAT:
+        newer = contract["format"] > FORMAT
+        files = {str(name): (int(told["bytes"]), str(told["sha256"])) for name, told in contract["files"].items()}
+        if not newer and (lacking := [part for part in PARTS if part not in contract]):
+            raise KeyError(lacking[0])
+        if any(Path(name).name != name for name in files):
+            raise ValueError("a file's name with a folder in it")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: can't be read ({error!r}); take it anew from its source") from None
+    if newer:
         raise UserError(f"{path}: of a newer peftkit (format {contract['format']}, this one reads {FORMAT})")
-    for name, told in files.items():
+    for name, (right, digest) in files.items():
         file = folder / name
         if not file.is_file():
             raise UserError(f"{folder}: {name} is missing; take the folder anew from its source")
-        if (size := file.stat().st_size) != told["bytes"]:
-            raise UserError(f"{file}: has {size:,} bytes of {told['bytes']:,}; take it anew from its source")
-        if _digest(file) != told["sha256"]:
+        if (size := file.stat().st_size) != right:
+            raise UserError(f"{file}: has {size:,} bytes of {right:,}; take it anew from its source")
+        if _digest(file) != digest:
             raise UserError(f"{file}: its bytes are not those that were saved; take it anew from its source")
     return contract
 
@@ -87,12 +91,13 @@ def check_base(folder: Path, contract: Mapping[str, Any], source: str, revision:
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """How many tokens it has, and a SHA-256 of them, their ids and the special ones."""
-    named = [
-        sorted(tokenizer.get_vocab().items()),
-        sorted((k, str(v)) for k, v in tokenizer.special_tokens_map.items()),
-    ]
-    digest = hashlib.sha256(json.dumps(named, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    """How many tokens it has, and a SHA-256 of all that decides what a text becomes but the length it is cut to."""
+    special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    how = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
+    if isinstance(how, dict):
+        how |= {"truncation": None, "padding": None}
+    digest = hashlib.sha256(json.dumps([how, special], ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return {"tokens": len(tokenizer), "sha256": digest.hexdigest()}
 
 

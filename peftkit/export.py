@@ -4,6 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+from peft import PromptLearningConfig
+
 from peftkit.card import write_card
 from peftkit.contract import read_contract
 from peftkit.errors import UserError
@@ -22,7 +24,7 @@ def export(
     run: Path,
     out: Path,
     *,
-    form: Literal["model", "adapter", "onnx"] = "model",
+    form: Literal["model", "adapter", "onnx"] | None = None,
     dtype: str = "auto",
     merge: str = "best",
     int8: bool = False,
@@ -34,7 +36,8 @@ def export(
     Args:
         run: A finished run's folder.
         out: A new folder.
-        form: `model`, merged; `adapter`, as it is; `onnx`, merged, for ONNX Runtime.
+        form: `model`, merged; `adapter`, as it is; `onnx`, merged, for ONNX Runtime. Unless given, a model, or the
+            adapter of a method that adds no weights that could be merged.
         dtype: Of the merged weights: `float32`, `bfloat16`, `float16`, or `auto`, as the base was loaded.
         merge: For a quantized run: `original`, `dequantized` or `4bit`, or `best`, the better one of the first two.
         int8: ONNX with 8-bit weights; activations are quantized as it runs.
@@ -49,10 +52,15 @@ def export(
     batch, live = read_held_out(run)
     saved = read_run(run, trust_remote_code=trust_remote_code)
     _check_words(saved, form, dtype, merge, int8)
+    if form is None and isinstance(saved.recipe.method.peft, PromptLearningConfig):
+        kind = saved.recipe.method.kind.upper()
+        logger.warning("%s adds no weights that could be merged: the adapter is exported", kind)
+        form = "adapter"
     origin = Origin(saved=saved, report=read_report(run), batch=batch, live=live, tolerance=tolerance)
     with new_folder(out) as folder:
         adapter = form == "adapter"
-        receipt = export_adapter(origin, folder) if adapter else export_merged(origin, folder, dtype, merge)
+        written = "float32" if form == "onnx" else dtype
+        receipt = export_adapter(origin, folder) if adapter else export_merged(origin, folder, written, merge)
         if form == "onnx":
             receipt = export_onnx(origin, folder, receipt, int8)
         told = finite(asdict(receipt))
@@ -62,15 +70,17 @@ def export(
         write_card(folder, saved.recipe, origin.report, contract, told)
     if receipt.forms:
         logger.info("on validation:\n%s\nexported: %s", form_table(receipt.forms), receipt.shipped)
+    if receipt.onnx_forms:
+        logger.info("on validation:\n%s", form_table(receipt.onnx_forms))
+    held = "not held to a tolerance" if receipt.tolerance is None else f"tolerance {receipt.tolerance:.2g}"
     logger.info(
-        "exported to %s: largest logit difference %.2g on %d held-out rows (tolerance %.2g), "
-        "%.4g %% of answers as the live model's",
-        out, receipt.exported_difference, receipt.rows, receipt.tolerance, 100 * receipt.label_agreement,
+        "exported to %s: largest logit difference %.2g on %d held-out rows (%s), %.4g %% of answers as the live model",
+        out, receipt.exported_difference, receipt.rows, held, 100 * receipt.label_agreement,
     )  # fmt: skip
     return receipt
 
 
-def _check_words(saved: SavedRun, form: str, dtype: str, merge: str, int8: bool) -> None:
+def _check_words(saved: SavedRun, form: str | None, dtype: str, merge: str, int8: bool) -> None:
     recipe = saved.recipe
     if form == "adapter" and recipe.method.peft is None:
         raise UserError("--format adapter: full fine-tuning has no adapter; leave the word out")

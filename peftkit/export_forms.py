@@ -34,17 +34,31 @@ def _finished(saved: SavedRun, folder: Path, dtype: str) -> PreTrainedModel:
     return load_finished(folder, saved.task, dtype=dtype, trust_remote_code=saved.trust_remote_code).eval()
 
 
+def _scored(look: ValidationLook, form: str, folder: Path) -> FormRow:
+    """The row of a model in a folder, asked on the accelerator where it has room."""
+    model: Any = _finished(look.saved, folder, "auto")
+    if torch.accelerator.is_available():
+        try:
+            model = model.to(torch.accelerator.current_accelerator())
+        except torch.OutOfMemoryError:
+            model = _finished(look.saved, folder, "auto")
+            logger.warning("%s does not fit the accelerator; it is scored on the CPU", form)
+    return look.row(form, model, weight_bytes(folder))
+
+
 def export_adapter(origin: Origin, folder: Path) -> Receipt:
     """The adapter as it was trained, with what loads it, checked in a fresh process against the live model."""
     reloaded = origin.load_as_trained()[1]
     for name in ADAPTER_FILES:
         if (origin.saved.folder / name).exists():
             shutil.copy(origin.saved.folder / name, folder / name)
-    found = origin.compared_live(origin.signed(folder, adapter=True))
+    dtype = origin.saved.contract["dtype"]
+    origin.sign(folder, adapter=True, dtype=dtype)
+    found = origin.compared_live(origin.fresh(folder))
     allowed = origin.as_trained
     check("export: the adapter", found, allowed)
     return Receipt(
-        format="adapter", dtype=origin.saved.recipe.model.dtype, rows=found.rows, tolerance=allowed.difference,
+        format="adapter", dtype=dtype, rows=found.rows, tolerance=allowed.difference,
         exported_difference=found.difference, label_agreement=found.label_agreement,
         text_agreement=found.text_agreement, reload_difference=reloaded.difference, live_difference=found.difference,
     )  # fmt: skip
@@ -58,14 +72,14 @@ class _Merge:
         name: `merged`, or for a quantized run one of MERGES.
         base: The dtype in which the base is loaded.
         dtype: The dtype in which weights are written.
-        packed: Names of the weights that were in 4 bits.
+        packed: The weights that were in 4 bits, as `packed_weights` names them.
         as_trained: The dtype of the weights before they were packed.
     """
 
     name: str
     base: str
     dtype: str
-    packed: set[str]
+    packed: Mapping[str, bool]
     as_trained: str
 
     @property
@@ -97,8 +111,7 @@ def export_merged(origin: Origin, folder: Path, dtype: str, merge: str) -> Recei
     if not can_be_merged(model):
         kind = saved.recipe.method.kind.upper()
         raise UserError(f"export: {kind} adds no weights that could be merged; take --format adapter")
-    as_trained = str(model.dtype if saved.recipe.model.dtype == "auto" else saved.recipe.model.dtype)
-    as_trained = as_trained.removeprefix("torch.")
+    as_trained = saved.contract["dtype"]
     dtype = as_trained if dtype == "auto" else dtype
     if dtype == "float16" and model.config.model_type in OVERFLOW_IN_FLOAT16:
         raise UserError(f"--dtype float16: {model.config.model_type} overflows in it; take bfloat16 or float32")
@@ -116,9 +129,7 @@ def export_merged(origin: Origin, folder: Path, dtype: str, merge: str) -> Recei
     for one in merges:
         expected[one.name] = one.write(origin, folder / one.name)
         if look is not None:
-            merged: Any = _finished(saved, folder / one.name, "auto")
-            rows.append(look.row(one.said, merged, weight_bytes(folder / one.name)))
-            del merged
+            rows.append(_scored(look, one.said, folder / one.name))
     chosen = merges[0] if len(merges) == 1 else _chosen(merges, rows[1:], merge, saved.task.main_metrics[0])
     for path in list((folder / chosen.name).iterdir()):
         path.rename(folder / path.name)
@@ -126,7 +137,8 @@ def export_merged(origin: Origin, folder: Path, dtype: str, merge: str) -> Recei
         shutil.rmtree(folder / name)
     half = dtype != "float32" or chosen.name == "4bit"
     allowed = origin.as_trained if chosen.name == "dequantized" and not half else origin.allowed(half=half)
-    found = origin.signed(folder, adapter=False)
+    origin.sign(folder, adapter=False, dtype="auto")
+    found = origin.fresh(folder)
     exported = compared(saved.task, found, expected[chosen.name], origin.batch)
     check("export: the merged model", exported, allowed)
     live = origin.compared_live(found)
@@ -180,7 +192,7 @@ def export_onnx(origin: Origin, folder: Path, receipt: Receipt, int8: bool) -> R
     model, size = written(False)
     exported = difference(model)
     check("export: the model in ONNX Runtime", exported, origin.allowed(half=False))
-    forms = list(receipt.forms)
+    forms: list[FormRow] = []
     if int8:
         look = ValidationLook.of(saved, origin.report, merged, origin.batch)
         forms.append(look.row("merged, in float32", merged, weight_bytes(folder)))
@@ -188,14 +200,16 @@ def export_onnx(origin: Origin, folder: Path, receipt: Receipt, int8: bool) -> R
         model, size = written(True)
         forms.append(look.row("as ONNX, in int8", model, size))
         exported = difference(model)
+    allowed = origin.allowed(half=False).difference
     for path in folder.glob("model*.safetensors*"):
         path.unlink()
-    origin.signed(folder, adapter=False)
-    live = compared(saved.task, outputs_of(model, origin.batch), {"logits": origin.live["logits"]}, origin.batch)
+    origin.sign(folder, adapter=False, dtype="float32")
+    right = {name: tensor for name, tensor in origin.live.items() if name != "generated"}
+    live = compared(saved.task, outputs_of(model, origin.batch), right, origin.batch)
     return replace(
         receipt, format="onnx", dtype="int8" if int8 else "float32", exported_difference=exported.difference,
         label_agreement=live.label_agreement, text_agreement=None, live_difference=live.difference,
-        shipped="as ONNX, in int8" if int8 else receipt.shipped, forms=tuple(forms),
+        tolerance=None if int8 else allowed, onnx_forms=tuple(forms),
     )  # fmt: skip
 
 

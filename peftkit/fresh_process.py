@@ -45,7 +45,8 @@ def adapted_model(question: dict[str, Any]) -> Any:
     with tempfile.TemporaryDirectory() as scratch:
         of_base = transformers.AutoConfig.from_pretrained(source, revision=question["revision"], **trust)
         if config.model_type == "encoder-decoder" != of_base.model_type:
-            twice = transformers.EncoderDecoderModel.from_encoder_decoder_pretrained(source, source)
+            both = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in options.items()}
+            twice = transformers.EncoderDecoderModel.from_encoder_decoder_pretrained(source, source, **both)
             twice.save_pretrained(scratch)
             source, options["revision"] = scratch, None
         if question["quantization"] is not None:
@@ -73,7 +74,9 @@ def answer(question: dict[str, Any]) -> None:
     if os.path.exists(os.path.join(question["folder"], "generation_config.json")) and "decoder_input_ids" in batch:
         settings = transformers.GenerationConfig.from_pretrained(question["folder"])
         source = {name: tensor for name, tensor in batch.items() if not name.startswith("decoder_")}
+        settings.do_sample = False
         found["generated"] = model.generate(**source, generation_config=settings)
+        found["generated"][found["generated"] == settings.pad_token_id] = -1
     save_file({name: tensor.cpu().contiguous() for name, tensor in found.items()}, question["output"])
 
 
@@ -90,7 +93,7 @@ def told(line: str) -> str:
 def told_by_child(line: str) -> str:
     """The same, by a child that has these imports alone: a fork, or where a GPU forbids that, a new program."""
     if not hasattr(os, "fork") or torch.cuda.is_available():
-        words = [sys.executable, "-I", "-W", "ignore", __file__, ONE]
+        words = [sys.executable, "-P", "-W", "ignore", __file__, ONE]
         done = subprocess.run(words, input=line, stdout=subprocess.PIPE, text=True)  # noqa: S603
         return done.stdout.strip() or json.dumps({"error": f"it ended with status {done.returncode}"})
     read, write = os.pipe()

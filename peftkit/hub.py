@@ -8,7 +8,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFo
 from peftkit.errors import UserError
 from peftkit.log import logger
 
-NOT_SENT = (HTTPError, HFValidationError, LocalTokenNotFoundError, OSError, RuntimeError, ValueError)
+NOT_SENT = (HTTPError, HFValidationError, LocalTokenNotFoundError, OSError)
 
 
 def check_login(name: str) -> None:
@@ -21,11 +21,11 @@ def check_login(name: str) -> None:
         ) from error
 
 
-def push(folder: Path, name: str) -> None:
+def push(folder: Path, name: str, *, private: bool = False) -> None:
     """Send a folder as the model `name`, which is made if it is not there. Raises UserError when it can't be sent."""
     try:
         api = HfApi()
-        api.create_repo(name, exist_ok=True)
+        api.create_repo(name, exist_ok=True, private=private)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export of peftkit")
     except NOT_SENT as error:
         raise UserError(f"--push_to_hub {name}: not sent ({_short(error)}); the export is whole in {folder}") from error

@@ -4,7 +4,7 @@ import ctypes
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightRenaming
+from transformers.pytorch_utils import Conv1D
 
 from peftkit.errors import UserError
 from peftkit.methods import Quantization, plain_name
 
-# A file of weights holds up to this, and of a larger model a twentieth: what is in memory beside the base.
-ONE_FILE = 2_000_000_000
-LARGEST_FILE = 5_000_000_000
+# A file of weights holds up to this, and of a larger model a twentieth, within these bounds: what is in memory beside
+# the base.
+ONE_FILE = 500_000_000
+SMALLEST_FILE, LARGEST_FILE = 100_000_000, 5_000_000_000
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 BaseWeight = Callable[[str, torch.Tensor], torch.Tensor]
@@ -33,8 +35,9 @@ def write_merged(
     """Merge the adapter in float32 and write weights in `dtype`, config and generation settings; `model` is used up.
 
     `base_weight` gives, by the name of a weight and its value, another value to merge onto. A model without an adapter
-    is written as it is. Weights that the base maps from its files are read once and let go. Raises UserError for an
-    adapter that peft can't merge.
+    is written as it is. Weights that the base maps from its files are read once and let go; only a model whose
+    checkpoint holds other tensors than it has, or its own code, is merged as a whole. Raises UserError for an adapter
+    that peft can't merge.
     """
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     inner.config.dtype = dtype
@@ -73,29 +76,37 @@ def merged_whole(model: PreTrainedModel | PeftModel, base_weight: BaseWeight | N
     return inner
 
 
-def packed_weights(model: nn.Module) -> set[str]:
-    """The names, without peft's, of the weights that are in 4 bits."""
+def packed_weights(model: nn.Module) -> dict[str, bool]:
+    """The names, without peft's, of the weights that are in 4 bits; true for those that were transposed before."""
     return {
-        plain_name(f"{name}.weight") for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"
+        plain_name(f"{name}.weight"): getattr(module, "source_cls", None) is Conv1D
+        for name, module in model.named_modules()
+        if type(module).__name__ == "Linear4bit"
     }
 
 
-def dequantized(quantization: Quantization, names: set[str], dtype: torch.dtype) -> BaseWeight:
-    """For `write_merged`: of the weights named, what remains of them in 4 bits, loaded as `dtype` before."""
+def dequantized(quantization: Quantization, packed_names: Mapping[str, bool], dtype: torch.dtype) -> BaseWeight:
+    """For `write_merged`: of the weights named as by `packed_weights`, what remains of them in 4 bits.
+
+    `dtype` is what they had before they were packed.
+    """
     import bitsandbytes
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def weight(name: str, original: torch.Tensor) -> torch.Tensor:
-        if name not in names:
+        if name not in packed_names:
             return original
+        turned = packed_names[name]
+        values = (original.T if turned else original).to(dtype).contiguous().clone()
         packed: Any = bitsandbytes.nn.Params4bit(
-            original.to(dtype).clone(), requires_grad=False, quant_type=quantization.bnb_4bit_quant_type,
+            values, requires_grad=False, quant_type=quantization.bnb_4bit_quant_type,
             compress_statistics=quantization.bnb_4bit_use_double_quant,
             quant_storage=getattr(torch, quantization.bnb_4bit_quant_storage),
         )  # fmt: skip
         packed = packed.to(device)
-        return bitsandbytes.functional.dequantize_4bit(packed.data, packed.quant_state).to("cpu", torch.float32)
+        found = bitsandbytes.functional.dequantize_4bit(packed.data, packed.quant_state).to("cpu", torch.float32)
+        return found.T.contiguous() if turned else found
 
     return weight
 
@@ -134,7 +145,8 @@ def _merged_modules(
             setattr(inner.get_submodule(parent), child, plain)
             yield name, plain
     except (NotImplementedError, ValueError) as error:
-        raise UserError(f"export: peft can't merge this adapter: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"export: peft can't merge this adapter ({reason}); take --format adapter") from error
 
 
 def _is_inside(name: str, outer: Sequence[str]) -> bool:
@@ -154,7 +166,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, total: int) -> None:
         self.folder = folder
-        self.most = total if total <= ONE_FILE else min(LARGEST_FILE, total // 20)
+        self.most = total if total <= ONE_FILE else min(LARGEST_FILE, max(SMALLEST_FILE, total // 20))
         self.waiting: dict[str, torch.Tensor] = {}
         self.bytes = self.total = 0
         self.files: list[list[str]] = []

@@ -63,6 +63,12 @@ def as_class(value: Any) -> dict[str, Any]:
     return plain
 
 
+def whole_class(value: Any) -> dict[str, Any]:
+    """As `as_class`, but with every field, so that a later default changes nothing of what was saved."""
+    fields = {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+    return {"class_path": as_class(value)["class_path"], "init_args": fields}
+
+
 def as_homeless(value: Any) -> Any:
     """The value with the home folder of any path in it written as `~`."""
     if isinstance(value, str):

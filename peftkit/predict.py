@@ -6,14 +6,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 from datasets import Dataset
 from tqdm.auto import tqdm
 
 from peftkit.answer_files import answer_writer, check_output
 from peftkit.errors import UserError
+from peftkit.files import without_home
 from peftkit.log import logger
-from peftkit.predictor import Predictor, load
+from peftkit.predictor import NOT_OF_ONE_KIND, Predictor, load
 from peftkit.row_stream import StreamedRow, stream_rows
 from peftkit.sharing import share_base
 
@@ -46,7 +46,7 @@ def predict(
     check_output(output)
     rows = stream_rows(file, input_format)
     predictors = _load_all(folders, columns or {}, trust_remote_code)
-    where = "standard input" if file is None else str(file)
+    where = "standard input" if file is None else without_home(file)
     unread = total = 0
     with answer_writer(output, ranked=top_k is not None) as write, tqdm(desc="predict", unit="row") as progress:
         while chunk := list(islice(rows, CHUNK)):
@@ -76,13 +76,12 @@ def _load_all(folders: Sequence[Path], columns: Mapping[str, str], trust_remote_
     names = [folder.resolve().name for folder in folders]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"two folders are called {twice[0]}, by which their answers would be named; rename one")
-    found = {
-        name: load(folder, trust_remote_code=trust_remote_code) for name, folder in zip(names, folders, strict=True)
-    }
-    unread = set(columns) - {field for one in found.values() for field in one.task.input_fields}
-    if unread:
+    found = share_base(
+        (name, load(folder, trust_remote_code=trust_remote_code)) for name, folder in zip(names, folders, strict=True)
+    )
+    if unread := set(columns) - {field for one in found.values() for field in one.task.input_fields}:
         raise UserError(f"--{sorted(unread)[0]}: none of the models reads it")
-    return share_base({name: one.with_columns(columns) for name, one in found.items()})
+    return {name: one.with_columns(columns) for name, one in found.items()}
 
 
 def _check_columns(row: StreamedRow | None, predictors: Mapping[str, Predictor], where: str) -> None:
@@ -98,8 +97,9 @@ def _check_columns(row: StreamedRow | None, predictors: Mapping[str, Predictor],
 def _answers(
     chunk: Sequence[StreamedRow], predictors: Mapping[str, Predictor], where: str, top_k: int | None
 ) -> list[dict[str, Any]]:
-    inputs = sorted({column for predictor in predictors.values() for column in predictor.task.inputs})
-    rows = {row.number: {name: row.values.get(name) for name in inputs} for row in chunk if row.problem is None}
+    rows = {row.number: _row(row.values, predictors) for row in chunk if row.problem is None}
+    columns = dict.fromkeys(name for row in rows.values() for name in row)
+    rows = {number: {name: row.get(name) for name in columns} for number, row in rows.items()}
     errors = {row.number: f"{where}, row {row.number} (from 0): {row.problem}" for row in chunk if row.problem}
     for number, problem in _problems(rows, predictors, where):
         errors.setdefault(number, problem)
@@ -112,6 +112,17 @@ def _answers(
     return [found.get(row.number) or {"row": row.number, "error": errors[row.number]} for row in chunk]
 
 
+def _row(values: Mapping[str, Any], predictors: Mapping[str, Predictor]) -> dict[str, Any]:
+    """What the models read of a row; one text in the place of a list of words is split as in Python."""
+    found: dict[str, Any] = {}
+    for predictor in predictors.values():
+        inputs = predictor.task.inputs
+        mine = {name: values.get(name) for name in inputs}
+        alone = mine[inputs[0]] if len(inputs) == 1 else None
+        found |= predictor.task.row_of(alone) if isinstance(alone, str) else mine
+    return found
+
+
 def _problems(
     rows: Mapping[int, Mapping[str, Any]], predictors: Mapping[str, Predictor], where: str
 ) -> Iterator[tuple[int, str]]:
@@ -120,11 +131,18 @@ def _problems(
         whole = Dataset.from_list([dict(row) for row in rows.values()])
         if not any(next(one.task.input_problems(whole, where), None) for one in predictors.values() if rows):
             return
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
-        # Values of several kinds in one column: each row is then looked at alone.
+    except NOT_OF_ONE_KIND:
+        # Each row is then looked at alone.
         pass
     for number, row in rows.items():
-        alone = Dataset.from_list([dict(row)])
+        try:
+            alone = Dataset.from_list([dict(row)])
+        except NOT_OF_ONE_KIND as error:
+            yield (
+                number,
+                f"{where}, row {number} (from 0): {' '.join(str(error).split())[:100]}; correct it or remove it",
+            )
+            continue
         for predictor in predictors.values():
             if problem := next(predictor.task.input_problems(alone, where, number), None):
                 yield number, problem

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow
 import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -13,14 +14,15 @@ from peftkit.asking import answers_of
 from peftkit.contract import check_labels, check_tokenizer, read_contract
 from peftkit.errors import UserError
 from peftkit.model import load_finished, make_paddable, position_limit
-from peftkit.onnx_format import OnnxModel
+from peftkit.onnx_format import FILE, OnnxModel
 from peftkit.parsing import dict_to_recipe
 from peftkit.run_folder import RECIPE, label_names, load_model, read_run
 from peftkit.tasks import TASKS, Task
 
 # Where neither a recipe nor the tokenizer says how many the model reads.
 MOST_TOKENS = 512
-ONNX = "model.onnx"
+# What pyarrow raises for values that share no type.
+NOT_OF_ONE_KIND = (pyarrow.ArrowException, OverflowError, TypeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +51,18 @@ class Predictor:
         """
         if isinstance(given, str):
             raise UserError("a list of texts is asked for; put the text in one: ['...']")
-        rows = [dict(one) if isinstance(one, Mapping) else dict(self.task.row_of(one)) for one in given]
-        if not rows:
+        if top_k is not None and top_k < 1:
+            raise UserError(f"top_k {top_k}: 1 is the least")
+        found = [dict(one) if isinstance(one, Mapping) else dict(self.task.row_of(one)) for one in given]
+        if not found:
             return []
-        dataset = Dataset.from_list(rows)
+        columns = dict.fromkeys(name for row in found for name in row)
+        try:
+            dataset = Dataset.from_list([{name: row.get(name) for name in columns} for row in found])
+        except NOT_OF_ONE_KIND:
+            raise UserError(
+                "what was given: values of several kinds in one column; give texts, or rows alike"
+            ) from None
         for column in self.task.inputs:
             if column not in dataset.column_names:
                 raise UserError(f"a row has no '{column}' among {', '.join(dataset.column_names)}")
@@ -121,8 +131,8 @@ def _load_model_folder(folder: Path, trust_remote_code: bool) -> Predictor:
         labels = labels if contract["labels"] else ()
         check_labels(folder, contract, labels)
         check_tokenizer(folder, contract, tokenizer)
-        task = dict_to_recipe({"task": contract["task"]}).task
-    if (folder / ONNX).is_file():
+        task = _task_in(contract, folder)
+    if (folder / FILE).is_file():
         if task.task_type == "SEQ_2_SEQ_LM":
             raise UserError(f"{folder}: peftkit generates no text from ONNX; predict with the run or a model export")
         return Predictor(model=OnnxModel(folder), tokenizer=tokenizer, task=task, labels=labels, contract=contract)
@@ -131,6 +141,14 @@ def _load_model_folder(folder: Path, trust_remote_code: bool) -> Predictor:
     if contract is None:
         task = within_positions(task, model)
     return Predictor(model=model, tokenizer=tokenizer, task=task.restored(config), labels=labels, contract=contract)
+
+
+def _task_in(contract: Mapping[str, Any], folder: Path) -> Task:
+    """The task of a contract. Raises UserError for what is none: a contract names no other class."""
+    path = contract["task"].get("class_path")
+    if path not in [f"peftkit.tasks.{kind.__name__}" for kind in TASKS]:
+        raise UserError(f"{folder}: its contract names the task {path}, which is none of peftkit's")
+    return dict_to_recipe({"task": contract["task"]}).task
 
 
 def _task_of(config: Any, length: int, folder: Path) -> Task:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from peftkit.asking import outputs_of
 from peftkit.contract import tokenizer_identity, write_contract
-from peftkit.plain_values import as_class, as_homeless
+from peftkit.plain_values import whole_class
 from peftkit.report import Report
 from peftkit.round_trip import Allowance, Difference, allowance, check, compared, is_half
 from peftkit.run_folder import SavedRun, fresh_outputs_of, load_model
@@ -25,7 +25,7 @@ class Receipt:
         format: `model`, `adapter` or `onnx`.
         dtype: Of the weights.
         rows: How many held-out rows were asked.
-        tolerance: The most that `exported_difference` may be.
+        tolerance: The most that `exported_difference` may be; None in 8 bits, which are scored instead.
         exported_difference: The export, loaded by a fresh process with plain libraries (or by ONNX Runtime), against
             the same weights before they were merged (or written as ONNX).
         label_agreement: Share of rows, tags or tokens that the exported and the live model name alike.
@@ -35,13 +35,13 @@ class Receipt:
             and any size passes.
         shipped: Of several forms, the one that the folder holds.
         forms: What each form makes of validation, the one that was trained first; empty where nothing was rounded.
-            Those of ONNX in 8 bits are compared with the merged model, which stands before them.
+        onnx_forms: The same for ONNX in 8 bits, the merged model first.
     """
 
     format: str
     dtype: str
     rows: int
-    tolerance: float
+    tolerance: float | None
     exported_difference: float
     label_agreement: float
     text_agreement: float | None
@@ -49,6 +49,7 @@ class Receipt:
     live_difference: float
     shipped: str | None = None
     forms: Sequence[FormRow] = ()
+    onnx_forms: Sequence[FormRow] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class Origin:
     @property
     def as_trained(self) -> Allowance:
         """What may lie between outputs when the arithmetic is that of training."""
-        return self.allowed(half=is_half(self.saved.recipe, on_gpu=self.on_gpu))
+        return self.allowed(half=is_half(self.saved.recipe, self.saved.contract["dtype"], on_gpu=self.on_gpu))
 
     @property
     def on_gpu(self) -> bool:
@@ -80,17 +81,21 @@ class Origin:
         usual = allowance(self.live, half=half, same_device=not self.on_gpu)
         return usual if self.tolerance is None else replace(usual, difference=self.tolerance)
 
-    def signed(self, folder: Path, *, adapter: bool) -> dict[str, torch.Tensor]:
-        """Write the folder's contract; what a fresh process then makes of it."""
+    def sign(self, folder: Path, *, adapter: bool, dtype: str) -> None:
+        """Write tokenizer and contract beside the weights in the folder."""
         saved = self.saved
-        kept = ("auto_class", "base", "labels") + (("dtype", "quantization") if adapter else ())
-        parts = {"dtype": "auto", "quantization": None, **{name: saved.contract[name] for name in kept}}
+        kept = {name: saved.contract[name] for name in ("auto_class", "base", "labels")}
         saved.tokenizer.save_pretrained(folder)
+        read = AutoTokenizer.from_pretrained(folder, trust_remote_code=saved.trust_remote_code)
         write_contract(
-            folder, **parts, adapter=adapter, tokenizer=tokenizer_identity(saved.tokenizer),
-            task=as_homeless(as_class(saved.task)),
+            folder, **kept, adapter=adapter, dtype=dtype, tokenizer=tokenizer_identity(read),
+            quantization=saved.contract["quantization"] if adapter else None, task=whole_class(saved.task),
         )  # fmt: skip
-        return {} if (folder / "model.onnx").exists() else fresh_outputs_of(folder, saved.recipe, self.batch)
+
+    def fresh(self, folder: Path) -> dict[str, torch.Tensor]:
+        """What a fresh process makes of a folder that was signed."""
+        trust = self.saved.trust_remote_code
+        return fresh_outputs_of(folder, self.saved.recipe, self.batch, trust_remote_code=trust)
 
     def load_as_trained(self) -> tuple[PreTrainedModel | PeftModel, Difference]:
         """The model as it was trained, and how far it is from the live one. Raises NotReproducedError if too far."""

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from peftkit.errors import NotReproducedError
+from peftkit.measure import says_out_of_memory
 from peftkit.recipe import Recipe
 from peftkit.tasks import Task
 
@@ -53,28 +54,31 @@ class Allowance:
 
     Attributes:
         difference: Of a logit, the most.
+        label_agreement: Share of answers that must be the same; two nearly equal ones may change places.
         text_agreement: Share of rows for which both must generate the same tokens.
     """
 
     difference: float
+    label_agreement: float = 0.95
     text_agreement: float = 1.0
 
 
 def allowance(outputs: Mapping[str, torch.Tensor], *, half: bool = False, same_device: bool = True) -> Allowance:
     """What may lie between `outputs` and the same model's elsewhere: 1e-4 of the largest logit, and at least that.
 
-    In 16 bits (`half`) it is 5e-2, and of two nearly equal tokens either may be generated. Between a GPU and a CPU that
-    may happen in 32 bits as well, but rarely.
+    In 16 bits (`half`) it is 5e-2, and texts may differ, since of two nearly equal tokens either may be generated.
+    Between a GPU and a CPU that happens in 32 bits as well, but rarely.
     """
     scale = max(1.0, float(outputs["logits"].abs().max()))
     if half:
-        return Allowance(difference=HALF_TOLERANCE * scale, text_agreement=0.0)
+        return Allowance(difference=HALF_TOLERANCE * scale, label_agreement=0.9, text_agreement=0.0)
     return Allowance(difference=FULL_TOLERANCE * scale, text_agreement=1.0 if same_device else 0.5)
 
 
-def is_half(recipe: Recipe, *, on_gpu: bool) -> bool:
-    """Whether 16-bit arithmetic takes part: by the weights, mixed precision, or the products with a 4-bit layer."""
-    half = recipe.model.dtype != "float32" or any(recipe.training.get(name) for name in ("bf16", "fp16"))
+def is_half(recipe: Recipe, dtype: str, *, on_gpu: bool) -> bool:
+    """Whether arithmetic of 16 bits (or TF32's 19) takes part: by weights of `dtype`, mixed precision, 4-bit layers."""
+    half = dtype != "float32" or any(recipe.training.get(name) for name in ("bf16", "fp16"))
+    half |= on_gpu and bool(recipe.training.get("tf32"))
     if (quantization := recipe.method.quantization) is not None:
         compute = quantization.bnb_4bit_compute_dtype
         half |= on_gpu if compute == "auto" else compute != "float32"
@@ -84,8 +88,16 @@ def is_half(recipe: Recipe, *, on_gpu: bool) -> bool:
 def compared(
     task: Task, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], batch: Mapping[str, Any]
 ) -> Difference:
-    """How far `found` (`logits`, perhaps `generated`) is from `expected` on `batch`; padding does not count."""
-    logits, reference = (_of_text(outputs["logits"], batch).float() for outputs in (found, expected))
+    """How far `found` (`logits`, perhaps `generated`) is from `expected` on `batch`; padding does not count.
+
+    Where `expected` has `counted`, true and false a token of the target, only those tokens do.
+    """
+    counted = expected.get("counted")
+    if counted is None and expected["logits"].ndim == 3 and "decoder_input_ids" not in batch:
+        counted = batch["attention_mask"].bool()
+    logits, reference = (
+        (outputs["logits"] if counted is None else outputs["logits"][counted]).float() for outputs in (found, expected)
+    )
     texts = None
     if "generated" in expected:
         texts = _same_texts(found["generated"], expected["generated"])
@@ -100,14 +112,8 @@ def compared(
     )
 
 
-def _of_text(values: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
-    """The values without those of padding, where there is one for each token of the input."""
-    mask = batch["attention_mask"]
-    return values[mask.bool()] if "decoder_input_ids" not in batch and values.shape[:2] == mask.shape else values
-
-
 def _same_texts(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Share of rows with the same tokens."""
+    """Share of rows with the same tokens; -1 is padding."""
     if one.shape != other.shape:
         width = max(one.shape[1], other.shape[1])
         one, other = (torch.nn.functional.pad(ids, (0, width - ids.shape[1]), value=-1) for ids in (one, other))
@@ -132,11 +138,15 @@ def combined(parts: Sequence[Difference]) -> Difference:
 
 
 def check(what: str, found: Difference, allowed: Allowance) -> None:
-    """Raise NotReproducedError when a logit differs by more, or fewer texts are the same, than is allowed."""
+    """Raise NotReproducedError when logits, answers or texts differ by more than is allowed."""
     if not found.difference <= allowed.difference:
         raise NotReproducedError(
             f"{what} differs from what was trained by {found.difference:.3g} in a logit "
             f"(tolerance {allowed.difference:.3g})"
+        )
+    if found.label_agreement < allowed.label_agreement:
+        raise NotReproducedError(
+            f"{what} gives other answers than what was trained for {1 - found.label_agreement:.0%}"
         )
     if found.text_agreement is not None and found.text_agreement < allowed.text_agreement:
         share = 1 - found.text_agreement
@@ -159,12 +169,14 @@ def fresh_outputs(
             "dtype": dtype, "trust_remote_code": False, **adapter,
         }  # fmt: skip
         if error := _ask(question):
+            if says_out_of_memory(error):
+                raise MemoryError(f"the fresh process that reads back what was saved: {error}")
             raise NotReproducedError(f"a fresh process can't load what was saved: {error}")
         return load_file(output)
 
 
 def _ask(question: Mapping[str, Any]) -> str | None:
-    process = _fresh_process()
+    process, said = _fresh_process()
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -175,18 +187,29 @@ def _ask(question: Mapping[str, Any]) -> str | None:
         told = ""
     if not told:
         _fresh_process.cache_clear()
-        return f"it ended with status {process.wait()}"
+        status = process.wait()
+        said.seek(0)
+        lines = said.read().decode(errors="replace").strip().splitlines()
+        return f"it ended with status {status}" + (f": {lines[-1][:300]}" if lines else "")
     return json.loads(told)["error"]
 
 
 @lru_cache(maxsize=1)
-def _fresh_process() -> subprocess.Popen[str]:
-    """The process that loads plain libraries once and answers each question in a child; it ends with this one."""
+def _fresh_process() -> tuple[subprocess.Popen[str], IO[bytes]]:
+    """The process that loads plain libraries once and answers each question in a child, and what it says of errors.
+
+    It ends with this one.
+    """
     script = Path(__file__).with_name("fresh_process.py")
+    said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # as long-lived as the process
+    # A launcher gives each rank one thread; the others have left.
+    launched = "LOCAL_WORLD_SIZE" in os.environ
+    unwanted = {*NOT_FOR_A_FRESH_PROCESS, *(["OMP_NUM_THREADS"] if launched else [])}
     process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-I", "-W", "ignore", str(script)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env={name: value for name, value in os.environ.items() if name not in NOT_FOR_A_FRESH_PROCESS} | WITHOUT_CUDA,
+        # Without -P the files beside the script would hide packages of their names.
+        [sys.executable, "-P", "-W", "ignore", str(script)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True,
+        env={name: value for name, value in os.environ.items() if name not in unwanted} | WITHOUT_CUDA,
     )  # fmt: skip
     atexit.register(process.kill)
-    return process
+    return process, said

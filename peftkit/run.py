@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import EvalPrediction, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from peftkit import distributed, measure, methods, run_folder
+from peftkit.asking import held_out, outputs_of
 from peftkit.callbacks import AuditCallback, ClockCallback
 from peftkit.data import load_splits
 from peftkit.data_checks import Checks, check_data
@@ -25,10 +25,9 @@ from peftkit.model import check_precision, load_base, load_tokenizer, positions
 from peftkit.parsing import parse_recipe, recipe_to_dict
 from peftkit.recipe import Recipe
 from peftkit.report import FILE_NAME, Report, read_report
-from peftkit.round_trip import Difference, allowance, check, compared, is_half
+from peftkit.round_trip import Allowance, Difference, allowance, check, compared, is_half
 from peftkit.scoring import Scoring
 from peftkit.tasks import Task
-from peftkit.tasks.plain_task import first_output
 from peftkit.training import make_trainer, training_arguments
 
 HELD_OUT_ROWS = 32
@@ -71,11 +70,18 @@ def run(recipe: Recipe, *, trial: bool = False, progress: Callable[[Mapping[str,
     clock = ClockCallback(progress)
     try:
         with run_folder.filling(folder) as temporary:
-            report, read_back = _run(recipe, folder, temporary, report, trial, clock)
-            # The trained model is out of scope here, so its memory is free for the one that is loaded.
+            report, fitted = _run(recipe, folder, temporary, report, trial, clock)
+            # The other ranks need not wait for what follows.
+            distributed.meet()
+            distributed.finish()
             if is_rank_zero():
-                if read_back is not None:
-                    report = replace(report, round_trip=dataclasses.asdict(read_back()))
+                if fitted is not None:
+                    # The trained model is out of scope here, so its memory is free for the one that is loaded.
+                    found = _read_back(temporary, recipe, fitted)
+                    allowed = _allowed(temporary, recipe, bool(report.environment.get("gpus")))
+                    told = {**dataclasses.asdict(found), "tolerance": allowed.difference}
+                    report = replace(report, round_trip=told)
+                    check("the run read back", found, allowed)
                 report.write(temporary)
         if is_rank_zero():
             _say(recipe, report, folder)
@@ -89,14 +95,13 @@ def run(recipe: Recipe, *, trial: bool = False, progress: Callable[[Mapping[str,
         line = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())[:500]
         # What one rank alone ran into, such as its memory, only that rank can tell.
         if (is_rank_zero() or not known) and not _memory_was_told(folder):
-            replace(
-                report, status=status, error=text_without_home(line), seed=recipe.training.get("seed"),
-                memory={"process_peak": measure.process_peak_bytes()}, times={"total": measure.process_age()},
-                history=[dict(row) for row in clock.history],
-            ).write(folder)  # fmt: skip
+            # What was measured before the failure is kept.
+            cost: dict[str, Any] = {} if report.times else {
+                "seed": recipe.training.get("seed"), "memory": {"process_peak": measure.process_peak_bytes()},
+                "times": {"total": measure.process_age()}, "history": [dict(row) for row in clock.history],
+            }  # fmt: skip
+            replace(report, status=status, error=text_without_home(line), **cost).write(folder)
         raise
-    else:
-        distributed.meet()
     finally:
         distributed.finish()
     return report
@@ -111,8 +116,8 @@ def _memory_was_told(folder: Path) -> bool:
 
 def _run(
     recipe: Recipe, folder: Path, temporary: Path, report: Report, trial: bool, clock: ClockCallback
-) -> tuple[Report, Callable[[], Difference] | None]:
-    """Fill `temporary`, which becomes `folder`; the report, and what reads the folder back where it holds weights."""
+) -> tuple[Report, Task | None]:
+    """Fill `temporary`, which becomes `folder`; the report, and the fitted task where weights were saved."""
     task = recipe.task
     arguments = training_arguments(recipe, folder)
     set_seed(arguments.seed)
@@ -155,13 +160,13 @@ def _run(
     memory = measure.memory_per_rank()
     collator: Any = trainer.data_collator
     collated = collator.seconds
-    held_out = encoded["test"].select(range(min(HELD_OUT_ROWS, len(encoded["test"]))))
+    first_rows = encoded["test"].select(range(min(HELD_OUT_ROWS, len(encoded["test"]))))
     live: dict[str, torch.Tensor] = {}
-    read_back = None
+    learned: Task | None = None
     if not trial:
         # Before evaluation, which may cast the model to 16 bits.
         trainer.save_model(str(temporary))
-        live = _live_outputs(task, model, trainer.data_collator(list(held_out)), arguments.device)
+        live = _live_outputs(task, model, trainer.data_collator(list(first_rows)))
     before_evaluation = time.perf_counter()
     # Scored below, once, with what the task learns from validation.
     trainer.compute_metrics = None
@@ -178,8 +183,7 @@ def _run(
         sizes = {}
         if not trial:
             run_folder.complete(
-                temporary, recipe, model, set(base.missing_keys), tokenizer=tokenizer, labels=splits.labels,
-                held_out=live, task=fitted.task,
+                temporary, recipe, model, set(base.missing_keys), labels=splits.labels, held_out=live, task=fitted.task,
             )  # fmt: skip
             numbers = splits.origins["test"][1]
             run_folder.write_predictions(temporary, numbers, answers["test"], scoring.references("test"))
@@ -190,7 +194,7 @@ def _run(
         report = replace(
             report,
             status="trial" if trial else "complete",
-            data={**splits.describe(), "checks": dataclasses.asdict(checks)},
+            data={**splits.describe(), "checks": _without_home(dataclasses.asdict(checks))},
             seed=arguments.seed,
             parameters=parameters,
             head=sorted(base.head),
@@ -212,9 +216,8 @@ def _run(
             audit=audit.finding,
             history=[dict(row) for row in trainer.state.log_history],
         )
-        if not trial:
-            read_back = partial(_read_back, temporary, recipe, fitted.task, bool(report.environment.get("gpus")))
-    return report, read_back
+        learned = None if trial else fitted.task
+    return report, learned
 
 
 def _say(recipe: Recipe, report: Report, folder: Path) -> None:
@@ -224,37 +227,41 @@ def _say(recipe: Recipe, report: Report, folder: Path) -> None:
         shown += f", calibration error {report.metrics[split]['ece']:.4f}"
     logger.info("%s: audit %s; %s: %s", recipe.name, report.audit.get("verdict"), split, shown)
     if report.round_trip:
+        back = report.round_trip
         logger.info(
-            "read back by a fresh process: largest logit difference %.2g on %d held-out rows, %.4g %% of labels agree",
-            report.round_trip["difference"], report.round_trip["rows"], 100 * report.round_trip["label_agreement"],
+            "read back by a fresh process: largest logit difference %.2g on %d held-out rows (tolerance %.2g), "
+            "%.4g %% of answers the same",
+            back["difference"], back["rows"], back["tolerance"], 100 * back["label_agreement"],
         )  # fmt: skip
     logger.info("run saved in %s", folder)
+
+
+def _without_home(checks: dict[str, Any]) -> dict[str, Any]:
+    return {**checks, "warnings": [text_without_home(warning) for warning in checks["warnings"]]}
 
 
 def _loss(metrics: dict[str, float], split: str) -> dict[str, Any]:
     return {"loss": metrics[f"{split}_loss"]} if f"{split}_loss" in metrics else {}
 
 
-@torch.no_grad()
-def _live_outputs(task: Task, model: Any, batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
-    """The batch and what the model, as it stands in memory, makes of it; every rank takes part."""
+def _live_outputs(task: Task, model: Any, batch: Any) -> dict[str, torch.Tensor]:
+    """The inputs of a batch and what the model, as it stands in memory, makes of them; every rank takes part."""
     model.eval()
-    inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
-    inputs = dict(task.held_out(inputs, model.config))
-    found = {**inputs, "logits": first_output(model(**inputs).logits).float()}
-    if "decoder_input_ids" in inputs:
-        source = {name: tensor for name, tensor in inputs.items() if not name.startswith("decoder_")}
-        found["generated"] = model.generate(**source, synced_gpus=is_deepspeed_zero3_enabled())
-    return {name: tensor.cpu().contiguous() for name, tensor in found.items()}
+    inputs, counted = held_out(task, batch, model.config)
+    found = outputs_of(model, inputs, synced_gpus=is_deepspeed_zero3_enabled())
+    return {name: tensor.cpu().contiguous() for name, tensor in {**inputs, **found, **counted}.items()}
 
 
-def _read_back(folder: Path, recipe: Recipe, task: Task, on_gpu: bool) -> Difference:
-    """How far the folder, loaded by a fresh process, is from the live model. Raises NotReproducedError if too far."""
+def _read_back(folder: Path, recipe: Recipe, task: Task) -> Difference:
+    """How far the folder, loaded by a fresh process, is from the live model."""
     batch, live = run_folder.read_held_out(folder)
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
-    found = compared(task, run_folder.fresh_outputs_of(folder, recipe, batch), live, batch)
-    allowed = allowance(live, half=is_half(recipe, on_gpu=on_gpu), same_device=not on_gpu)
-    check("the run read back", found, allowed)
-    return found
+    trust = recipe.model.trust_remote_code
+    return compared(task, run_folder.fresh_outputs_of(folder, recipe, batch, trust_remote_code=trust), live, batch)
+
+
+def _allowed(folder: Path, recipe: Recipe, on_gpu: bool) -> Allowance:
+    half = is_half(recipe, run_folder.dtype_of(folder), on_gpu=on_gpu)
+    return allowance(run_folder.read_held_out(folder)[1], half=half, same_device=not on_gpu)

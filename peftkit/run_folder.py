@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ from peftkit.measure import is_out_of_memory
 from peftkit.methods import plain_name, prepare_quantized
 from peftkit.model import load_base, load_finished, position_limit, source
 from peftkit.parsing import read_recipe, recipe_to_yaml
-from peftkit.plain_values import as_class, as_homeless
+from peftkit.plain_values import whole_class
 from peftkit.recipe import Recipe
 from peftkit.report import FILE_NAME, read_report
 from peftkit.round_trip import fresh_outputs
@@ -47,7 +48,7 @@ UNSCORED = "unscored"
 # The Trainer's, pickled.
 TRAINING_ARGUMENTS = "training_args.bin"
 _FILLING = ".filling"
-OUTPUTS = ("logits", "generated")
+OUTPUTS = ("logits", "generated", "counted")
 
 
 def is_finished(folder: Path) -> bool:
@@ -120,7 +121,6 @@ def complete(
     model: PreTrainedModel | PeftModel,
     missing_keys: set[str],
     *,
-    tokenizer: PreTrainedTokenizerBase,
     labels: Sequence[str],
     held_out: Mapping[str, torch.Tensor],
     task: Task,
@@ -151,18 +151,18 @@ def complete(
     check_saved_head(folder, missing_keys)
     save_file(dict(held_out), folder / HELD_OUT)
     write_text(folder / RECIPE, recipe_to_yaml(recipe))
-    adapted = isinstance(model, PeftModel)
+    adapted, trust = isinstance(model, PeftModel), recipe.model.trust_remote_code
     quantization = getattr(model.config, "quantization_config", None)
     write_contract(
         folder,
         auto_class=task.auto_model.__name__,
         adapter=adapted,
         base={"name_or_path": base_name, **base_identity(source(recipe.model), recipe.model.revision)},
-        dtype=recipe.model.dtype if adapted else "auto",
+        dtype=str(model.dtype).removeprefix("torch.") if recipe.model.dtype == "auto" else recipe.model.dtype,
         quantization=None if quantization is None else quantization.to_diff_dict(),
         labels=list(labels),
-        tokenizer=tokenizer_identity(tokenizer),
-        task=as_homeless(as_class(task)),
+        tokenizer=tokenizer_identity(AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)),
+        task=whole_class(task),
     )
 
 
@@ -202,16 +202,24 @@ def read_held_out(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torc
     return {name: tensor for name, tensor in found.items() if name not in OUTPUTS}, outputs
 
 
-def fresh_outputs_of(folder: Path, recipe: Recipe, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a fresh process makes of a run's folder, by its contract. Raises NotReproducedError if it can't load it."""
+def dtype_of(folder: Path) -> str:
+    """The dtype of a saved folder's weights, or of the base under its adapter."""
+    return json.loads((folder / CONTRACT).read_text(encoding="utf-8"))["dtype"]
+
+
+def fresh_outputs_of(
+    folder: Path, recipe: Recipe, batch: Mapping[str, torch.Tensor], *, trust_remote_code: bool
+) -> dict[str, torch.Tensor]:
+    """What a fresh process makes of a saved folder, by its contract. Raises NotReproducedError if it can't load it."""
     contract = json.loads((folder / CONTRACT).read_text(encoding="utf-8"))
     adapter: dict[str, Any] = {}
     if contract["adapter"]:
         quantization = contract["quantization"]
-        adapter = {"base": source(recipe.model), "revision": recipe.model.revision, "quantization": quantization}
+        revision = contract["base"]["revision"] or recipe.model.revision
+        adapter = {"base": source(recipe.model), "revision": revision, "quantization": quantization}
     return fresh_outputs(
         folder, batch, auto_class=contract["auto_class"], dtype=contract["dtype"],
-        trust_remote_code=recipe.model.trust_remote_code, **adapter,
+        trust_remote_code=trust_remote_code, **adapter,
     )  # fmt: skip
 
 
@@ -270,14 +278,20 @@ def load_model(saved: SavedRun, *, unquantized_as: str | None = None) -> PreTrai
     dtype = unquantized_as or recipe.model.dtype
     if recipe.method.peft is None:
         return load_finished(folder, recipe.task, dtype=dtype, trust_remote_code=saved.trust_remote_code).eval()
-    check_base(folder, saved.contract, source(recipe.model), recipe.model.revision)
-    config = replace(recipe.model, dtype=dtype, trust_remote_code=saved.trust_remote_code)
+    revision = saved.contract["base"]["revision"] or recipe.model.revision
+    trust = saved.trust_remote_code
+    config = replace(recipe.model, dtype=dtype, revision=revision, trust_remote_code=trust)
     quantization = recipe.method.quantization if unquantized_as is None else None
     base = load_base(config, recipe.task, saved.tokenizer, saved.labels, quantization).model
+    # Now that what the hub had to send is there.
+    check_base(folder, saved.contract, source(recipe.model), revision)
     if quantization is not None:
         base = prepare_quantized(base)
     try:
-        model = PeftModel.from_pretrained(base, str(folder))
+        with warnings.catch_warnings():
+            # GPT-2's transposed layers: peft sets it right by itself and warns of it.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+            model = PeftModel.from_pretrained(base, str(folder))
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         if is_out_of_memory(error):
             raise

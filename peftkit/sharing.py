@@ -1,7 +1,7 @@
 """Several models that were trained on one base keep one copy of it."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,30 +12,32 @@ from peftkit.log import logger
 from peftkit.predictor import Predictor
 
 
-def share_base(predictors: Mapping[str, Predictor]) -> dict[str, Predictor]:
+def share_base(predictors: Iterable[tuple[str, Predictor]]) -> dict[str, Predictor]:
     """Let all models use the first one's copy of each frozen weight that they have alike; adapters and heads stay.
 
+    Each is taken when the one before it has been gone through, so that a second base is let go before a third comes.
     What a model answers does not change, since only equal bytes are shared. Raises UserError, naming both, when two
     were not trained on the same base.
     """
-    bases = {name: _base(predictor) for name, predictor in predictors.items()}
-    first = next(iter(bases))
-    for name, base in bases.items():
-        if base != bases[first]:
-            raise UserError(
-                f"{first} was trained on {bases[first][0]}, {name} on {base[0]} with other weights: they share none; "
-                "predict with each alone"
-            )
+    found: dict[str, Predictor] = {}
     kept: dict[tuple[Any, ...], torch.Tensor] = {}
+    bases: dict[str, tuple[str, str | None]] = {}
     shared = 0
-    for predictor in predictors.values():
-        for tensor in _weights(predictor.model):
+    for name, predictor in predictors:
+        found[name], bases[name] = predictor, _base(predictor)
+        first = next(iter(bases))
+        if not _same_base(bases[first], bases[name]):
+            raise UserError(
+                f"{first} was trained on {bases[first][0]}, {name} on {bases[name][0]} with other weights: they share "
+                "none; predict with each alone"
+            )
+        for tensor in predictor.model.parameters():
             same = kept.setdefault(_identity(tensor), tensor.data)
             if same.data_ptr() != tensor.data_ptr():
                 shared += tensor.numel() * tensor.element_size()
                 tensor.data = same
-    logger.info("%d models share one base: %.1f MB are held once", len(predictors), shared / 1e6)
-    return dict(predictors)
+    logger.info("%d models share one base: %.1f MB are held once", len(found), shared / 1e6)
+    return found
 
 
 def _base(predictor: Predictor) -> tuple[str, str | None]:
@@ -45,15 +47,13 @@ def _base(predictor: Predictor) -> tuple[str, str | None]:
     return without_home(contract["base"]["name_or_path"]), contract["base"]["sha256"]
 
 
-def _weights(model: Any) -> list[torch.Tensor]:
-    """Weights that nothing will train: in evaluation all of them are only read."""
-    return [parameter for parameter in model.parameters() if parameter.numel()]
+def _same_base(one: tuple[str, str | None], other: tuple[str, str | None]) -> bool:
+    """By their bytes, or by their names where those are not known."""
+    return one[1] == other[1] if one[1] and other[1] else one[0] == other[0]
 
 
 def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Kind, shape and a digest of the bytes; the scales of weights in 4 bits stay with each."""
     raw = tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy()
     digest = hashlib.blake2b(raw.data, digest_size=16).digest()
-    # Weights in 4 bits carry their scales with them, so only of equal kind, and with equal scales, they are equal.
-    state = getattr(tensor, "quant_state", None)
-    scales = None if state is None else hashlib.blake2b(state.absmax.cpu().numpy().tobytes()).digest()
-    return type(tensor).__name__, tensor.dtype, tuple(tensor.shape), digest, scales
+    return type(tensor).__name__, tensor.dtype, tuple(tensor.shape), digest

@@ -14,6 +14,7 @@ from peftkit.log import logger
 from peftkit.report import Report
 from peftkit.round_trip import combined, compared
 from peftkit.run_folder import SavedRun
+from peftkit.tasks import Task
 
 MEGABYTE = 1e6
 
@@ -59,15 +60,16 @@ class ValidationLook:
             logger.warning(
                 "forms are compared on %d held-out rows alone, without scores: %s", len(batch["input_ids"]), error
             )
-            sample = LogitSample(batches=[batch], logits=[logits_of(model, batch)])
+            sample = LogitSample(batches=[batch], outputs=[{"logits": logits_of(model, batch)}])
             return cls(saved=saved, rows=None, sample=sample)
         encoded = task.encode(splits.validation, saved.tokenizer, saved.labels)
         sample = sampled_logits(model, task, encoded, saved.tokenizer)
         return cls(saved=saved, rows=splits.validation, sample=sample)
 
-    def row(self, form: str, model: Any, weight_bytes: int | None) -> FormRow:
-        """What this form makes of the same rows."""
-        task, scores = self.saved.task, {}
+    def row(self, form: str, model: Any, weight_bytes: int | None, task: Task | None = None) -> FormRow:
+        """What this form makes of the same rows, by its own `task` where it learned another one from validation."""
+        task, scores = task or self.saved.task, {}
+        logger.info("scoring on validation: %s", form)
         # What can't generate can't be scored on what it generates.
         if self.rows is not None and (task.task_type != "SEQ_2_SEQ_LM" or hasattr(model, "generate")):
             answers = answers_of(model, task, self.rows, self.saved.tokenizer, self.saved.labels)
@@ -75,8 +77,8 @@ class ValidationLook:
             scores = {name: every[name] for name in task.main_metrics}
         found = combined(
             [
-                compared(task, {"logits": logits_of(model, batch)}, {"logits": right}, batch)
-                for batch, right in zip(self.sample.batches, self.sample.logits, strict=True)
+                compared(task, {"logits": logits_of(model, batch)}, right, batch)
+                for batch, right in zip(self.sample.batches, self.sample.outputs, strict=True)
             ]
         )
         return FormRow(

@@ -6,6 +6,7 @@ from transformers import AutoTokenizer
 
 from peftkit.contract import (
     CONTRACT,
+    PARTS,
     base_identity,
     check_base,
     check_labels,
@@ -19,7 +20,7 @@ from peftkit.errors import UserError
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    write_contract(tmp_path, labels=["a", "b"])
+    write_contract(tmp_path, **{**dict.fromkeys(PARTS), "labels": ["a", "b"]})
     return tmp_path
 
 
@@ -52,9 +53,11 @@ def test_a_contract_that_cannot_be_read_is_one_line(folder):
     (folder / CONTRACT).write_text(json.dumps({**contract, "format": 99}))
     with pytest.raises(UserError, match=r"of a newer peftkit \(format 99, this one reads 1\)"):
         read_contract(folder)
-    (folder / CONTRACT).write_text("{")
-    with pytest.raises(UserError, match=r"contract\.json: can't be read"):
-        read_contract(folder)
+    named = {"../../etc/passwd": {"bytes": 1, "sha256": "0"}}
+    for broken in ("{", "[]", "{}", *(json.dumps({**contract, "files": files}) for files in ([], {"a": 3}, named))):
+        (folder / CONTRACT).write_text(broken)
+        with pytest.raises(UserError, match=r"contract\.json: can't be read"):
+            read_contract(folder)
 
 
 def test_labels_are_named_on_both_sides(folder):

@@ -109,11 +109,13 @@ def test_sixteen_bits(trained, tmp_path, dtype):
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").dtype == getattr(torch, dtype)
 
 
-def test_an_adapter_alone(trained, tmp_path):
+def test_an_adapter_alone(trained, tmp_path, caplog):
     folder = trained("bert", PREFIX)
     with pytest.raises(UserError, match=r"PREFIX_TUNING adds no weights that could be merged; take --format adapter"):
-        export(folder, tmp_path / "out")
-    receipt = export(folder, tmp_path / "out", form="adapter")
+        export(folder, tmp_path / "out", form="model")
+    receipt = export(folder, tmp_path / "out")
+    assert receipt.format == "adapter"
+    assert "the adapter is exported" in caplog.text
     assert receipt.exported_difference <= 1e-4
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "receipt.json", "contract.json"} <= names
@@ -142,7 +144,9 @@ class TestOnnx:
     def test_it_answers_as_the_model_does(self, trained, tmp_path):
         folder = trained("bert", qlora())
         receipt = export(folder, tmp_path / "out", form="onnx", int8=True)
-        forms = {form.form: form for form in receipt.forms}
+        assert receipt.tolerance is None
+        assert receipt.forms[0].form == "as trained, not merged"
+        forms = {form.form: form for form in receipt.onnx_forms}
         assert forms["as ONNX, in float32"].divergence < 1e-7
         assert forms["as ONNX, in int8"].megabytes < 0.4 * forms["merged, in float32"].megabytes
         assert 0 < forms["as ONNX, in int8"].divergence < 0.01
@@ -306,6 +310,7 @@ def test_no_home_path_and_no_row_of_the_data_leaves(trained, tmp_path, monkeypat
 
 def test_a_split_base_is_merged_file_by_file(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("peftkit.merging.ONE_FILE", 1_000_000)
+    monkeypatch.setattr("peftkit.merging.SMALLEST_FILE", 400_000)
     monkeypatch.setattr("peftkit.merging.LARGEST_FILE", 500_000)
     receipt = export(trained(), tmp_path / "out")
     files = list((tmp_path / "out").glob("model-*-of-*.safetensors"))

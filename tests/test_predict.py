@@ -129,15 +129,17 @@ def test_rows_that_cannot_be_read_are_told_by_number_and_the_rest_goes_on(folder
     rows = tmp_path / "rows.jsonl"
     rows.write_text(
         '{"text": "a"}\n{"text": null}\nnot JSON\n{"text": 7}\n{"words": "x"}\n{"text": " "}\n{"text": "b"}\n'
+        '{"text": [1, "a"]}\n{"text": {"a": [1, {"b": 2}]}}\n'
     )
     predict([folder], rows, tmp_path / "out.jsonl")
     answers = read(tmp_path / "out.jsonl")
-    assert [answer["row"] for answer in answers] == list(range(7))
+    assert [answer["row"] for answer in answers] == list(range(9))
     assert [place for place, answer in enumerate(answers) if "label" in answer] == [0, 6]
-    for row, said in ((1, "null, not text"), (2, "not JSON"), (3, "int, not text"), (4, "null"), (5, "empty")):
+    wrong = {1: "null, not text", 2: "not JSON", 3: "int, not text", 4: "null", 5: "empty", 7: "correct", 8: "correct"}
+    for row, said in wrong.items():
         assert answers[row]["error"].startswith(f"{rows}, row {row} (from 0)")
         assert said in answers[row]["error"]
-    assert "5 of 7 rows could not be read" in caplog.text
+    assert "7 of 9 rows could not be read" in caplog.text
     alone = read(predict([folder], file_of(tmp_path, ["a", "b"]), tmp_path / "alone.jsonl"))
     assert [answers[0]["label"], answers[6]["label"]] == [answer["label"] for answer in alone]
 

@@ -21,6 +21,10 @@ def test_two_lines_answer_a_list_of_texts(small_recipe, tmp_path):
     assert list(best["probabilities"].values()) == sorted(answers[0]["probabilities"].values(), reverse=True)[:2]
     assert next(iter(best["probabilities"])) == best["label"]
     assert model([]) == []
+    with pytest.raises(UserError, match="values of several kinds"):
+        model(["a", 5])
+    with pytest.raises(UserError, match="top_k 0: 1 is the least"):
+        model(TEXTS, top_k=0)
     with pytest.raises(UserError, match="a list of texts is asked for"):
         model(TEXTS[0])
     with pytest.raises(UserError, match=r"row 1 \(from 0\), column 'text': empty"):
@@ -56,6 +60,8 @@ def test_entities_have_their_place_in_the_text(small_recipe, tmp_path):
         assert entity["score"] == pytest.approx(1.0, abs=1e-3)
     (listed,) = model([["Return", "mean"]])
     assert [(entity["start"], entity["end"]) for entity in listed["entities"]] == [(0, 6), (7, 11)]
+    assert model([["Return", "mean"], text]) == [listed, answer]
+    assert model([text, ["Return", "mean"]]) == [answer, listed]
 
 
 def test_a_pair_is_given_as_a_tuple(small_recipe, tmp_path):

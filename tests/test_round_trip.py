@@ -55,9 +55,9 @@ def test_generated_text_is_compared(small_recipe, tmp_path):
     run(small_recipe("t5", lora(), Seq2Seq(max_source_length=32, max_target_length=8), "demo-summaries"))
     batch, live = read_held_out(tmp_path / "run")
     recipe = small_recipe("t5", lora(), Seq2Seq(), "demo-summaries")
-    found = fresh_outputs_of(tmp_path / "run", recipe, batch)
+    found = fresh_outputs_of(tmp_path / "run", recipe, batch, trust_remote_code=False)
     assert torch.equal(found["generated"], live["generated"])
-    other = {**found, "generated": found["generated"] + 1}
+    other = {**found, "generated": found["generated"].clamp(0) + 1}
     difference = compared(recipe.task, other, live, batch)
     assert difference.text_agreement == 0.0
     with pytest.raises(NotReproducedError, match="generates other text than what was trained for 100% of rows"):
@@ -95,6 +95,27 @@ def test_what_is_allowed_grows_with_the_logits():
     assert allowance(large).difference == pytest.approx(3e-3)
     assert allowance(large, half=True).difference == pytest.approx(1.5)
     assert (allowance(small).text_agreement, allowance(small, same_device=False).text_agreement) == (1.0, 0.5)
+
+
+def test_as_many_labels_as_tokens_are_no_padding():
+    right = {"logits": torch.zeros(2, 3)}
+    wrong = {"logits": torch.tensor([[0.0, 0.0, 100.0], [0.0, 0.0, 0.0]])}
+    mask = {"attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    assert compared(SequenceClassification(), wrong, right, mask).difference == 100.0
+
+
+def test_a_longer_text_is_no_difference_of_the_others():
+    task, batch = Seq2Seq(), {"attention_mask": torch.ones(2, 1), "decoder_input_ids": torch.ones(2, 1)}
+    one = {"logits": torch.zeros(2, 1, 3), "generated": torch.tensor([[5, 6, -1], [7, 8, 9]])}
+    other = {"logits": torch.zeros(2, 1, 3), "generated": torch.tensor([[5, 6], [7, 8]])}
+    assert compared(task, other, one, batch).text_agreement == 0.5
+
+
+def test_padding_of_a_target_does_not_count():
+    batch = {"attention_mask": torch.ones(1, 2), "decoder_input_ids": torch.ones(1, 2)}
+    right = {"logits": torch.zeros(1, 2, 3), "counted": torch.tensor([[True, False]])}
+    other = {"logits": torch.tensor([[[0.0, 0.0, 0.0], [9.0, 0.0, 0.0]]])}
+    assert compared(Seq2Seq(), other, right, batch).difference == 0.0
 
 
 def test_padding_does_not_count():

@@ -51,7 +51,7 @@ def test_the_base_is_held_once(small_recipe, tmp_path, method):
     models = {name: load(tmp_path / name) for name in ("a", "b")}
     before = models["b"](TEXTS)
     apart = sum(weights_of(*models.values()).values())
-    shared = share_base(models)
+    shared = share_base(models.items())
     together = sum(weights_of(*shared.values()).values())
     alone = sum(weights_of(shared["a"]).values())
     assert apart > 1.9 * alone

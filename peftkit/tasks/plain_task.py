@@ -67,7 +67,8 @@ class PlainTask:
     def divergence(self, logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """Kullback-Leibler divergence of the softmax from that of the reference, in nats."""
         given, right = logits.log_softmax(-1), reference.log_softmax(-1)
-        return torch.nn.functional.kl_div(given, right, log_target=True, reduction="none").sum(-1)
+        # Rounding can leave a sum that is barely below zero.
+        return torch.nn.functional.kl_div(given, right, log_target=True, reduction="none").sum(-1).clamp(min=0)
 
     def row_of(self: Any, given: Any) -> Mapping[str, Any]:
         """A text for each input column, in their order."""

@@ -49,6 +49,10 @@ class SequenceClassification(TextTask):
     class_weights: Literal["balanced"] | dict[str, float] | None = None
     temperature: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not self.temperature > 0:
+            raise UserError(f"task.temperature: {self.temperature} is not above 0")
+
     column_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
     balance_hint: ClassVar[str] = "; task.class_weights balanced lets all count alike"
     main_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro")

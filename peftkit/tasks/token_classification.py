@@ -294,11 +294,11 @@ class TokenClassification(PlainTask):
             for place, word in enumerate(words):
                 if word != NO_WORD:
                     sure[document][word] = float(part[place, 1])
-        bare = TEXT in dataset.column_names
-        texts = dataset[TEXT] if bare else self.texts(dataset)
+        given = dataset[TEXT] if TEXT in dataset.column_names else [None] * len(dataset)
         answers = self.decode(kept[..., 0].astype(int), encoded, dataset, tokenizer, labels)
-        for answer, words, text, scores in zip(answers, dataset[self.tokens], texts, sure, strict=True):
-            spans = word_spans(text) if bare else joined_spans(words)
+        for answer, words, text, scores in zip(answers, dataset[self.tokens], given, sure, strict=True):
+            spans = joined_spans(words) if text is None else word_spans(text)
+            text = " ".join(words) if text is None else text
             for entity in answer["entities"]:
                 entity |= placed(entity["first_word"], entity["last_word"], text, spans, scores)
         return answers
