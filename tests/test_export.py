@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from peft import IA3Config, LoraConfig, PrefixTuningConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, pipeline
@@ -273,6 +274,26 @@ class TestGuards:
     def test_what_is_no_run(self, tmp_path):
         with pytest.raises(UserError, match="no finished run here"):
             export(tmp_path, tmp_path / "out")
+
+
+def test_a_folder_does_not_decide_whether_code_may_run(trained, checkpoints, tmp_path):
+    """The base brings code, and the recipe in the folder says that it may run; who exports did not."""
+    folder, other, ran = trained(), tmp_path / "other", tmp_path / "ran"
+    shutil.copytree(checkpoints / "bert", other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoConfig": "own.OwnConfig"}}))
+    (other / "own.py").write_text(
+        f"from transformers import BertConfig\nopen({str(ran)!r}, 'w').close()\nclass OwnConfig(BertConfig): pass\n"
+    )
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["model"] = {"name_or_path": str(other), "trust_remote_code": True}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    export(folder, tmp_path / "out", form="adapter")
+    assert not ran.exists()
+    # With the word it runs; that this class then fits no model is another thing.
+    with pytest.raises(UserError, match="Unrecognized configuration class"):
+        export(folder, tmp_path / "trusted", form="adapter", trust_remote_code=True)
+    assert ran.exists()
 
 
 def test_a_broken_export_is_refused_by_who_loads_it(trained, tmp_path):
