@@ -67,7 +67,7 @@ def test_a_quantized_run_ships_the_merge_that_scores_best(trained, tmp_path):
     assert unmerged.divergence == 0.0
     assert unmerged.label_agreement == 1.0
     # The dequantized weights are those that the adapter was trained beside; the original ones are others.
-    assert dequantized.divergence < 1e-9 < original.divergence
+    assert dequantized.divergence < 1e-7 < original.divergence
     assert set(unmerged.scores) == {"accuracy", "f1_macro"}
     best = max(original, dequantized, key=lambda form: (form.scores["accuracy"], -form.divergence))
     assert receipt.shipped == best.form

@@ -16,11 +16,11 @@ folder, model, output, task = sys.argv[1:]
 # So few steps teach nothing: without thresholds nearly every label would be answered.
 fields = {} if task == "SequenceClassification" else {"thresholds": {str(n): 0.9 for n in range(10_000)}}
 before = {}
-saved = run_module.run_folder.filling
-def filling(path):
+saved = measure.memory_per_rank
+def memory_per_rank():
     before["peak"] = measure.process_peak_bytes()  # after training, before anything is evaluated
-    return saved(path)
-run_module.run_folder.filling = filling
+    return saved()
+measure.memory_per_rank = memory_per_rank
 recipe = Recipe(
     model=ModelConfig(name_or_path=model), data=DataConfig(path=folder), task=globals()[task](max_length=8, **fields),
     method=full(), training=dict(
