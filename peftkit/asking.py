@@ -39,7 +39,7 @@ def kept_of(
     kept: list[Any] = [None] * len(encoded)
     inputs = encoded.remove_columns("labels") if "labels" in encoded.column_names else encoded
     for places in _by_length(encoded):
-        batch = _inputs(collator([inputs[place] for place in places]), model)
+        batch = _inputs(collator([inputs[place] for place in places]), model.device)
         for place, found in zip(places, read(model, batch).cpu().numpy(), strict=True):
             kept[place] = found
     return _stacked(kept)
@@ -52,8 +52,8 @@ def _by_length(encoded: Dataset) -> Iterator[list[int]]:
         yield order[start : start + BATCH_SIZE]
 
 
-def _inputs(batch: Mapping[str, Any], model: Any) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(model.device) for name, tensor in batch.items() if tensor is not None}
+def _inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in batch.items() if tensor is not None}
 
 
 def _stacked(kept: list[Any]) -> np.ndarray:
@@ -109,15 +109,21 @@ def held_out(
 @torch.no_grad()
 def logits_of(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Logits in float32 on the CPU."""
-    return first_output(model(**_inputs(batch, model)).logits).float().cpu()
+    return first_output(model(**_inputs(batch, model.device)).logits).float().cpu()
 
 
 @torch.no_grad()
-def outputs_of(model: Any, batch: Mapping[str, torch.Tensor], **how: Any) -> dict[str, torch.Tensor]:
-    """`logits`, and the token ids `generated`, without sampling, by a model that generates; -1 is padding."""
-    found = {"logits": logits_of(model, batch)}
+def outputs_of(
+    model: Any, batch: Mapping[str, torch.Tensor], device: torch.device | None = None, **how: Any
+) -> dict[str, torch.Tensor]:
+    """`logits`, and the token ids `generated`, without sampling, by a model that generates; -1 is padding.
+
+    `device` is where a model computes whose weights lie elsewhere; `how` are keywords of `generate`.
+    """
+    batch = _inputs(batch, device or model.device)
+    found = {"logits": first_output(model(**batch).logits).float().cpu()}
     if "decoder_input_ids" in batch and hasattr(model, "generate"):
         source = {name: tensor for name, tensor in batch.items() if not name.startswith("decoder_")}
-        found["generated"] = model.generate(**_inputs(source, model), do_sample=False, **how).cpu()
+        found["generated"] = model.generate(**source, do_sample=False, **how).cpu()
         found["generated"][found["generated"] == model.generation_config.pad_token_id] = -1
     return found

@@ -166,7 +166,7 @@ def _run(
     if not trial:
         # Before evaluation, which may cast the model to 16 bits.
         trainer.save_model(str(temporary))
-        live = _live_outputs(task, model, trainer.data_collator(list(first_rows)))
+        live = _live_outputs(task, model, trainer.data_collator(list(first_rows)), arguments.device)
     before_evaluation = time.perf_counter()
     # Scored below, once, with what the task learns from validation.
     trainer.compute_metrics = None
@@ -244,11 +244,11 @@ def _loss(metrics: dict[str, float], split: str) -> dict[str, Any]:
     return {"loss": metrics[f"{split}_loss"]} if f"{split}_loss" in metrics else {}
 
 
-def _live_outputs(task: Task, model: Any, batch: Any) -> dict[str, torch.Tensor]:
+def _live_outputs(task: Task, model: Any, batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
     """The inputs of a batch and what the model, as it stands in memory, makes of them; every rank takes part."""
     model.eval()
     inputs, counted = held_out(task, batch, model.config)
-    found = outputs_of(model, inputs, synced_gpus=is_deepspeed_zero3_enabled())
+    found = outputs_of(model, inputs, device, synced_gpus=is_deepspeed_zero3_enabled())
     return {name: tensor.cpu().contiguous() for name, tensor in {**inputs, **found, **counted}.items()}
 
 
