@@ -62,12 +62,13 @@ def test_the_export_is_what_was_trained(trained, tmp_path, architecture, method)
 
 
 def test_a_quantized_run_ships_the_merge_that_scores_best(trained, tmp_path):
-    receipt = export(trained("bert", qlora()), tmp_path / "out")
+    # Steps large enough that the forms differ by more than rounding.
+    receipt = export(trained("bert", qlora(), learning_rate=0.05), tmp_path / "out")
     unmerged, original, dequantized = receipt.forms
     assert unmerged.divergence == 0.0
     assert unmerged.label_agreement == 1.0
     # The dequantized weights are those that the adapter was trained beside; the original ones are others.
-    assert dequantized.divergence < 1e-7 < original.divergence
+    assert dequantized.divergence < original.divergence / 100
     assert set(unmerged.scores) == {"accuracy", "f1_macro"}
     best = max(original, dequantized, key=lambda form: (form.scores["accuracy"], -form.divergence))
     assert receipt.shipped == best.form
