@@ -81,7 +81,7 @@ def main() -> None:
         rows.append(row)
         shares = {name: round(row[name] / size, 3) for name in ("ours", "usual") if name in row}
         print(method, f"{size / 1e9:.2f} GB", shares, flush=True)
-    RESULT.write_text(json.dumps({"rows": rows, "environment": environment()}, indent=1) + "\n")
+        RESULT.write_text(json.dumps({"rows": rows, "environment": environment()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
