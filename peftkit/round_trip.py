@@ -211,5 +211,11 @@ def _fresh_process() -> tuple[subprocess.Popen[str], IO[bytes]]:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True,
         env={name: value for name, value in os.environ.items() if name not in unwanted} | WITHOUT_CUDA,
     )  # fmt: skip
-    atexit.register(process.kill)
+    atexit.register(_end, process, said)
     return process, said
+
+
+def _end(process: subprocess.Popen[str], said: IO[bytes]) -> None:
+    process.kill()
+    process.communicate()
+    said.close()
