@@ -49,7 +49,8 @@ def write_card(
                 metric_value=round(scores[name], 6),
             )
             for name in recipe.task.main_metrics
-            if isinstance(scores.get(name), float)
+            # What was rounded to few bits has other scores; the body tells them.
+            if isinstance(scores.get(name), float) and receipt["dtype"] not in ("4bit", "int8")
         ],
     )
     card = ModelCard(

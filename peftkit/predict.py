@@ -63,6 +63,8 @@ def predict(
                         logger.warning("%s", answer["error"])
         if not total:
             raise UserError(f"{where}: has no rows")
+        if unread == total:
+            raise UserError(f"{where}: none of its {total} rows could be read; the first is told above")
     if unread:
         logger.warning("%d of %d rows could not be read; their answers hold the error", unread, total)
     logger.info("%d rows predicted%s", total - unread, "" if output is None else f": {output}")
