@@ -10,12 +10,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from peftkit.tasks import Task
-from peftkit.tasks.plain_task import first_output
+from peftkit.tasks.plain_task import IGNORED, first_output
 
 BATCH_SIZE = 32
 # So many numbers of logits are held for a comparison; of a vocabulary's, that is a few rows.
 MOST_NUMBERS = 20_000_000
-IGNORED = -100
 
 
 def answers_of(

@@ -38,6 +38,7 @@ from peftkit.validation import FormRow, ValidationLook, form_table
 
 COMBINED = "combined"
 LEAST_WEIGHT = 1e-6
+SPARSE = ("ties", "dare", "magnitude_prune")
 # How adapters of other methods, or these variants of LoRA, were to be added up, peft does not know.
 NOT_COMBINED = ("use_dora", "alora_invocation_tokens", "target_parameters")
 
@@ -62,6 +63,8 @@ def combine(
         raise UserError("combine: give two runs or more, and then a new folder")
     if weights and len(weights) != len(runs):
         raise UserError(f"--weights: {len(weights)} for {len(runs)} runs")
+    if density is None and combination_type.startswith(SPARSE):
+        raise UserError(f"--combination_type {combination_type}: needs --density, the share of values that it keeps")
     weights = list(weights) or [1 / len(runs)] * len(runs)
     if abs(sum(weights)) < LEAST_WEIGHT:
         raise UserError("--weights: add up to 0, and heads can't be averaged by them")

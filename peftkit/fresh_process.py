@@ -1,7 +1,8 @@
 """What another program makes of a saved folder. Run by its path in a process of its own; imports no peftkit.
 
 Each line of standard input is a question, a JSON object; each is answered by a child that starts from these imports
-alone, and told of by a line of JSON on standard output: `{"error": null}`, or what went wrong.
+alone, and told of by a line of JSON on standard output: what went wrong as `error`, or null, and whether
+`peftkit` was imported.
 
 A question's fields: `folder`, `auto_class`, `inputs` (a safetensors file, the model's inputs by name), `output` (the
 file to write, with `logits` in float32 and, where the folder brings generation settings, `generated` token ids),
@@ -111,7 +112,7 @@ def told_by_child(line: str) -> str:
 
 
 def main() -> None:
-    """Answer until standard input ends; with the word `--one`, the first question alone and in this process."""
+    """Answer until standard input ends; with the word `--one` in this process, which is then the child."""
     transformers.utils.logging.disable_progress_bar()
     # What a library prints is no answer.
     answers = os.fdopen(os.dup(1), "w")

@@ -92,6 +92,10 @@ def test_wrong_words(runs, tmp_path):
         combine(folders[:1], tmp_path / "both")
     with pytest.raises(UserError, match="--weights: 3 for 2 runs"):
         combine(folders, tmp_path / "both", weights=[1, 1, 1])
+    with pytest.raises(UserError, match="--combination_type ties: needs --density"):
+        combine(folders, tmp_path / "both", combination_type="ties")
+    with pytest.raises(UserError, match="--weights: add up to 0"):
+        combine(folders, tmp_path / "both", weights=[1, -1])
     with pytest.raises(UserError, match="combine: Invalid combination_type"):
         combine(folders, tmp_path / "both", combination_type="sum")
     with pytest.raises(UserError, match="combine: All adapters must have the same r value"):

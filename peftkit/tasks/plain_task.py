@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from peftkit.errors import UserError
 from peftkit.metrics.intervals import bootstrap_intervals
 
+# The label of a token that neither loss nor score counts.
+IGNORED = -100
 Self = TypeVar("Self", bound="PlainTask")
 
 

@@ -23,9 +23,8 @@ from transformers import (
 from peftkit.errors import UserError
 from peftkit.metrics.intervals import Statistic
 from peftkit.metrics.text import TOKENIZERS, bleu_interval, text_metrics, text_statistics
-from peftkit.tasks.plain_task import PlainTask, at, text_problems
+from peftkit.tasks.plain_task import IGNORED, PlainTask, at, text_problems
 
-IGNORED = -100
 # Logits of a whole vocabulary are large: of a held-out batch so many rows are kept, and numbers in all.
 HELD_OUT_ROWS = 4
 HELD_OUT_NUMBERS = 2_000_000

@@ -26,11 +26,10 @@ from peftkit.metrics.entities import (
 )
 from peftkit.metrics.intervals import Statistic
 from peftkit.tasks.label_names import check_label_names, label_name, unknown_label
-from peftkit.tasks.plain_task import PlainTask, at, first_output, kind_of
+from peftkit.tasks.plain_task import IGNORED, PlainTask, at, first_output, kind_of
 from peftkit.tasks.word_parts import OUTSIDE, joined_spans, parts, placed, repaired, word_spans
 
 NO_WORD = -1
-IGNORED = -100
 # The column of a text that was given whole and then split into words.
 TEXT = "text as given"
 
