@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import socket
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,9 @@ import torch
 from peftkit.errors import UserError
 from peftkit.log import logger
 from peftkit.recipe import Recipe
+
+STALE_AFTER = 600
+"""Seconds after which a lock on the building of an operator is taken for one that a stopped process left."""
 
 
 def split_launcher_words(words: Sequence[str]) -> tuple[list[str], bool]:
@@ -89,6 +93,7 @@ def start(*, deepspeed: bool, use_cpu: bool) -> None:
         return
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("training.deepspeed: deepspeed is not installed; run: pip install deepspeed")
+    clear_stale_locks()
     if not use_cpu and "RANK" in os.environ:
         return
     if "RANK" not in os.environ:
@@ -106,6 +111,26 @@ def start(*, deepspeed: bool, use_cpu: bool) -> None:
 
     # The Trainer asks for the world's size before it would join it; the batch size must already know all ranks.
     library.init_distributed("gloo" if use_cpu else "nccl", timeout=timedelta(minutes=30), verbose=False)
+
+
+def clear_stale_locks() -> None:
+    """Remove the locks that a process left which was stopped while it built DeepSpeed's operators.
+
+    PyTorch waits for such a lock without an end and without a word. A build takes a minute or two.
+    """
+    from torch.utils.cpp_extension import _get_build_directory
+
+    for name in ("cpu_adam", "deepspeed_shm_comm"):
+        lock = Path(_get_build_directory(name, verbose=False)) / "lock"
+        try:
+            age = time.time() - lock.stat().st_mtime
+            if age > STALE_AFTER:
+                lock.unlink()
+                logger.warning("removed a lock that a stopped build of DeepSpeed's %s left behind: %s", name, lock)
+            else:
+                logger.warning("another process builds DeepSpeed's %s: this one waits while %s is there", name, lock)
+        except FileNotFoundError:
+            continue
 
 
 def meet() -> None:

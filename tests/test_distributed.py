@@ -1,8 +1,13 @@
+import os
+import time
+
 import pytest
 
 from peftkit import Quantization, Recipe, full, lora, qlora
 from peftkit.distributed import (
+    STALE_AFTER,
     check_quantized,
+    clear_stale_locks,
     config_folder,
     deepspeed_config,
     split_launcher_words,
@@ -59,3 +64,14 @@ def test_zero3_needs_four_bits_stored_as_the_weights_are():
 def test_an_adapter_is_not_sharded_further_than_it_gains():
     assert usual_deepspeed_config(Recipe(method=full())) == config_folder() / "zero2.json"
     assert usual_deepspeed_config(Recipe(method=lora())) == config_folder() / "zero1.json"
+
+
+@pytest.mark.parametrize(("age", "left"), [(STALE_AFTER + 1, False), (1, True)])
+def test_a_lock_of_a_stopped_build_stops_no_run(age, left, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    clear_stale_locks()
+    lock = tmp_path / "cpu_adam" / "lock"
+    lock.touch()
+    os.utime(lock, (time.time() - age,) * 2)
+    clear_stale_locks()
+    assert lock.exists() == left

@@ -35,7 +35,9 @@ def launch(launcher, recipe, words, folder):
     command = [*start, str(recipe), "--training.output_dir", str(folder), *FEW, *words]
     command += SHORT.get(recipe.stem.split("_")[1], ["--task.max_length", "32"])
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
+    done = subprocess.run(
+        ["timeout", "600", *command], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return read_report(folder), done
 
