@@ -10,14 +10,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from peftkit.errors import UserError
 from peftkit.log import logger
 from peftkit.recipe import Recipe
 
-STALE_AFTER = 600
-"""Seconds after which a lock on the building of an operator is taken for one that a stopped process left."""
+STALE_AFTER = 120
+"""Seconds after which a lock on an operator that no process here holds open is no other host's build either."""
 
 
 def split_launcher_words(words: Sequence[str]) -> tuple[list[str], bool]:
@@ -116,7 +117,7 @@ def start(*, deepspeed: bool, use_cpu: bool) -> None:
 def clear_stale_locks() -> None:
     """Remove the locks that a process left which was stopped while it built DeepSpeed's operators.
 
-    PyTorch waits for such a lock without an end and without a word. A build takes a minute or two.
+    PyTorch waits for such a lock without an end and without a word. Who builds keeps it open.
     """
     from torch.utils.cpp_extension import _get_build_directory
 
@@ -124,13 +125,24 @@ def clear_stale_locks() -> None:
         lock = Path(_get_build_directory(name, verbose=False)) / "lock"
         try:
             age = time.time() - lock.stat().st_mtime
-            if age > STALE_AFTER:
+            if age > STALE_AFTER and not _held_open(lock):
                 lock.unlink()
                 logger.warning("removed a lock that a stopped build of DeepSpeed's %s left behind: %s", name, lock)
             else:
                 logger.warning("another process builds DeepSpeed's %s: this one waits while %s is there", name, lock)
         except FileNotFoundError:
             continue
+
+
+def _held_open(path: Path) -> bool:
+    """Whether a process that this user may look into has the file open."""
+    for process in psutil.process_iter():
+        try:
+            if any(Path(opened.path) == path for opened in process.open_files()):
+                return True
+        except (psutil.Error, OSError):
+            continue
+    return False
 
 
 def meet() -> None:
