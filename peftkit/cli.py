@@ -1,4 +1,4 @@
-"""peftkit train | compare | report | check | export | combine | predict: words to functions, and nothing else."""
+"""peftkit train | compare | plan | report | check | export | combine | predict: words to functions, no more."""
 
 import argparse
 import sys
@@ -53,6 +53,31 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--output", type=Path, help="a new folder, or one where this comparison was begun; else comparisons/NAME"
     )
+
+    plan = commands.add_parser(
+        "plan", allow_abbrev=False, help="memory and time of a recipe on given hardware, before it runs",
+        usage="peftkit plan RECIPE [--gpus N] [--gpu-memory 24GiB] [OPTIONS] [--FIELD VALUE ...]",
+    )  # fmt: skip
+    plan.add_argument("recipe", help="a .yaml or .py file; any field can be set by its dotted name, as in train")
+    plan.add_argument("--gpus", type=int, metavar="N", help="devices; 1 of this machine's when not given")
+    plan.add_argument(
+        "--gpu-memory", "--gpu_memory", metavar="SIZE", help="of each, such as 24GiB; else this machine's"
+    )
+    plan.add_argument("--methods", default="full,lora,qlora", metavar="A,B", help="as in compare (full,lora,qlora)")
+    plan.add_argument("--rows", type=int, metavar="N", help="training rows, so that the data need not be read")
+    plan.add_argument(
+        "--tflops", type=float, help="operations in 10^12 a second that training reaches on a device (40 on a GPU)"
+    )
+    plan.add_argument(
+        "--speed-from", "--speed_from", type=Path, metavar="RUN", help="take them from a finished run of one process"
+    )
+    plan.add_argument("--bandwidth", type=float, metavar="GB/S", help="between devices of a host (12)")
+    plan.add_argument("--network", type=float, metavar="GB/S", help="between hosts, a device's share (3)")
+    plan.add_argument("--gpus-per-host", "--gpus_per_host", type=int, metavar="N", help="devices of a host (8)")
+    plan.add_argument(
+        "--scaling", action="store_true", help="weak and strong scaling of the choice on 1 to 1,024 devices, on paper"
+    )
+    plan.add_argument("--output", type=Path, help="write the plan to this .json file too")
 
     check = commands.add_parser(
         "check", allow_abbrev=False, help="look at a recipe's data before anything is trained",
@@ -211,6 +236,20 @@ def _check(chosen: argparse.Namespace, words: list[str]) -> None:
     print(check(parse_recipe(words, read_recipe(chosen.recipe), prog="peftkit check RECIPE"), chosen.output))
 
 
+def _plan(chosen: argparse.Namespace, words: list[str]) -> None:
+    from peftkit.parsing import parse_recipe, read_recipe
+    from peftkit.planning import Asked, planned
+
+    recipe = parse_recipe(words, read_recipe(chosen.recipe), prog="peftkit plan RECIPE")
+    asked = Asked(
+        gpus=chosen.gpus, gpu_memory=chosen.gpu_memory, rows=chosen.rows, tflops=chosen.tflops,
+        speed_from=chosen.speed_from, bandwidth=chosen.bandwidth, network=chosen.network,
+        gpus_per_host=chosen.gpus_per_host, scaling=chosen.scaling,
+    )  # fmt: skip
+    methods = [word.strip() for word in chosen.methods.split(",") if word.strip()]
+    print(planned(recipe, methods, asked, chosen.output))
+
+
 def _export(chosen: argparse.Namespace, words: list[str]) -> None:
     from peftkit.export import export
     from peftkit.hub import check_login, push
@@ -257,13 +296,13 @@ def main(words: Sequence[str] | None = None) -> None:
 
     def act() -> None:
         chosen, rest = _parser().parse_known_args(words)
-        if rest and chosen.command not in ("train", "compare", "check"):
+        if rest and chosen.command not in ("train", "compare", "check", "plan"):
             raise UserError(f"{chosen.command}: unknown argument '{rest[0]}'; --help lists them")
         from peftkit.log import set_up_logging
 
         set_up_logging(debug=debug)
         commands: dict[str, Callable[[argparse.Namespace, list[str]], None]] = {
-            "train": _train, "compare": _compare, "report": _report, "check": _check, "export": _export,
+            "train": _train, "compare": _compare, "plan": _plan, "report": _report, "check": _check, "export": _export,
             "combine": _combine, "predict": _predict,
         }  # fmt: skip
         commands[chosen.command](chosen, rest + ["--debug"] * (debug and chosen.command == "train"))

@@ -21,6 +21,15 @@ STALE_AFTER = 120
 """Seconds after which a lock on an operator that no process here holds open is no other host's build either."""
 
 
+def spelled_out(words: Sequence[str]) -> list[str]:
+    """The words with `--ds NAME` as what it is short for, `--training.deepspeed NAME`."""
+    found = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        found.append(f"--training.deepspeed{equals}{value}" if name == "--ds" else word)
+    return found
+
+
 def split_launcher_words(words: Sequence[str]) -> tuple[list[str], bool]:
     """The words without the `--local_rank` that the `deepspeed` launcher adds, and whether it was there."""
     kept, launched, skip = [], False, False
@@ -56,12 +65,15 @@ def usual_deepspeed_config(recipe: Recipe) -> Path:
 
 
 def deepspeed_config(name: str | dict[str, Any]) -> dict[str, Any]:
-    """Read a DeepSpeed config; `ds_configs/NAME` that is not here is the one beside peftkit. Raises UserError."""
+    """Read a DeepSpeed config; `ds_configs/NAME` or `NAME` that is not here is the one beside peftkit.
+
+    Raises UserError.
+    """
     if isinstance(name, dict):
         return name
     places = [Path(name).expanduser()]
     if str(Path(name).parent) in (".", "ds_configs"):
-        places.append(config_folder() / Path(name).name)
+        places.append(config_folder() / Path(name).with_suffix(".json").name)
     for path in places:
         if path.is_file():
             try:
@@ -71,13 +83,18 @@ def deepspeed_config(name: str | dict[str, Any]) -> dict[str, Any]:
     raise UserError(f"training.deepspeed: {name}: no such file")
 
 
+def weights_type(recipe: Recipe) -> str:
+    """The dtype in which DeepSpeed holds the weights."""
+    words = recipe.training
+    return "bfloat16" if words.get("bf16") else "float16" if words.get("fp16") else recipe.model.dtype
+
+
 def check_quantized(recipe: Recipe, deepspeed: dict[str, Any] | None) -> None:
     """Raise UserError for a 4-bit base that ZeRO-3 could not shard: its storage must have the weights' own type."""
     quantization = recipe.method.quantization
     if quantization is None or deepspeed is None or deepspeed.get("zero_optimization", {}).get("stage") != 3:
         return
-    words = recipe.training
-    right = "bfloat16" if words.get("bf16") else "float16" if words.get("fp16") else recipe.model.dtype
+    right = weights_type(recipe)
     if quantization.bnb_4bit_quant_storage != right:
         raise UserError(
             f"method.quantization.bnb_4bit_quant_storage: ZeRO-3 can't shard {quantization.bnb_4bit_quant_storage} "

@@ -62,7 +62,7 @@ def source(config: ModelConfig) -> str:
 def load_tokenizer(config: ModelConfig, task: Task) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer, able to pad, on the right. Raises UserError when it can't be had."""
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    with _loading(config):
+    with loading(config):
         tokenizer = AutoTokenizer.from_pretrained(source(config), **options)
         if more := task.tokenizer_options(tokenizer):
             tokenizer = AutoTokenizer.from_pretrained(source(config), **options, **more)
@@ -105,7 +105,7 @@ def load_base(
         output_loading_info=True,
         **task.model_config(labels),
     )
-    with _loading(config), ExitStack() as stack:
+    with loading(config), ExitStack() as stack:
         # Sharded weights can't be written down as a checkpoint.
         with _no_zero3():
             start = stack.enter_context(starting_point(source(config), task.auto_model, tokenizer, options))
@@ -183,7 +183,7 @@ def positions(config: ModelConfig) -> int | None:
     """As `position_limit`, before any weight is read."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     # The head that is drawn later is to be the same as without this look.
-    with _loading(config), _no_zero3(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with loading(config), _no_zero3(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         found = AutoConfig.from_pretrained(source(config), revision=config.revision, **options)
         # An encoder-decoder of two models has no plain class of its own; its encoder is what reads.
         return position_limit(AutoModel.from_config(getattr(found, "encoder", found), **options))
@@ -230,7 +230,8 @@ def _no_zero3() -> Iterator[None]:
 
 
 @contextmanager
-def _loading(config: ModelConfig) -> Iterator[None]:
+def loading(config: ModelConfig) -> Iterator[None]:
+    """Raise as UserError what the libraries raise for a model that can't be had."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -27,6 +27,7 @@ from peftkit.recipe import Recipe
 from peftkit.report import FILE_NAME, Report, read_report
 from peftkit.round_trip import Allowance, Difference, allowance, check, compared, is_half
 from peftkit.scoring import Scoring
+from peftkit.sharding_choice import settled
 from peftkit.tasks import Task
 from peftkit.training import make_trainer, training_arguments
 
@@ -43,6 +44,7 @@ def main(recipe: Recipe, words: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     words, launched = distributed.split_launcher_words([word for word in words if word != "--debug"])
+    words = distributed.spelled_out(words)
     set_up_logging(debug=debug)
 
     def act() -> None:
@@ -62,6 +64,7 @@ def run(recipe: Recipe, *, trial: bool = False, progress: Callable[[Mapping[str,
     UserError for what the user can put right and AuditError when the model did not train as it should. A run that
     fails leaves a report with its status; a finished run is never overwritten.
     """
+    recipe = settled(recipe)
     folder = run_folder.choose(recipe)
     report = Report(
         name=recipe.name, method=recipe.method.name, status="failed", recipe=recipe_to_dict(recipe),

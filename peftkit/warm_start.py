@@ -1,5 +1,6 @@
 """An encoder-decoder from a checkpoint that is an encoder alone (Rothe et al. 2020, section 2): BERT to BERT."""
 
+import copy
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,6 +67,17 @@ def starting_point(
     )
     with tempfile.TemporaryDirectory() as folder:
         yield _encoder_decoder(source, tokenizer, {**trust, "dtype": options["dtype"]}, folder)
+
+
+def paired_config(config: Any) -> Any:
+    """The config itself, or where it is an encoder's, that of the encoder-decoder which is made of it twice."""
+    if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or not hasattr(config, "is_decoder"):
+        return config
+    decoder = copy.deepcopy(config)
+    decoder.is_decoder = decoder.add_cross_attention = True
+    paired = EncoderDecoderConfig.from_encoder_decoder_configs(config, decoder)
+    paired.decoder_start_token_id = paired.pad_token_id = 0
+    return paired
 
 
 def _encoder_decoder(

@@ -178,6 +178,10 @@ class Task(Protocol):
         """The Trainer's `compute_loss_func` on encoded training rows; None for the model's own loss."""
         ...
 
+    def blank_batch(self, rows: int, classes: int) -> dict[str, torch.Tensor]:
+        """A collated batch of `rows` rows, each as long as it may be, whose values mean nothing."""
+        ...
+
     def held_out(self, batch: Mapping[str, torch.Tensor], config: Any) -> Mapping[str, torch.Tensor]:
         """Of a batch, what an export is proven on; small enough to be kept with the run."""
         ...

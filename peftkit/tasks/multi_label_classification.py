@@ -115,6 +115,10 @@ class MultiLabelClassification(TextTask):
         """Rows that have each label."""
         return Counter(name for names in references for name in names)
 
+    def blank_batch(self, rows: int, classes: int) -> dict[str, torch.Tensor]:
+        """Texts of the full length, and for every class whether it applies."""
+        return {**super().blank_batch(rows, classes), "labels": torch.zeros(rows, classes)}
+
     def model_config(self, labels: Sequence[str]) -> Mapping[str, Any]:
         """Keywords of `from_pretrained` that give the model its head."""
         return {

@@ -153,3 +153,8 @@ def reduced_loss(losses: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
 def first_output(output: Any) -> Any:
     """The logits of a model that returns them alone or first of several."""
     return output[0] if isinstance(output, tuple | list) else output
+
+
+def blank_text(rows: int, length: int) -> dict[str, torch.Tensor]:
+    """Token ids and their mask, `rows` x `length`, without padding."""
+    return {name: torch.ones(rows, length, dtype=torch.long) for name in ("input_ids", "attention_mask")}

@@ -23,7 +23,7 @@ from transformers import (
 from peftkit.errors import UserError
 from peftkit.metrics.intervals import Statistic
 from peftkit.metrics.text import TOKENIZERS, bleu_interval, text_metrics, text_statistics
-from peftkit.tasks.plain_task import IGNORED, PlainTask, at, text_problems
+from peftkit.tasks.plain_task import IGNORED, PlainTask, at, blank_text, text_problems
 
 # Logits of a whole vocabulary are large: of a held-out batch so many rows are kept, and numbers in all.
 HELD_OUT_ROWS = 4
@@ -153,6 +153,11 @@ class Seq2Seq(PlainTask):
             targets = tokenizer(text_target=list(dataset[self.target]), verbose=False)["input_ids"]
             found["max_target_length"] = np.array([len(row) for row in targets])
         return found
+
+    def blank_batch(self, rows: int, classes: int) -> dict[str, torch.Tensor]:
+        """Sources and targets of the full length."""
+        labels = torch.zeros(rows, self.max_target_length, dtype=torch.long)
+        return {**blank_text(rows, self.max_source_length), "labels": labels}
 
     def model_config(self, labels: Sequence[str]) -> Mapping[str, Any]:
         """The checkpoint's own head is used."""

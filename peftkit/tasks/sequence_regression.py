@@ -61,6 +61,10 @@ class SequenceRegression(TextTask):
         """A number has no classes."""
         return {}
 
+    def blank_batch(self, rows: int, classes: int) -> dict[str, torch.Tensor]:
+        """Texts of the full length, and a number each."""
+        return {**super().blank_batch(rows, classes), "labels": torch.zeros(rows)}
+
     def model_config(self, labels: Sequence[str]) -> Mapping[str, Any]:
         """Keywords of `from_pretrained` that give the model its head."""
         name = labels[0]

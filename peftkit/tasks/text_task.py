@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
@@ -13,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from peftkit.tasks.plain_task import PlainTask, text_problems
+from peftkit.tasks.plain_task import PlainTask, blank_text, text_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,10 @@ class TextTask(PlainTask):
             remove_columns=dataset.column_names,
             keep_in_memory=True,
         )
+
+    def blank_batch(self, rows: int, classes: int) -> dict[str, torch.Tensor]:
+        """Texts of the full length, and a class each."""
+        return {**blank_text(rows, self.max_length), "labels": torch.zeros(rows, dtype=torch.long)}
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
         """Pads to the longest row of the batch."""

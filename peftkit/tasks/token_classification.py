@@ -26,7 +26,7 @@ from peftkit.metrics.entities import (
 )
 from peftkit.metrics.intervals import Statistic
 from peftkit.tasks.label_names import check_label_names, label_name, unknown_label
-from peftkit.tasks.plain_task import IGNORED, PlainTask, at, first_output, kind_of
+from peftkit.tasks.plain_task import IGNORED, PlainTask, at, blank_text, first_output, kind_of
 from peftkit.tasks.word_parts import OUTSIDE, joined_spans, parts, placed, repaired, word_spans
 
 NO_WORD = -1
@@ -174,6 +174,11 @@ class TokenClassification(PlainTask):
         """A byte-level vocabulary must see every word as one that follows a space."""
         bytewise = "ByteLevel" in str(getattr(tokenizer.backend_tokenizer, "pre_tokenizer", ""))
         return {"add_prefix_space": True} if bytewise else {}
+
+    def blank_batch(self, rows: int, classes: int) -> dict[str, torch.Tensor]:
+        """Parts of the full length, and a tag for each token."""
+        labels = torch.zeros(rows, self.max_length, dtype=torch.long)
+        return {**blank_text(rows, self.max_length), "labels": labels}
 
     def model_config(self, labels: Sequence[str]) -> Mapping[str, Any]:
         """Keywords of `from_pretrained` that give the model its head."""

@@ -1,0 +1,181 @@
+"""Planned against measured memory of training: `python benchmarks/planned_memory.py`; see benchmarks/README.md.
+
+Each case is a process that trains two steps with the Trainer on random weights and random tokens; PyTorch's profiler
+counts every allocation of CPU tensors. The plan of the same recipe is traced in another process.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULT = HERE / "results" / "planned_memory.json"
+BERT = {"tiny": (384, 6, 12, 1536), "base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}
+T5 = {"small": (512, 6, 8, 2048), "base": (768, 12, 12, 3072)}
+MODELS = ["bert-tiny", "bert-base", "bert-large", "roberta-base", "t5-small", "t5-base"]
+METHODS = ["full", "lora", "qlora"]
+SHAPES = [(32, 32), (8, 128), (2, 512)]
+
+
+def config_of(model: str) -> Any:
+    """The config of a model of this kind and size; weights are drawn at random."""
+    from transformers import BertConfig, RobertaConfig, T5Config
+
+    kind, _, size = model.partition("-")
+    if kind == "t5":
+        width, layers, heads, inner = T5[size]
+        return T5Config(
+            vocab_size=32128, d_model=width, num_layers=layers, num_heads=heads, d_kv=width // heads, d_ff=inner,
+            pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+        )  # fmt: skip
+    width, layers, heads, inner = BERT[size]
+    common = {
+        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": inner,
+    }  # fmt: skip
+    if kind == "roberta":
+        return RobertaConfig(vocab_size=50265, max_position_embeddings=514, **common)
+    return BertConfig(**common)
+
+
+def recipe_of(model: str, method: str, rows: int, length: int, folder: str, place: str) -> Any:
+    """The recipe of a case."""
+    from peftkit import ModelConfig, Recipe, Seq2Seq, SequenceClassification, full, lora, qlora
+
+    seq2seq = model.startswith("t5")
+    task = (
+        Seq2Seq(max_source_length=length, max_target_length=length // 4)
+        if seq2seq
+        else SequenceClassification(max_length=length)
+    )
+    return Recipe(
+        name="planned", model=ModelConfig(name_or_path=place), task=task,
+        method={"full": full, "lora": lora, "qlora": qlora}[method](),
+        training={
+            "output_dir": folder, "per_device_train_batch_size": rows, "max_steps": 2, "report_to": "none",
+            "disable_tqdm": True, "use_cpu": True,
+        },
+    )  # fmt: skip
+
+
+def measure(recipe: Any) -> dict[str, int]:
+    """Bytes of the model's tensors, and the most that was allocated with them in two steps of the Trainer."""
+    import torch
+    from datasets import Dataset
+    from torch.profiler import ProfilerActivity, profile
+
+    from peftkit import methods
+    from peftkit.blank_model import held_bytes
+    from peftkit.model import load_base, load_tokenizer
+    from peftkit.training import make_trainer, training_arguments
+
+    tokenizer = load_tokenizer(recipe.model, recipe.task)
+    labels = ("a", "b")
+    base = load_base(recipe.model, recipe.task, tokenizer, labels, recipe.method.quantization)
+    model = methods.apply(recipe.method, base.model, base.head, recipe.task.task_type)
+    arguments = training_arguments(recipe, Path(recipe.training["output_dir"]))
+    batch = recipe.task.blank_batch(2 * recipe.training["per_device_train_batch_size"], len(labels))
+    rows = Dataset.from_dict({name: tensor.tolist() for name, tensor in batch.items()})
+    trainer = make_trainer(
+        recipe, model, arguments, tokenizer, {"train": rows, "validation": rows}, labels, lambda _: {}, []
+    )
+    start = held_bytes(model)
+    # What is freed while it is counted would count less than nothing.
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        trainer.train()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    state = sum(
+        tensor.numel() * tensor.itemsize
+        for held in trainer.optimizer.state.values() for tensor in held.values() if isinstance(tensor, torch.Tensor)
+    )  # fmt: skip
+    return {"weights": start, "optimizer": state, "peak": start + peak}
+
+
+def planned(recipe: Any, model: str) -> dict[str, int]:
+    """What the plan says of it."""
+    from peftkit.memory_trace import summary, trace
+    from peftkit.plan import arguments_of
+
+    arguments = arguments_of(recipe)
+    rows = [recipe.training["per_device_train_batch_size"]]
+    found = trace(
+        config_of(model), recipe.task, recipe.method, arguments, labels=("a", "b"), dtype="float32", rows=rows,
+        on_gpu=False,
+    )  # fmt: skip
+    return dict(summary(found, found.steps[0]))
+
+
+def case(words: argparse.Namespace) -> None:
+    """One case in this process: print its figures as JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = recipe_of(words.model, words.method, words.rows, words.length, folder, words.place)
+        found = planned(recipe, words.model) if words.case == "plan" else measure(recipe)
+    print(json.dumps(found))
+
+
+def checkpoint(model: str, place: Path) -> Path:
+    """A folder with random weights of the model and a tokenizer; made once."""
+    from transformers import AutoModel, AutoModelForSeq2SeqLM
+
+    from peftkit import ModelConfig, SequenceClassification
+    from peftkit.model import load_tokenizer
+
+    folder = place / model
+    if not folder.exists():
+        kind = AutoModelForSeq2SeqLM if model.startswith("t5") else AutoModel
+        kind.from_config(config_of(model)).save_pretrained(folder)
+        load_tokenizer(ModelConfig(), SequenceClassification()).save_pretrained(folder)
+    return folder
+
+
+def main() -> None:
+    """Every case that the result file lacks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", choices=("plan", "measure"), help=argparse.SUPPRESS)
+    for name in ("model", "method", "place"):
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    for name in ("rows", "length"):
+        parser.add_argument(f"--{name}", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--checkpoints", type=Path, default=Path("runs/planned_memory"))
+    parser.add_argument("--result", type=Path, default=RESULT)
+    words = parser.parse_args()
+    if words.case:
+        case(words)
+        return
+    from peftkit.files import write_json
+    from peftkit.measure import environment
+
+    found = json.loads(words.result.read_text()) if words.result.exists() else {"cases": []}
+    found["environment"] = environment()
+    done = {(one["model"], one["method"], one["rows"], one["length"]) for one in found["cases"]}
+    for model in words.models.split(","):
+        place = checkpoint(model, words.checkpoints)
+        for method in METHODS:
+            for rows, length in SHAPES:
+                if (model, method, rows, length) in done:
+                    continue
+                told: dict[str, Any] = {"model": model, "method": method, "rows": rows, "length": length}
+                for what in ("plan", "measure"):
+                    command = [sys.executable, __file__, "--case", what, "--place", str(place)]
+                    command += [word for name, value in told.items() if name in ("model", "method", "rows", "length")
+                                for word in (f"--{name}", str(value))]  # fmt: skip
+                    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+                    told[what] = json.loads(ended.stdout.splitlines()[-1])
+                told["error"] = told["plan"]["peak"] / told["measure"]["peak"] - 1
+                print(model, method, rows, length, f"{told['error']:+.2%}", flush=True)
+                found["cases"].append(told)
+                write_json(words.result, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""What a training step allocates, found by a step on tensors that have shapes and no values."""
+
+import contextlib
+import math
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from transformers import Trainer, TrainingArguments
+
+from peftkit.blank_model import blank_model, counts, held_bytes, largest_layer, place, quantization_bytes, sum_bytes
+from peftkit.methods import Method
+from peftkit.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMemory:
+    """Bytes on one device in a step of `rows` rows, nothing sharded.
+
+    Attributes:
+        rows: Rows of the batch.
+        forward: Most that the forward pass holds beside weights and optimizer state.
+        backward: Most that the backward pass holds beside them: activations, and the gradients so far.
+        released: The same when each gradient is taken away as it comes, as ZeRO does from stage 2 on.
+        update: Most that clipping and the optimizer hold beside them, the gradients among it.
+        flops: Floating point operations of forward and backward; a multiplication and an addition are two.
+    """
+
+    rows: int
+    forward: int
+    backward: int
+    released: int
+    update: int
+    flops: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMemory:
+    """Bytes of a model ready to train on one device, nothing sharded, and of its steps.
+
+    Attributes:
+        total: Number of weights.
+        trainable: Number of those that are trained.
+        weights: Bytes of all weights, buffers and quantization state.
+        quantization: Bytes of the scales among them.
+        trained_weights: Bytes of the weights that are trained.
+        gradients: Bytes of their gradients.
+        optimizer: Bytes of the optimizer's state.
+        largest_layer: Bytes of the largest module that ZeRO-3 gathers at once.
+        width: The model's hidden size.
+        steps: Steps of several numbers of rows.
+    """
+
+    total: int
+    trainable: int
+    weights: int
+    quantization: int
+    trained_weights: int
+    gradients: int
+    optimizer: int
+    largest_layer: int
+    width: int
+    steps: tuple[StepMemory, ...]
+
+    def peak(self, step: StepMemory) -> int:
+        """Most bytes at once in training by such steps."""
+        return self.weights + self.optimizer + max(step.forward, step.backward, step.update)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of every storage from the operator that made it until it is freed, and operations.
+
+    `torch.utils.flop_counter.FlopCounterMode` itself would keep tensors alive.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self.flops = 0
+        self.known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator and count what it returned, and what it needs in between."""
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor)
+        if func is torch.ops.bitsandbytes.gemm_4bit.default:
+            # It expands the weight, multiplies, and drops it.
+            self.peak = max(self.peak, self.now + math.prod(args[2]) * args[0].itemsize)
+            self.flops += 2 * args[0].numel() * args[2][0]
+        elif func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=found)
+        return found
+
+    def ignore(self, tensors: Iterable[Any]) -> None:
+        """Count these tensors as nothing."""
+        for tensor in tensors:
+            if isinstance(tensor, torch.Tensor):
+                self.known[tensor.untyped_storage()._cdata] = 0
+
+    def count(self, tensor: torch.Tensor) -> None:
+        """Count the tensor's storage, unless it is counted already."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.known:
+            return
+        self.known[key] = storage.nbytes()
+        self.now += self.known[key]
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._freed, key)
+
+    def _freed(self, key: int) -> None:
+        self.now -= self.known.pop(key, 0)
+
+
+class _OneOfEach(TorchFunctionMode):
+    """Gives what depends on values the shape that it has in training."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Every row has one end token, and as many as the others."""
+        if func is torch.unique_consecutive:
+            return args[0][:1]
+        if func is torch.Tensor.__getitem__:
+            chosen = args[1][0] if isinstance(args[1], tuple) else args[1]
+            # A classifier that reads each row's last end token chooses by a mask.
+            if isinstance(chosen, torch.Tensor) and chosen.dtype == torch.bool and chosen.dim() == 2:
+                return args[0][:, -1]
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _attention(on_gpu: bool) -> Iterator[None]:
+    """Attention as the target's kernel computes it; fake tensors are on the CPU, and would choose the CPU's."""
+    own = functional.scaled_dot_product_attention
+    if on_gpu:
+        functional.scaled_dot_product_attention = _fused_attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = own
+
+
+def _fused_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """The GPU's memory-efficient kernel, which keeps no matrix of attention weights."""
+    if enable_gqa:
+        repeats = query.size(-3) // key.size(-3)
+        key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(attn_mask.logical_not(), -math.inf)
+    if attn_mask is not None:
+        attn_mask = attn_mask.expand(*query.shape[:-1], key.size(-2))
+    found = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale
+    )
+    return found[0]
+
+
+def trace(
+    config: Any, task: Task, method: Method, arguments: TrainingArguments, *, labels: Sequence[str], dtype: str,
+    rows: Sequence[int], on_gpu: bool, head: Sequence[str] | None = None,
+) -> ModelMemory:  # fmt: skip
+    """Trace training steps of the model that `config` describes, for each number of `rows` in a batch.
+
+    Nothing is read but the config, and nothing is computed: tensors are PyTorch's fake ones. Arguments as of
+    `blank_model`; `on_gpu` chooses the attention kernel too. Raises what the model raises where its step needs values.
+    """
+    model = blank_model(config, task, method, arguments, labels, dtype, head, on_gpu)
+    with FakeTensorMode(), _OneOfEach(), _attention(on_gpu):
+        place(model)
+        weights, quantization = held_bytes(model), quantization_bytes(model)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = _optimizer(model, arguments)
+        state = _state_bytes(optimizer, trained)
+        steps = tuple(_step(model, optimizer, task, arguments, len(labels), count) for count in rows)
+        trainable, total = counts(model)
+        return ModelMemory(
+            total=total,
+            trainable=trainable,
+            weights=weights,
+            quantization=quantization,
+            trained_weights=sum_bytes(trained),
+            gradients=sum_bytes(trained),
+            optimizer=state,
+            largest_layer=largest_layer(model),
+            width=getattr(model.config, "encoder", model.config).hidden_size,
+            steps=steps,
+        )
+
+
+def _optimizer(model: torch.nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return kind(trained, **options)
+
+
+def _state_bytes(optimizer: torch.optim.Optimizer, trained: Sequence[torch.nn.Parameter]) -> int:
+    """Bytes of the optimizer's state, which its first step makes."""
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    held = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    return sum_bytes([tensor for tensor in held if isinstance(tensor, torch.Tensor)])
+
+
+def _step(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, task: Task, arguments: TrainingArguments, classes: int,
+    rows: int,
+) -> StepMemory:  # fmt: skip
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    _, released, _ = _passes(model, trained, task, arguments, classes, rows, release=True)
+    kept = 0
+    if arguments.gradient_accumulation_steps > 1:
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+        kept = sum_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
+    forward, backward, flops = _passes(model, trained, task, arguments, classes, rows, release=False)
+    gradients = sum_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
+    live = _known(model)
+    for state in optimizer.state.values():
+        live.ignore(state.values())
+    with live:
+        if arguments.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(trained, arguments.max_grad_norm)
+        optimizer.step()
+    optimizer.zero_grad()
+    return StepMemory(
+        rows=rows, forward=forward + kept, backward=backward + kept, released=released, update=gradients + live.peak,
+        flops=flops,
+    )  # fmt: skip
+
+
+def _passes(
+    model: torch.nn.Module, trained: Sequence[torch.nn.Parameter], task: Task, arguments: TrainingArguments,
+    classes: int, rows: int, *, release: bool,
+) -> tuple[int, int, int]:  # fmt: skip
+    """Most bytes in a forward and in a backward pass, beside what the model already has, and their operations."""
+
+    def drop(parameter: torch.Tensor) -> None:
+        parameter.grad = None
+
+    hooks = [parameter.register_post_accumulate_grad_hook(drop) for parameter in trained] if release else []
+    live = _known(model)
+    with live:
+        batch = task.blank_batch(rows, classes)
+        with _autocast(arguments):
+            loss = model(**batch).loss
+        forward, live.peak = live.peak, live.now
+        loss.backward()
+        del loss, batch
+    for hook in hooks:
+        hook.remove()
+    return forward, live.peak, live.flops
+
+
+def _known(model: torch.nn.Module) -> LiveBytes:
+    """A counter for which the model's own weights and gradients are nothing new."""
+    live = LiveBytes()
+    live.ignore((*model.parameters(), *model.buffers(), *(parameter.grad for parameter in model.parameters())))
+    return live
+
+
+@contextlib.contextmanager
+def _autocast(arguments: TrainingArguments) -> Iterator[None]:
+    half = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+    with torch.autocast("cpu", dtype=half) if half else contextlib.nullcontext():
+        yield
+
+
+def summary(memory: ModelMemory, step: StepMemory) -> Mapping[str, int]:
+    """What one device holds, in bytes, by kind; `activations` is what the peak has beyond the rest."""
+    peak = memory.peak(step)
+    rest = memory.weights + memory.optimizer + memory.gradients
+    return {
+        "weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer,
+        "quantization": memory.quantization, "activations": max(0, peak - rest), "peak": peak,
+    }  # fmt: skip

@@ -1,0 +1,322 @@
+"""What a recipe will cost in memory and time on given hardware, before any weight is there."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psutil
+import torch
+from transformers import AutoConfig, TrainingArguments
+
+from peftkit.errors import UserError
+from peftkit.memory_trace import ModelMemory, StepMemory, trace
+from peftkit.methods import Method, named_method
+from peftkit.model import loading, source
+from peftkit.recipe import ModelConfig, Recipe
+from peftkit.scaling import of_rows
+from peftkit.step_time import Hardware, StepTime, step_time
+from peftkit.zero_memory import PLACEMENTS, Placement, RankMemory, rank_memory
+
+GPU = Hardware(
+    memory=24 * 2**30, reserved=2**30, flops=40e12, memory_bandwidth=800e9, bandwidth=12e9, network=3e9,
+    host_link=12e9, host_bandwidth=25e9, devices_per_host=8,
+)  # fmt: skip
+"""What is assumed of a GPU of which nothing is known: PCIe between devices, 25 Gbit/s a device between hosts."""
+CPU = replace(GPU, reserved=2**30, memory_bandwidth=8e9, bandwidth=1e9, host_link=8e9, host_bandwidth=8e9)
+LARGEST_BATCH = 65536
+# Words of the recipe on which neither memory nor time of a step depends, or that want the hardware at hand.
+LEFT_OUT = {"deepspeed", "report_to", "use_cpu", "fp16", "bf16", "tf32", "hub_token", "push_to_hub", "torch_compile"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRow:
+    """One way to train.
+
+    Attributes:
+        method: The method's name.
+        placement: `none`, or the config in `ds_configs`.
+        checkpointing: Whether activations are computed again in the backward pass.
+        memory: Bytes of a rank.
+        time: Seconds of an optimizer step.
+        fits: Whether the peak leaves room on the device, and what is offloaded on the host.
+        largest_batch: Most rows of a rank's batch that fit; 0 when one row does not.
+        hours: Of the whole training; None when the number of rows is not known.
+    """
+
+    method: str
+    placement: str
+    checkpointing: bool
+    memory: RankMemory
+    time: StepTime
+    fits: bool
+    largest_batch: int
+    hours: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Every way that was looked at, and the one to choose.
+
+    Attributes:
+        model: The model's name.
+        weights: Number of weights, by method, and of those the trained ones.
+        ranks: Number of devices.
+        batch: Rows of a rank's batch, micro-batches of a step, and the length that rows were taken to have.
+        steps: Optimizer steps of the training; None when the number of rows is not known.
+        hardware: What was assumed of it.
+        rows: Method by method, placements from the least to the most sharded.
+        chosen: Index of the row that is advised; None when nothing fits.
+        why: The advice, in one sentence.
+        not_traced: Methods that could not be traced, and why.
+    """
+
+    model: str
+    weights: dict[str, dict[str, int]]
+    ranks: int
+    batch: dict[str, int]
+    steps: int | None
+    hardware: Hardware
+    rows: tuple[PlanRow, ...]
+    chosen: int | None
+    why: str
+    not_traced: dict[str, str]
+
+
+def plan(
+    recipe: Recipe, *, ranks: int, hardware: Hardware, on_gpu: bool, methods: Sequence[Method] = (),
+    checkpointing: Sequence[bool] = (False, True), labels: Sequence[str] = ("0", "1"), train_rows: int | None = None,
+) -> Plan:  # fmt: skip
+    """Plan the recipe's method, or the `methods`, for `ranks` devices under every stage of ZeRO.
+
+    Only the model's config is read. `checkpointing` says whether activations are computed again: without, with.
+    Rows of the data are taken to have the task's full length, so that memory is the most and time is at the most what
+    the table says. Raises UserError when the config can't be had.
+    """
+    config = read_config(recipe.model)
+    traced: dict[tuple[str, bool], ModelMemory] = {}
+    failed: dict[str, str] = {}
+    micro = arguments_of(recipe).per_device_train_batch_size
+    for method in methods or (recipe.method,):
+        for again in checkpointing:
+            arguments = arguments_of(recipe, checkpointing=again)
+            try:
+                traced[method.name, again] = trace(
+                    config, recipe.task, method, arguments, labels=labels, dtype=recipe.model.dtype,
+                    rows=(micro, 2 * micro), on_gpu=on_gpu,
+                )  # fmt: skip
+            except UserError:
+                raise
+            except Exception as error:
+                failed[method.name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if not traced:
+        name, why = next(iter(failed.items()))
+        raise UserError(f"{name}: a step of {config.model_type} can't be traced without values ({why})")
+    arguments = arguments_of(recipe)
+    steps = _steps(arguments, ranks, train_rows)
+    rows = tuple(
+        _row(name, memory, again, placement, ranks, arguments, hardware, steps)
+        for (name, again), memory in traced.items()
+        for placement in (PLACEMENTS if ranks > 1 else [one for one in PLACEMENTS if one.stage in (0, 3)])
+    )
+    chosen = choose(rows)
+    return Plan(
+        model=recipe.model.name_or_path,
+        weights={
+            name: {"trainable": one.trainable, "total": one.total} for (name, _), one in traced.items()
+        },
+        ranks=ranks,
+        batch={
+            "rows": micro, "micro_batches": arguments.gradient_accumulation_steps,
+            **{field: getattr(recipe.task, field) for field in recipe.task.length_fields},
+        },
+        steps=steps, hardware=hardware, rows=rows, chosen=chosen, why=_why(rows, chosen, ranks, hardware),
+        not_traced=failed,
+    )  # fmt: skip
+
+
+def traced_row(recipe: Recipe, row: PlanRow, labels: Sequence[str], on_gpu: bool) -> tuple[ModelMemory, Placement]:
+    """What a row of a plan was computed from."""
+    micro = arguments_of(recipe).per_device_train_batch_size
+    memory = trace(
+        read_config(recipe.model), recipe.task, named_method(row.method, recipe.method),
+        arguments_of(recipe, checkpointing=row.checkpointing), labels=labels, dtype=recipe.model.dtype,
+        rows=(micro, 2 * micro), on_gpu=on_gpu,
+    )  # fmt: skip
+    return memory, next(one for one in PLACEMENTS if one.name == row.placement)
+
+
+def read_config(config: ModelConfig) -> Any:
+    """The model's config; no weight is read. Raises UserError when it can't be had."""
+    with loading(config):
+        return AutoConfig.from_pretrained(
+            source(config), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+
+
+def arguments_of(recipe: Recipe, checkpointing: bool | None = None) -> TrainingArguments:
+    """The recipe's training arguments as far as a step depends on them, on whatever hardware this process runs."""
+    given = {name: value for name, value in recipe.training.items() if name not in LEFT_OUT}
+    old = given.pop("gradient_checkpointing", False)
+    given.pop("gradient_checkpointing_kwargs", None)
+    wanted = given.pop("activation_checkpointing", old) if checkpointing is None else checkpointing
+    options = {**recipe.task.arguments, **given, "activation_checkpointing": wanted}
+    options |= {"output_dir": "", "use_cpu": True, "report_to": "none"}
+    try:
+        arguments = recipe.task.arguments_class(**options)
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"training: {' '.join(str(error).split())}") from error
+    # Asked of the planned hardware, not of the one that plans.
+    arguments.bf16, arguments.fp16 = bool(recipe.training.get("bf16")), bool(recipe.training.get("fp16"))
+    return arguments
+
+
+def local_hardware(memory: int | None = None) -> tuple[Hardware, bool]:
+    """This machine's device, its speed measured by multiplying matrices, and whether it is a GPU."""
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        return replace(
+            GPU, memory=memory or torch.cuda.get_device_properties(0).total_memory, flops=_multiplying("cuda") / 2
+        ), True
+    total = psutil.virtual_memory().total
+    return replace(CPU, memory=memory or total, flops=_multiplying("cpu") / 2), False
+
+
+def _multiplying(device: str) -> float:
+    """Floating point operations a second of one large product."""
+    size = 4096 if device == "cuda" else 1024
+    left = torch.ones(size, size, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        (left @ left)[0, 0].item()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def _steps(arguments: TrainingArguments, ranks: int, train_rows: int | None) -> int | None:
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    if train_rows is None:
+        return None
+    batches = -(-train_rows // (arguments.per_device_train_batch_size * ranks))
+    return int(arguments.num_train_epochs * -(-batches // arguments.gradient_accumulation_steps))
+
+
+def _row(
+    method: str, memory: ModelMemory, checkpointing: bool, placement: Placement, ranks: int,
+    arguments: TrainingArguments, hardware: Hardware, steps: int | None,
+) -> PlanRow:  # fmt: skip
+    step = memory.steps[0]
+    needed = rank_memory(memory, step, placement, ranks)
+    taken = step_time(memory, step, placement, ranks, arguments.gradient_accumulation_steps, hardware)
+    return PlanRow(
+        method=method, placement=placement.name, checkpointing=checkpointing, memory=needed, time=taken,
+        fits=_fits(needed, hardware),
+        largest_batch=_largest_batch(memory, placement, ranks, hardware),
+        hours=None if steps is None else steps * taken.seconds / 3600,
+    )  # fmt: skip
+
+
+def _fits(memory: RankMemory, hardware: Hardware) -> bool:
+    return memory.peak + hardware.reserved <= hardware.memory
+
+
+def _largest_batch(memory: ModelMemory, placement: Placement, ranks: int, hardware: Hardware) -> int:
+    """Most rows that fit, on the line through the two traced batches."""
+
+    def fits(rows: int) -> bool:
+        return _fits(rank_memory(memory, of_rows(memory.steps, rows), placement, ranks), hardware)
+
+    low, high = 0, LARGEST_BATCH
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def choose(rows: Sequence[PlanRow]) -> int | None:
+    """Index of the fastest row that fits; of those as fast within 2 % and a millisecond, the simplest."""
+    fitting = [index for index, row in enumerate(rows) if row.fits]
+    if not fitting:
+        return None
+    fastest = min(rows[index].time.seconds for index in fitting)
+    order = [placement.name for placement in PLACEMENTS]
+    return min(
+        (index for index in fitting if rows[index].time.seconds <= 1.02 * fastest + 1e-3),
+        key=lambda index: (order.index(rows[index].placement), rows[index].checkpointing, index),
+    )
+
+
+def least(rows: Sequence[PlanRow]) -> int:
+    """Index of the row that needs the least memory."""
+    return min(range(len(rows)), key=lambda index: rows[index].memory.peak)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _why(rows: Sequence[PlanRow], chosen: int | None, ranks: int, hardware: Hardware) -> str:
+    room = f"{_gib(hardware.memory)} a device, {_gib(hardware.reserved)} of it reserved"
+    if chosen is None:
+        row = rows[least(rows)]
+        return (
+            f"nothing fits in {room}: the least is {_said(row)} with {_gib(row.memory.peak)}; "
+            "take a smaller batch, shorter rows or more devices"
+        )
+    row = rows[chosen]
+    same = [other for other in rows if other.method == row.method and other.checkpointing == row.checkpointing]
+    plain = next((other for other in same if other.placement == "none"), None)
+    said = f"{_said(row)}: {_gib(row.memory.peak)} of {room}; the fastest that fits"
+    if ranks > 1 and row.placement == "none":
+        saved = [other for other in same if other.placement in ("zero1", "zero2")]
+        most = max((row.memory.optimizer - other.memory.optimizer for other in saved), default=0)
+        if most < 0.02 * row.memory.peak:
+            said += f"; ZeRO-1 and 2 would gain nothing: at most {_gib(max(0, most))} of optimizer state a rank"
+    elif plain is not None and row.placement != "none" and not plain.fits:
+        said += f", since without sharding it would be {_gib(plain.memory.peak)}"
+    return said
+
+
+def _said(row: PlanRow) -> str:
+    checkpointing = " with activation checkpointing" if row.checkpointing else ""
+    stage = "no sharding" if row.placement == "none" else row.placement
+    return f"{row.method}, {stage}{checkpointing}"
+
+
+def placement_of(config: dict[str, Any] | None) -> Placement:
+    """Where a DeepSpeed config puts the model's states."""
+    if config is None:
+        return PLACEMENTS[0]
+    zero = config.get("zero_optimization", {})
+    bucket = zero.get("reduce_bucket_size", 500_000_000)
+    return Placement(
+        name=f"zero{zero.get('stage', 0)}" if zero.get("stage") else "none",
+        stage=int(zero.get("stage", 0)),
+        offload_optimizer=_offloaded(zero.get("offload_optimizer")),
+        offload_param=_offloaded(zero.get("offload_param")),
+        bucket=None if bucket == "auto" else int(bucket),
+        buckets=2 if zero.get("overlap_comm") and zero.get("stage") == 2 else 1,
+    )
+
+
+def _offloaded(words: dict[str, Any] | None) -> bool:
+    return words is not None and words.get("device", "none") != "none"
+
+
+def planned_run(
+    recipe: Recipe, config: Any, arguments: TrainingArguments, *, labels: Sequence[str], head: Sequence[str],
+    placement: Placement, ranks: int, on_gpu: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """What the plan says of a run whose task has the length of its longest row: bytes of a rank, by kind."""
+    rows = arguments.per_device_train_batch_size
+    memory = trace(
+        config, recipe.task, recipe.method, arguments, labels=labels, dtype=recipe.model.dtype, rows=(rows,),
+        on_gpu=on_gpu, head=head,
+    )  # fmt: skip
+    step: StepMemory = memory.steps[0]
+    lengths = {field: getattr(recipe.task, field) for field in recipe.task.length_fields}
+    needed = dataclasses.asdict(rank_memory(memory, step, placement, ranks))
+    return {"placement": placement.name, "rows": rows, **lengths, **needed}

@@ -1,0 +1,71 @@
+"""A plan, and what follows from it for many devices, as text for the terminal."""
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from peftkit.plan import Plan, PlanRow
+from peftkit.scaling import ScalingRow
+from peftkit.step_time import Hardware
+
+HEADS = (
+    "method", "sharding", "checkp.", "weights", "gradients", "optimizer", "buffers", "activ.", "peak", "host", "fits",
+    "largest batch", "s / step", "bound", "sent / step", "hours",
+)  # fmt: skip
+
+
+def plan_text(plan: Plan) -> str:
+    """The table in GiB a rank, what was assumed, and the advice."""
+    rows = [_cells(row, index == plan.chosen) for index, row in enumerate(plan.rows)]
+    counts = "; ".join(
+        f"{name}: {found['trainable']:,} of {found['total']:,} weights trained" for name, found in plan.weights.items()
+    )
+    batch = ", ".join(f"{name} {value}" for name, value in plan.batch.items())
+    lines = [
+        f"{plan.model} on {plan.ranks} device{'s' * (plan.ranks > 1)}; {counts}",
+        f"a device's batch: {batch}; every row is taken to be of full length",
+        "",
+        tabulate(rows, headers=HEADS, disable_numparse=True, colalign=("left", "left", *["right"] * (len(HEADS) - 2))),
+        "",
+        "GiB a rank; of 4-bit weights the scales are part; `host` is offloaded memory; * is the choice.",
+        f"assumed  {assumed(plan.hardware)}",
+        *(f"left out {name}: {why}" for name, why in plan.not_traced.items()),
+        f"choose   {plan.why}",
+    ]
+    return "\n".join(lines)
+
+
+def assumed(hardware: Hardware) -> str:
+    """The hardware in one line."""
+    return (
+        f"a device reaches {hardware.flops / 1e12:.3g} TFLOP/s, memory {hardware.memory_bandwidth / 1e9:.4g} GB/s; "
+        f"{hardware.bandwidth / 1e9:.4g} GB/s between devices, {hardware.network / 1e9:.4g} between hosts of "
+        f"{hardware.devices_per_host}, {hardware.host_link / 1e9:.4g} to the host; "
+        f"communication hides behind computing; "
+        f"{_gib(hardware.reserved)} GiB of {_gib(hardware.memory)} for libraries and fragments"
+    )
+
+
+def scaling_text(title: str, rows: Sequence[ScalingRow]) -> str:
+    """One table of numbers of devices."""
+    cells = [
+        [row.devices, row.rows, f"{row.samples_per_second:.4g}", f"{row.efficiency:.1%}", row.bound, _gib(row.peak)]
+        for row in rows
+    ]
+    heads = ("devices", "rows each", "samples / s", "efficiency", "bound", "peak")
+    return f"{title}\n{tabulate(cells, headers=heads, disable_numparse=True)}"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f}"
+
+
+def _cells(row: PlanRow, chosen: bool) -> list[str]:
+    memory = row.memory
+    sizes = (memory.weights, memory.gradients, memory.optimizer, memory.buffers, memory.activations, memory.peak)
+    return [
+        f"{row.method}{' *' * chosen}", row.placement, "yes" if row.checkpointing else "no",
+        *(_gib(size) for size in sizes), _gib(memory.host), "yes" if row.fits else "no", f"{row.largest_batch:,}",
+        f"{row.time.seconds:.3g}", row.time.bound, _gib(row.time.sent),
+        "?" if row.hours is None else f"{row.hours:.3g}",
+    ]  # fmt: skip

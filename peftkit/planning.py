@@ -1,0 +1,141 @@
+"""`peftkit plan`: what the user says of the hardware and what the recipe's data tells, to a plan."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils.modeling import convert_file_size_to_int
+
+from peftkit.data import load_splits
+from peftkit.errors import UserError
+from peftkit.files import write_json
+from peftkit.log import logger
+from peftkit.memory_trace import trace
+from peftkit.methods import named_method
+from peftkit.parsing import dict_to_recipe
+from peftkit.plan import GPU, Plan, arguments_of, local_hardware, plan, read_config, traced_row
+from peftkit.plan_text import plan_text, scaling_text
+from peftkit.recipe import Recipe
+from peftkit.report import read_report
+from peftkit.scaling import ScalingRow, strong_scaling, weak_scaling
+from peftkit.step_time import Hardware
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command line says; None where it says nothing.
+
+    Attributes:
+        gpus: Devices.
+        gpu_memory: Of each, such as `24GiB`.
+        rows: Training rows; else the data is read.
+        tflops: Operations in 10^12 a second that training reaches on a device.
+        speed_from: A finished run of one process to take them from.
+        bandwidth: Between devices of a host, in GB/s.
+        network: Between hosts, a device's share, in GB/s.
+        gpus_per_host: Devices of a host.
+        scaling: Whether to go on to 1,024 devices.
+    """
+
+    gpus: int | None = None
+    gpu_memory: str | None = None
+    rows: int | None = None
+    tflops: float | None = None
+    speed_from: Path | None = None
+    bandwidth: float | None = None
+    network: float | None = None
+    gpus_per_host: int | None = None
+    scaling: bool = False
+
+
+def planned(recipe: Recipe, methods: Sequence[str], asked: Asked, output: Path | None = None) -> str:
+    """The plan in words; `output` takes it as JSON too. Raises UserError."""
+    if output is not None and output.suffix != ".json":
+        raise UserError(f"--output {output}: give a .json file")
+    for name in ("gpus", "rows", "tflops", "bandwidth", "network", "gpus_per_host"):
+        if (value := getattr(asked, name)) is not None and value <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be more than 0")
+    hardware, on_gpu = _hardware(asked)
+    rows, labels = _data(recipe, asked.rows)
+    found = plan(
+        recipe, ranks=asked.gpus or 1, hardware=hardware, on_gpu=on_gpu, labels=labels, train_rows=rows,
+        methods=[named_method(word, recipe.method) for word in methods],
+    )  # fmt: skip
+    tables = _scaling(recipe, found, labels, on_gpu) if asked.scaling and found.chosen is not None else {}
+    if output is not None:
+        write_json(output, {**dataclasses.asdict(found), "scaling": _plain(tables)})
+    return "\n\n".join([plan_text(found), *(scaling_text(title, table) for title, table in tables.items())])
+
+
+def _hardware(asked: Asked) -> tuple[Hardware, bool]:
+    memory = None
+    if asked.gpu_memory is not None:
+        try:
+            memory = convert_file_size_to_int(asked.gpu_memory)
+        except ValueError:
+            memory = -1
+        if memory <= 0:
+            raise UserError(f"--gpu-memory {asked.gpu_memory}: not a size; such as 24GiB")
+    if asked.gpus is None and memory is None:
+        hardware, on_gpu = local_hardware()
+    else:
+        hardware, on_gpu = replace(GPU, memory=memory or GPU.memory), True
+    given: dict[str, Any] = {
+        "flops": asked.tflops and asked.tflops * 1e12,
+        "bandwidth": asked.bandwidth and asked.bandwidth * 1e9,
+        "network": asked.network and asked.network * 1e9,
+        "devices_per_host": asked.gpus_per_host,
+    }
+    if asked.speed_from is not None:
+        if asked.tflops is not None:
+            raise UserError("--tflops and --speed-from: say one of them")
+        given["flops"] = reached(asked.speed_from)
+    return replace(hardware, **{name: value for name, value in given.items() if value is not None}), on_gpu
+
+
+def reached(folder: Path) -> float:
+    """Floating point operations a second that a finished run of one process reached in training. Raises UserError."""
+    report = read_report(folder)
+    if report.status != "complete" or report.environment.get("processes") != 1:
+        raise UserError(f"--speed-from {folder}: must be a complete run of one process")
+    recipe = dict_to_recipe(report.recipe)
+    on_gpu = bool(report.environment.get("gpus"))
+    found = trace(
+        read_config(recipe.model), recipe.task, recipe.method, arguments_of(recipe), labels=report.data["labels"],
+        dtype=recipe.model.dtype, rows=(1,), on_gpu=on_gpu,
+    )  # fmt: skip
+    return found.steps[0].flops / getattr(recipe.task, recipe.task.length_fields[0]) * report.times["tokens_per_second"]
+
+
+def _data(recipe: Recipe, rows: int | None) -> tuple[int | None, Sequence[str]]:
+    """Training rows and label names, where the data is at hand or `rows` says the first."""
+    if rows is not None:
+        return rows, ("0", "1")
+    try:
+        splits = load_splits(recipe.data, recipe.task)
+    except UserError as error:
+        logger.warning("the data is not read, so there are no hours; --rows N tells how many there are (%s)", error)
+        return None, ("0", "1")
+    return len(splits.train), splits.labels or ("0", "1")
+
+
+def _scaling(recipe: Recipe, found: Plan, labels: Sequence[str], on_gpu: bool) -> dict[str, list[ScalingRow]]:
+    assert found.chosen is not None
+    row = found.rows[found.chosen]
+    memory, placement = traced_row(recipe, row, labels, on_gpu)
+    batch = memory.steps[0].rows * found.ranks * found.batch["micro_batches"]
+    said = f"{row.method}, {row.placement}"
+    return {
+        f"weak scaling of {said}: each device keeps {memory.steps[0].rows} rows a step": weak_scaling(
+            memory, memory.steps[0], placement, found.hardware
+        ),
+        f"strong scaling of {said}: {batch} rows a step in all": strong_scaling(
+            memory, memory.steps, placement, found.hardware, batch
+        ),
+    }
+
+
+def _plain(tables: dict[str, list[ScalingRow]]) -> dict[str, list[dict[str, Any]]]:
+    return {title: [dataclasses.asdict(row) for row in table] for title, table in tables.items()}

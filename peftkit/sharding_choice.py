@@ -1,0 +1,54 @@
+"""What the recipe leaves open about sharding, settled before training arguments are made."""
+
+import os
+from dataclasses import replace
+
+import psutil
+import torch
+
+from peftkit.distributed import deepspeed_config, weights_type
+from peftkit.log import logger
+from peftkit.plan import CPU, GPU, arguments_of, least, placement_of, plan
+from peftkit.recipe import Recipe
+
+AUTO = "auto"
+
+
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with a DeepSpeed config of `ds_configs` where it says `auto`, and with bits that ZeRO-3 can shard.
+
+    Chosen from the plan, for as many ranks as were started and the memory of this host's devices. Raises UserError.
+    """
+    if recipe.training.get("deepspeed") == AUTO:
+        recipe = replace(recipe, training={**recipe.training, "deepspeed": _chosen(recipe)})
+    return _shardable(recipe)
+
+
+def _chosen(recipe: Recipe) -> str | None:
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    on_gpu = torch.cuda.is_available() and not recipe.training.get("use_cpu")
+    if on_gpu:
+        hardware = replace(GPU, memory=torch.cuda.get_device_properties(0).total_memory)
+    else:
+        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        hardware = replace(CPU, memory=psutil.virtual_memory().total // sharing)
+    found = plan(
+        recipe, ranks=ranks, hardware=hardware, on_gpu=on_gpu,
+        checkpointing=(bool(arguments_of(recipe).activation_checkpointing),),
+    )  # fmt: skip
+    row = found.rows[least(found.rows) if found.chosen is None else found.chosen]
+    logger.info("deepspeed auto, %d rank%s: %s", ranks, "s" * (ranks > 1), found.why)
+    return None if row.placement == "none" else f"ds_configs/{row.placement}.json"
+
+
+def _shardable(recipe: Recipe) -> Recipe:
+    """ZeRO-3 shards float types alone: packed bits are stored as the type of the weights beside them."""
+    quantization, name = recipe.method.quantization, recipe.training.get("deepspeed")
+    if quantization is None or name is None or placement_of(deepspeed_config(name)).stage < 3:
+        return recipe
+    right = weights_type(recipe)
+    if quantization.bnb_4bit_quant_storage != "uint8":
+        return recipe
+    logger.info("ZeRO-3 with 4-bit weights: method.quantization.bnb_4bit_quant_storage is %s", right)
+    quantization = replace(quantization, bnb_4bit_quant_storage=right)
+    return replace(recipe, method=replace(recipe.method, quantization=quantization))

@@ -1,0 +1,127 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from peftkit import Recipe, SequenceClassification, full, lora, qlora
+from peftkit.cli import main
+from peftkit.distributed import deepspeed_config
+from peftkit.errors import UserError
+from peftkit.plan import GPU, arguments_of, choose, placement_of, plan
+from peftkit.zero_memory import PLACEMENTS
+
+
+@pytest.fixture
+def small(small_recipe):
+    return small_recipe(task=SequenceClassification(max_length=32))
+
+
+def test_every_method_stage_and_checkpointing_is_planned_and_the_lightest_that_is_fastest_chosen(small):
+    found = plan(small, ranks=8, hardware=GPU, on_gpu=True, methods=[full(), lora(), qlora()], train_rows=1000)
+    assert len(found.rows) == 3 * len(PLACEMENTS) * 2
+    assert all(row.fits for row in found.rows)
+    assert found.chosen is not None
+    row = found.rows[found.chosen]
+    assert row.placement == "none"
+    assert not row.checkpointing
+    assert found.steps == 6
+    by_method = {row.method: row.memory for row in found.rows if row.placement == "none" and not row.checkpointing}
+    assert by_method["full"].optimizer > 20 * by_method["lora"].optimizer
+    assert by_method["qlora"].weights < by_method["lora"].weights
+    assert by_method["qlora"].quantization > 0
+    adapters = plan(small, ranks=8, hardware=GPU, on_gpu=True)
+    assert "would gain nothing" in adapters.why
+
+
+def test_what_does_not_fit_is_sharded_and_then_said_not_to_fit(small):
+    wide = replace(small, method=full())
+    options = {"ranks": 8, "on_gpu": True, "checkpointing": (False,)}
+    needed = {row.placement: row.memory.peak for row in plan(wide, hardware=GPU, **options).rows}
+    buckets = replace(GPU, reserved=0)
+    tight = plan(wide, hardware=replace(buckets, memory=needed["none"] - 1), **options)
+    assert tight.rows[tight.chosen].placement == "zero3"
+    assert "without sharding it would be" in tight.why
+    none = plan(wide, hardware=replace(buckets, memory=1000), **options)
+    assert none.chosen is None
+    assert none.why.startswith("nothing fits")
+    assert {row.largest_batch for row in none.rows} == {0}
+
+
+def test_the_largest_batch_is_the_last_that_fits(small):
+    from peftkit.memory_trace import trace
+    from peftkit.plan import read_config
+
+    wide = replace(small, method=full())
+    hardware = replace(GPU, memory=2 * 2**30)
+    row = plan(wide, ranks=1, hardware=hardware, on_gpu=True, checkpointing=(False,)).rows[0]
+
+    def peak(rows):
+        memory = trace(
+            read_config(wide.model), wide.task, wide.method, arguments_of(wide), labels=("0", "1"), dtype="float32",
+            rows=(rows,), on_gpu=True,
+        )  # fmt: skip
+        return memory.peak(memory.steps[0])
+
+    assert peak(row.largest_batch) <= hardware.memory - hardware.reserved
+    assert peak(int(1.02 * row.largest_batch)) > hardware.memory - hardware.reserved
+
+
+def test_no_weight_is_needed(tmp_path, checkpoints, small):
+    for name in ("config.json",):
+        (tmp_path / name).write_text((checkpoints / "bert" / name).read_text())
+    bare = replace(small, model=replace(small.model, name_or_path=str(tmp_path)))
+    assert plan(bare, ranks=1, hardware=GPU, on_gpu=True).chosen is not None
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS[1:], ids=lambda placement: placement.name)
+def test_the_configs_are_what_is_planned(placement):
+    read = placement_of(deepspeed_config(placement.name))
+    assert replace(read, name=placement.name) == placement
+
+
+def test_choosing_prefers_less_within_two_percent(small):
+    rows = plan(small, ranks=2, hardware=GPU, on_gpu=True).rows
+    assert rows[choose(rows)].placement == "none"
+    assert choose([replace(row, fits=False) for row in rows]) is None
+
+
+def test_words_of_other_hardware_do_not_stop_a_plan():
+    recipe = Recipe(training={"bf16": True, "deepspeed": "zero2", "gradient_checkpointing": True})
+    arguments = arguments_of(recipe)
+    assert arguments.bf16
+    assert arguments.activation_checkpointing
+    with pytest.raises(UserError, match="adamw_of_nobody"):
+        arguments_of(Recipe(training={"optim": "adamw_of_nobody"}))
+
+
+def test_the_command(tmp_path, capsys, checkpoints):
+    words = [
+        "plan", "recipes/lora_cls.py", "--gpus", "8", "--gpu-memory", "24GiB", "--rows", "1000", "--methods", "lora",
+        "--scaling", "--output", str(tmp_path / "plan.json"), "--model.name_or_path", str(checkpoints / "bert"),
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "choose   lora, no sharding" in said
+    assert "1024" in said
+    told = json.loads((tmp_path / "plan.json").read_text())
+    assert told["rows"][told["chosen"]]["placement"] == "none"
+    assert len(told["scaling"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--gpu-memory", "much"], "--gpu-memory much: not a size"),
+        (["--gpus", "0"], "--gpus 0: must be more than 0"),
+        (["--methods", "lara"], "unknown method 'lara'"),
+        (["--output", "plan.txt"], "give a .json file"),
+        (["--tflops", "10", "--speed-from", "runs/x"], "say one of them"),
+    ],
+)
+def test_mistakes_are_one_line(words, why, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "recipes/lora_cls.py", "--rows", "10", *words])
+    assert ended.value.code == 2
+    assert why in capsys.readouterr().err
