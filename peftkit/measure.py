@@ -42,6 +42,11 @@ def process_peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def process_bytes() -> int:
+    """Resident memory of this process now, in bytes."""
+    return psutil.Process().memory_info().rss
+
+
 def memory_per_rank() -> list[dict[str, int]]:
     """Peak memory of each rank in bytes: `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`."""
     peaks = {"process_peak": process_peak_bytes()}

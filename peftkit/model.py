@@ -107,11 +107,11 @@ def load_base(
     )
     with loading(config), ExitStack() as stack:
         # Sharded weights can't be written down as a checkpoint.
-        with _no_zero3():
+        with without_zero3():
             start = stack.enter_context(starting_point(source(config), task.auto_model, tokenizer, options))
         if quantization is not None:
             # The head must be known before anything is quantized; the meta device reads no weights.
-            with _no_zero3():
+            with without_zero3():
                 skeleton, info = task.auto_model.from_pretrained(start.place, device_map="meta", **options)
             if getattr(skeleton.config, "quantization_config", None) is not None:
                 raise UserError(
@@ -183,7 +183,7 @@ def positions(config: ModelConfig) -> int | None:
     """As `position_limit`, before any weight is read."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     # The head that is drawn later is to be the same as without this look.
-    with loading(config), _no_zero3(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with loading(config), without_zero3(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         found = AutoConfig.from_pretrained(source(config), revision=config.revision, **options)
         # An encoder-decoder of two models has no plain class of its own; its encoder is what reads.
         return position_limit(AutoModel.from_config(getattr(found, "encoder", found), **options))
@@ -219,7 +219,7 @@ def _missing(info: dict[str, Any]) -> set[str]:
 
 
 @contextmanager
-def _no_zero3() -> Iterator[None]:
+def without_zero3() -> Iterator[None]:
     """Load without sharding: the meta device and ZeRO-3 exclude each other."""
     kept = hf_deepspeed._hf_deepspeed_config_weak_ref
     hf_deepspeed.unset_hf_deepspeed_config()

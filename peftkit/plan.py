@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
+import pyarrow.compute
 import torch
+from datasets import Dataset
 from transformers import AutoConfig, TrainingArguments
 
+from peftkit.distributed import deepspeed_config
 from peftkit.errors import UserError
-from peftkit.memory_trace import ModelMemory, StepMemory, trace
+from peftkit.memory_trace import ModelMemory, trace
 from peftkit.methods import Method, named_method
-from peftkit.model import loading, source
+from peftkit.model import loading, source, without_zero3
 from peftkit.recipe import ModelConfig, Recipe
 from peftkit.scaling import of_rows
 from peftkit.step_time import Hardware, StepTime, step_time
@@ -163,8 +166,11 @@ def arguments_of(recipe: Recipe, checkpointing: bool | None = None) -> TrainingA
     wanted = given.pop("activation_checkpointing", old) if checkpointing is None else checkpointing
     options = {**recipe.task.arguments, **given, "activation_checkpointing": wanted}
     options |= {"output_dir": "", "use_cpu": True, "report_to": "none"}
+    # The library's own would join the other ranks, and settle for the whole process which device it is on.
+    alone = {"_setup_devices": torch.device("cpu"), "_n_gpu": 0, "distributed_state": None}
+    kind: Any = type("PlannedArguments", (recipe.task.arguments_class,), alone)
     try:
-        arguments = recipe.task.arguments_class(**options)
+        arguments = kind(**options)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
     # Asked of the planned hardware, not of the one that plans.
@@ -307,16 +313,39 @@ def _offloaded(words: dict[str, Any] | None) -> bool:
 
 
 def planned_run(
-    recipe: Recipe, config: Any, arguments: TrainingArguments, *, labels: Sequence[str], head: Sequence[str],
-    placement: Placement, ranks: int, on_gpu: bool,
+    recipe: Recipe, config: Any, train: Dataset, arguments: TrainingArguments, *, labels: Sequence[str],
+    head: Sequence[str], ranks: int, before: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """What the plan says of a run whose task has the length of its longest row: bytes of a rank, by kind."""
-    rows = arguments.per_device_train_batch_size
-    memory = trace(
-        config, recipe.task, recipe.method, arguments, labels=labels, dtype=recipe.model.dtype, rows=(rows,),
-        on_gpu=on_gpu, head=head,
-    )  # fmt: skip
-    step: StepMemory = memory.steps[0]
-    lengths = {field: getattr(recipe.task, field) for field in recipe.task.length_fields}
-    needed = dataclasses.asdict(rank_memory(memory, step, placement, ranks))
-    return {"placement": placement.name, "rows": rows, **lengths, **needed}
+    """What the plan says of a run on its encoded rows, to stand beside what was measured: field `plan` of a report.
+
+    `before` is what the process held before the model. A step that can't be traced is told as `error`.
+    """
+    task = replace(recipe.task, **_longest(recipe, train))  # type: ignore[type-var]
+    on_gpu = arguments.device.type == "cuda"
+    deepspeed = recipe.training.get("deepspeed")
+    placement = placement_of(None if deepspeed is None else deepspeed_config(deepspeed))
+    rows = arguments.train_batch_size
+    try:
+        with without_zero3():
+            memory = trace(
+                config, task, recipe.method, arguments, labels=labels, dtype=recipe.model.dtype, rows=(rows,),
+                on_gpu=on_gpu, head=head,
+            )  # fmt: skip
+    except Exception as error:
+        # What a model does with values is not for a run to fail by that has ended well.
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+    found = rank_memory(memory, memory.steps[0], placement, ranks)
+    told = {
+        "placement": placement.name, "rows": rows, **{field: getattr(task, field) for field in task.length_fields},
+        **dataclasses.asdict(found), "process_before": before,
+    }  # fmt: skip
+    return told if on_gpu else {**told, "process_peak": before + found.peak + found.host}
+
+
+def _longest(recipe: Recipe, train: Dataset) -> dict[str, int]:
+    """The task's lengths, as far as the rows make use of them."""
+    arrays = train.with_format("arrow")
+    return {
+        field: pyarrow.compute.max(pyarrow.compute.list_value_length(arrays[column][:])).as_py()
+        for field, column in zip(recipe.task.length_fields, ("input_ids", "labels"), strict=False)
+    }

@@ -31,6 +31,9 @@ class Report:
         head: modules that hold what the checkpoint did not bring.
         memory: bytes; `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`: the maximum over ranks.
         memory_per_rank: the same of each rank.
+        plan: what `peftkit plan` says of a rank in bytes: fields of `peftkit.zero_memory.RankMemory` for a batch of the
+            longest rows. On a GPU `peak` stands beside `allocated_peak`; on a CPU `process_peak`, with
+            `process_before`, what the process held before the model, beside the measured one. `error` when it failed.
         times: seconds of the process: `start_up` (packages, model), `data` (reading, checking, tokens, batches),
             `train`, `evaluate`, which add up to `total`. Then `samples_per_second` and `tokens_per_second` of training
             without its evaluations.
@@ -57,6 +60,7 @@ class Report:
     head: list[str] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
     memory_per_rank: list[dict[str, int]] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
     energy: dict[str, float] = field(default_factory=dict)
     tokens: int = 0

@@ -23,6 +23,7 @@ from peftkit.files import text_without_home
 from peftkit.log import is_rank_zero, logger, set_up_logging
 from peftkit.model import check_precision, load_base, load_tokenizer, positions
 from peftkit.parsing import parse_recipe, recipe_to_dict
+from peftkit.plan import planned_run
 from peftkit.recipe import Recipe
 from peftkit.report import FILE_NAME, Report, read_report
 from peftkit.round_trip import Allowance, Difference, allowance, check, compared, is_half
@@ -135,6 +136,7 @@ def _run(
         logger.warning("data: %s", warning)
     encoded = {name: task.encode(rows, tokenizer, splits.labels) for name, rows in splits.rows.items()}
     read = time.perf_counter() - reading
+    before = measure.process_bytes()
     base = load_base(recipe.model, task, tokenizer, splits.labels, recipe.method.quantization)
     run_folder.fit_length(tokenizer, base.model, task)
     check_precision(base.model, recipe.method.quantization, arguments)
@@ -203,6 +205,16 @@ def _run(
             head=sorted(base.head),
             memory={name: max(rank[name] for rank in memory) for name in memory[0]},
             memory_per_rank=memory,
+            plan=planned_run(
+                recipe,
+                base.model.config,
+                encoded["train"],
+                arguments,
+                labels=splits.labels,
+                head=base.head,
+                ranks=len(memory),
+                before=before,
+            ),
             times={
                 "start_up": start_up,
                 "data": read + collated,
@@ -229,6 +241,10 @@ def _say(recipe: Recipe, report: Report, folder: Path) -> None:
     if "ece" in report.metrics[split]:
         shown += f", calibration error {report.metrics[split]['ece']:.4f}"
     logger.info("%s: audit %s; %s: %s", recipe.name, report.audit.get("verdict"), split, shown)
+    if "peak" in report.plan:
+        kind = "allocated_peak" if "allocated_peak" in report.memory else "process_peak"
+        planned = report.plan.get("process_peak", report.plan["peak"])
+        logger.info("peak memory: planned %.2f GiB, measured %.2f", planned / 2**30, report.memory[kind] / 2**30)
     if report.round_trip:
         back = report.round_trip
         logger.info(

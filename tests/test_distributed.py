@@ -10,6 +10,7 @@ from peftkit.distributed import (
     clear_stale_locks,
     config_folder,
     deepspeed_config,
+    spelled_out,
     split_launcher_words,
     usual_deepspeed_config,
 )
@@ -29,7 +30,12 @@ def test_the_launchers_own_words(words, kept, launched):
     assert split_launcher_words(words) == (kept, launched)
 
 
-@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])
+def test_ds_is_short_for_the_word_of_the_recipe():
+    assert spelled_out(["--ds", "auto", "--name", "x"]) == ["--training.deepspeed", "auto", "--name", "x"]
+    assert spelled_out(["--ds=zero3"]) == ["--training.deepspeed=zero3"]
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"])
 def test_the_configs_leave_batch_rate_and_dtype_to_the_recipe(name):
     config = deepspeed_config(f"ds_configs/{name}.json")
     assert config["zero_optimization"]["stage"] == int(name[4])
@@ -37,7 +43,8 @@ def test_the_configs_leave_batch_rate_and_dtype_to_the_recipe(name):
         assert config[field] == "auto"
     assert config["bf16"]["enabled"] == "auto"
     assert "optimizer" not in config
-    assert ("offload_param" in config["zero_optimization"]) == name.endswith("offload")
+    assert ("offload_optimizer" in config["zero_optimization"]) == name.endswith("offload")
+    assert ("offload_param" in config["zero_optimization"]) == (name == "zero3_offload")
 
 
 def test_a_config_that_is_not_there_is_one_line():

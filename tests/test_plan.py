@@ -94,6 +94,15 @@ def test_words_of_other_hardware_do_not_stop_a_plan():
         arguments_of(Recipe(training={"optim": "adamw_of_nobody"}))
 
 
+def test_planning_joins_no_ranks(monkeypatch):
+    from accelerate.state import PartialState
+
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert arguments_of(Recipe(training={"bf16": True})).device.type == "cpu"
+    assert not PartialState._shared_state
+
+
 def test_the_command(tmp_path, capsys, checkpoints):
     words = [
         "plan", "recipes/lora_cls.py", "--gpus", "8", "--gpu-memory", "24GiB", "--rows", "1000", "--methods", "lora",

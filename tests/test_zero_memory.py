@@ -28,8 +28,8 @@ def test_the_figures_of_the_lora_paper():
 
 
 def test_the_figures_of_the_qlora_paper():
-    # Dettmers et al. 2023, section 3: double quantization takes 0.127 bit a weight for scales, instead of 0.5; section 1:
-    # full fine-tuning of 65 billion weights in 16 bits takes more than 780 GB, QLoRA less than 48 GB.
+    # Dettmers et al. 2023, section 3: double quantization takes 0.127 bit a weight for scales, not 0.5; section 1: full
+    # fine-tuning of 65 billion weights in 16 bits takes more than 780 GB, QLoRA less than 48 GB.
     weights = 65_000_000_000
     scales = weights / 64 * (8 + 32 / 256) / 8
     assert 8 * scales / weights == pytest.approx(0.127, abs=5e-4)

@@ -15,6 +15,13 @@ from peftkit.report import Report
 SHARES = ("start_up", "data", "train", "evaluate")
 
 
+def _planned(complete: Sequence[Report]) -> dict[str, float]:
+    """The largest peak that was planned, in bytes: of the process on a CPU, of what is allocated on a GPU."""
+    found = [report.plan.get("process_peak", report.plan.get("peak")) for report in complete]
+    known = [float(peak) for peak in found if peak is not None]
+    return {"planned_peak": max(known)} if known else {}
+
+
 def _score(reports: Sequence[Report], metric: str) -> Score:
     found = [report.metrics["test"].get(metric) for report in reports]
     per_seed = [float(value) for value in found if value is not None]
@@ -80,6 +87,7 @@ def row_findings(row: GatheredRow, metrics: tuple[str, ...]) -> RowFindings:
         cost={
             **{name: float(np.mean([mean(report) for report in complete])) for name, mean in means.items()},
             **{f"joules_{kind}": float(np.mean([report.energy[kind] for report in complete])) for kind in first.energy},
+            **_planned(complete),
         },
         tuning_seconds=sum(report.times.get("total", 0.0) for report in row.trials),
         shares={

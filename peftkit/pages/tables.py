@@ -84,6 +84,15 @@ def cost_columns(findings: Findings) -> list[Column]:
         )
         for kind in kinds
     ]
+    if any("planned_peak" in row.cost for row in some):
+        columns.append(
+            Column(
+                title="planned peak",
+                meaning="What the plan says of it: tensors and, on a CPU, what the process held before the model.",
+                value=lambda row: row.cost.get("planned_peak"),
+                shown=lambda row: mebibytes(int(row.cost["planned_peak"])) if "planned_peak" in row.cost else "none",
+            )
+        )
     if any(len(row.memory_per_rank) > 1 for row in some):
         columns.append(
             Column(

@@ -1,0 +1,38 @@
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from peftkit import Quantization, full, lora, qlora
+from peftkit.plan import CPU, plan
+from peftkit.sharding_choice import settled
+
+
+def test_what_fits_is_not_sharded_and_an_adapter_is_said_to_gain_nothing(small_recipe, monkeypatch, caplog):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe = settled(small_recipe(method=lora(), deepspeed="auto", use_cpu=True))
+    assert recipe.training["deepspeed"] is None
+
+
+@pytest.mark.parametrize("least", ["zero3_offload", "zero3"])
+def test_what_does_not_fit_is_sharded_as_far_as_it_must(least, small_recipe, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    options = {"ranks": 2, "hardware": CPU, "on_gpu": False, "checkpointing": (False,)}
+    rows = plan(small_recipe(method=full()), **options).rows
+    needed = next(row.memory.peak for row in rows if row.placement == least)
+    memory = CPU.reserved + needed
+    real = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: real._replace(total=memory))
+    recipe = settled(small_recipe(method=full(), deepspeed="auto", use_cpu=True))
+    assert recipe.training["deepspeed"] == f"ds_configs/{least}.json"
+
+
+def test_bits_are_stored_as_zero3_can_shard_them(small_recipe):
+    recipe = small_recipe(method=qlora(), deepspeed="zero3")
+    assert settled(recipe).method.quantization.bnb_4bit_quant_storage == "float32"
+    half = replace(recipe, training={**recipe.training, "bf16": True})
+    assert settled(half).method.quantization.bnb_4bit_quant_storage == "bfloat16"
+    kept = small_recipe(method=qlora(quantization=Quantization(bnb_4bit_quant_storage="float16")), deepspeed="zero3")
+    assert settled(kept).method.quantization.bnb_4bit_quant_storage == "float16"
+    second = small_recipe(method=qlora(), deepspeed="zero2")
+    assert settled(second) == second
