@@ -5,7 +5,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,10 @@ def filling(folder: Path) -> Iterator[Path]:
             shutil.rmtree(folder / UNSCORED, ignore_errors=True)
             os.replace(temporary, folder / UNSCORED)
             logger.warning("the trained weights are kept in %s", folder / UNSCORED)
+        elif not is_rank_zero():
+            # Should rank 0 have been killed; with anything in it, it stays.
+            with suppress(OSError):
+                temporary.rmdir()
         raise
     finally:
         if is_rank_zero():

@@ -1,4 +1,4 @@
-"""Trains several recipes in a row in one process group, for a launch costs more than the training: test_token_mean.py."""
+"""Trains several recipes in a row in one process group: a launch costs more than training. Of test_token_mean.py."""
 
 import json
 import sys
