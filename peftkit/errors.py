@@ -34,12 +34,18 @@ class Terminated(KeyboardInterrupt):
 
 def end_in_order_on_sigterm() -> None:
     """From now on SIGTERM ends this process as an interrupt from the keyboard does: a run tidies up and reports."""
+    signal.signal(signal.SIGTERM, _end)
 
-    def end(number: int, frame: Any) -> None:
+
+def finish_ending() -> None:
+    """What ends already is no longer interrupted: a launcher sends SIGTERM to all when the first of them has ended."""
+    if signal.getsignal(signal.SIGTERM) is _end:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated("ended by SIGTERM")
 
-    signal.signal(signal.SIGTERM, end)
+
+def _end(number: int, frame: Any) -> None:
+    finish_ending()
+    raise Terminated("ended by SIGTERM")
 
 
 def exit_code_of(act: Callable[[], None], *, debug: bool = False) -> int:
