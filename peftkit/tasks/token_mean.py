@@ -18,10 +18,12 @@ class _TokenMean(Trainer):
 
     loss_is_scaled_for_ga = True
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor]:
         """The micro-batches of a step, and how many labelled tokens all ranks have in it."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        tokens = torch.tensor(sum(int(_labelled(batch)) for batch in batches), device=device)
+        tokens = torch.as_tensor(sum(_labelled(batch) for batch in batches), device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             tokens = self.accelerator.reduce(tokens, reduction="sum")
         return batches, tokens
