@@ -3,17 +3,20 @@
 import importlib.util
 import json
 import os
+import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from torch.distributed import distributed_c10d
 
-from peftkit.errors import UserError
+from peftkit.errors import LostRankError, UserError
 from peftkit.log import logger
 from peftkit.recipe import Recipe
 
@@ -102,15 +105,23 @@ def check_quantized(recipe: Recipe, deepspeed: dict[str, Any] | None) -> None:
         )
 
 
-def start(*, deepspeed: bool, use_cpu: bool) -> None:
-    """Join the other ranks where the Trainer would not do it rightly: on the CPU, and alone without a launcher.
+def start(*, deepspeed: bool, use_cpu: bool, timeout: timedelta) -> None:
+    """Join the other ranks where the Trainer would not do it rightly: on the CPU, and alone with DeepSpeed.
 
-    On a GPU with a launcher the Trainer joins by itself. Raises UserError when deepspeed is not installed.
+    `timeout`, the Trainer's `ddp_timeout`, is how long a rank waits for another before it takes it for lost. On a GPU
+    with a launcher the Trainer joins by itself. Raises UserError when deepspeed is not installed.
     """
-    if not deepspeed or torch.distributed.is_initialized():
+    if torch.distributed.is_initialized() or not (deepspeed or "RANK" in os.environ):
         return
-    if importlib.util.find_spec("deepspeed") is None:
+    if deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise UserError("training.deepspeed: deepspeed is not installed; run: pip install deepspeed")
+    # DeepSpeed makes groups of its own and names no time for them: they take these.
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
+    if not deepspeed:
+        if use_cpu:
+            # The Trainer would leave out the timeout.
+            torch.distributed.init_process_group("gloo", timeout=timeout)
+        return
     clear_stale_locks()
     if not use_cpu and "RANK" in os.environ:
         return
@@ -128,7 +139,54 @@ def start(*, deepspeed: bool, use_cpu: bool) -> None:
     import deepspeed as library
 
     # The Trainer asks for the world's size before it would join it; the batch size must already know all ranks.
-    library.init_distributed("gloo" if use_cpu else "nccl", timeout=timedelta(minutes=30), verbose=False)
+    library.init_distributed("gloo" if use_cpu else "nccl", timeout=timeout, verbose=False)
+
+
+@contextmanager
+def telling_lost_ranks() -> Iterator[None]:
+    """Raise LostRankError, saying which rank this is and what to do, for the libraries' errors when another is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not says_rank_is_lost(error):
+            raise
+        # Where in its source a library saw it, and its advice, tell a user nothing.
+        reason = " ".join(re.sub(r"^\[[^\]]*:\d+\]", "", str(error).strip()).split(". ")[0].split())[:200]
+        rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        raise LostRankError(
+            f"the connection to the other ranks was lost: {reason} (rank {rank} of {ranks}, host "
+            f"{socket.gethostname()}); see what they said, then start the run again: with --resume it goes on from its "
+            "last checkpoint"
+        ) from error
+
+
+def says_rank_is_lost(error: RuntimeError) -> bool:
+    """Whether this is how gloo, NCCL or the store of the ranks' addresses tells that another rank is gone."""
+    if isinstance(error, torch.distributed.DistNetworkError | torch.distributed.DistStoreError):
+        return True
+    known = (
+        r"(?:closed|reset) by peer|Broken pipe|Timed out waiting \d+ms|Application timeout caused pair closure|"
+        r"Socket Timeout|Network is unreachable|No route to host|"
+        r"NCCL.*(?:remote process exited|network error|timeout)|ncclRemoteError"
+    )
+    return is_one_of_several() and re.search(known, str(error), re.DOTALL) is not None
+
+
+def is_one_of_several() -> bool:
+    """Whether a launcher started more than this process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def check_same_data(fingerprint: str) -> None:
+    """Raise UserError, on every rank, when one has read other rows than rank 0: hosts need not share their files."""
+    if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
+        return
+    every: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, fingerprint)
+    if odd := [str(rank) for rank, other in enumerate(every) if other != every[0]]:
+        raise UserError(
+            f"data: rank {', '.join(odd)} read other rows than rank 0; give every host the same data and packages"
+        )
 
 
 def clear_stale_locks() -> None:

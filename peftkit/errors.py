@@ -1,9 +1,11 @@
 """The errors that are part of peftkit's contract with its user, and the exit codes they end in."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 
 class UserError(Exception):
@@ -22,11 +24,36 @@ class NotReproducedError(AuditError):
     """What was saved is not what was trained. Exit code 1."""
 
 
+class LostRankError(Exception):
+    """Another rank is gone, or did not answer in time: what is said by a rank that is not to blame. Exit code 1."""
+
+
+class Terminated(KeyboardInterrupt):
+    """Ended by SIGTERM, a launcher's or a scheduler's. Exit code 143."""
+
+
+def end_in_order_on_sigterm() -> None:
+    """From now on SIGTERM ends this process as an interrupt from the keyboard does: a run tidies up and reports."""
+    signal.signal(signal.SIGTERM, _end)
+
+
+def finish_ending() -> None:
+    """What ends already is no longer interrupted: a launcher sends SIGTERM to all when the first of them has ended."""
+    if signal.getsignal(signal.SIGTERM) is _end:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end(number: int, frame: Any) -> None:
+    finish_ending()
+    raise Terminated("ended by SIGTERM")
+
+
 def exit_code_of(act: Callable[[], None], *, debug: bool = False) -> int:
     """Run `act` and turn how it ended into an exit code, saying a failure in one line on standard error.
 
-    0 done; 1 failed; 2 the user can put it right; 130 interrupted. With `debug` a traceback comes first. What the
-    user can put right every process of a host would say alike, so one says it; any other failure is said by its rank.
+    0 done; 1 failed; 2 the user can put it right; 130 interrupted; 143 ended by SIGTERM. With `debug` a traceback comes
+    first. What the user can put right every process of a host would say alike, so one says it; any other failure is
+    said by its rank.
     """
     try:
         act()
@@ -43,7 +70,7 @@ def exit_code_of(act: Callable[[], None], *, debug: bool = False) -> int:
 
 def _code_and_line(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
-        return 130, str(error) or "interrupted"
-    if isinstance(error, UserError | AuditError):
+        return 143 if isinstance(error, Terminated) else 130, str(error) or "interrupted"
+    if isinstance(error, UserError | AuditError | LostRankError):
         return (2 if isinstance(error, UserError) else 1), str(error)
     return 1, f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (--debug shows more)"

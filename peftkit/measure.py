@@ -87,7 +87,7 @@ def _cpu_name() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Python, package versions, processor, cores usable here, memory in bytes, GPUs, number of processes."""
+    """Python, package versions, processor, cores usable here, memory in bytes, GPUs, number of processes and hosts."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -105,6 +105,8 @@ def environment() -> dict[str, Any]:
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        # As torchrun says it, or deepspeed.
+        "hosts": int(os.environ.get("GROUP_WORLD_SIZE") or os.environ.get("CROSS_SIZE") or "1"),
     }
 
 

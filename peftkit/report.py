@@ -24,7 +24,7 @@ class Report:
             `not_reproduced` (what was saved is not what was trained) or `failed`.
         error: one line, when the run came to no score.
         recipe: the recipe as plain data; only differences from the defaults.
-        environment: versions of packages and of Python, the hardware, the number of processes.
+        environment: versions of packages and of Python, the hardware, the numbers of processes and hosts.
         data: fingerprint, rows per split, label names, and what was decided on the user's behalf.
         seed: the seed of data order, new weights and dropout.
         parameters: `trainable` and `total`, counted as weights also where they are stored in 4 bits.

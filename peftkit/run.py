@@ -18,7 +18,15 @@ from peftkit.asking import held_out, outputs_of
 from peftkit.callbacks import AuditCallback, ClockCallback
 from peftkit.data import load_splits
 from peftkit.data_checks import Checks, check_data
-from peftkit.errors import AuditError, DivergedError, NotReproducedError, UserError, exit_code_of
+from peftkit.errors import (
+    AuditError,
+    DivergedError,
+    LostRankError,
+    NotReproducedError,
+    UserError,
+    end_in_order_on_sigterm,
+    exit_code_of,
+)
 from peftkit.files import text_without_home
 from peftkit.log import is_rank_zero, logger, set_up_logging
 from peftkit.model import check_precision, load_base, load_tokenizer, positions
@@ -40,13 +48,15 @@ FLOAT32_BYTES = 4
 def main(recipe: Recipe, words: Sequence[str] | None = None) -> None:
     """Train by `recipe` with the fields that the command line sets; ends the process with its exit code.
 
-    0 complete; 1 the run failed; 2 the user can put it right, said in one line. `--debug` shows the traceback.
+    0 complete; 1 the run failed; 2 the user can put it right, said in one line; 130 interrupted; 143 ended by SIGTERM.
+    `--debug` shows the traceback.
     """
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     words, launched = distributed.split_launcher_words([word for word in words if word != "--debug"])
     words = distributed.spelled_out(words)
     set_up_logging(debug=debug)
+    end_in_order_on_sigterm()
 
     def act() -> None:
         chosen = parse_recipe(words, recipe, prog=Path(sys.argv[0]).name)
@@ -73,7 +83,7 @@ def run(recipe: Recipe, *, trial: bool = False, progress: Callable[[Mapping[str,
     )  # fmt: skip
     clock = ClockCallback(progress)
     try:
-        with run_folder.filling(folder) as temporary:
+        with run_folder.filling(folder) as temporary, distributed.telling_lost_ranks():
             report, fitted = _run(recipe, folder, temporary, report, trial, clock)
             # The other ranks need not wait for what follows.
             distributed.meet()
@@ -96,9 +106,10 @@ def run(recipe: Recipe, *, trial: bool = False, progress: Callable[[Mapping[str,
             else "not_reproduced" if isinstance(error, NotReproducedError) else "failed"
         )  # fmt: skip
         known = isinstance(error, UserError | AuditError)
-        line = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())[:500]
+        plain = known or isinstance(error, LostRankError)
+        line = " ".join((str(error) if plain else f"{type(error).__name__}: {error}").split())[:500]
         # What one rank alone ran into, such as its memory, only that rank can tell.
-        if (is_rank_zero() or not known) and not _memory_was_told(folder):
+        if (is_rank_zero() or not known) and not _was_told(folder, error):
             # What was measured before the failure is kept.
             cost: dict[str, Any] = {} if report.times else {
                 "seed": recipe.training.get("seed"), "memory": {"process_peak": measure.process_peak_bytes()},
@@ -111,11 +122,13 @@ def run(recipe: Recipe, *, trial: bool = False, progress: Callable[[Mapping[str,
     return report
 
 
-def _memory_was_told(folder: Path) -> bool:
-    """Whether another rank of this run has reported that memory ran out: this one then lost but its connection."""
+def _was_told(folder: Path, error: BaseException) -> bool:
+    """Whether another rank of this run has reported the cause: its memory, or what made this one end after it."""
     path = folder / FILE_NAME
-    fresh = path.exists() and path.stat().st_mtime > time.time() - measure.process_age()
-    return fresh and read_report(folder).status == "out_of_memory"
+    if not path.exists() or path.stat().st_mtime < time.time() - measure.process_age():
+        return False
+    after = distributed.is_one_of_several() and isinstance(error, LostRankError | KeyboardInterrupt)
+    return after or read_report(folder).status == "out_of_memory"
 
 
 def _run(
@@ -128,6 +141,7 @@ def _run(
     reading = time.perf_counter()
     with arguments.main_process_first(desc="reading the data"):
         splits = load_splits(recipe.data, task)
+    distributed.check_same_data(splits.fingerprint)
     for decision in splits.decisions:
         logger.info("%s", decision)
     tokenizer = load_tokenizer(recipe.model, task)

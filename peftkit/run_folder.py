@@ -5,7 +5,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from peftkit.contract import (
     tokenizer_identity,
     write_contract,
 )
-from peftkit.errors import AuditError, UserError
+from peftkit.errors import AuditError, UserError, finish_ending
 from peftkit.files import without_home, write_json, write_text
 from peftkit.log import is_rank_zero, logger
 from peftkit.measure import is_out_of_memory
@@ -104,11 +104,16 @@ def filling(folder: Path) -> Iterator[Path]:
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == FILE_NAME):
                 os.replace(path, folder / path.name)
     except BaseException:
+        finish_ending()
         if is_rank_zero() and any(temporary.glob("*model*.safetensors")):
             (temporary / TRAINING_ARGUMENTS).unlink(missing_ok=True)
             shutil.rmtree(folder / UNSCORED, ignore_errors=True)
             os.replace(temporary, folder / UNSCORED)
             logger.warning("the trained weights are kept in %s", folder / UNSCORED)
+        elif not is_rank_zero():
+            # Should rank 0 have been killed; with anything in it, it stays.
+            with suppress(OSError):
+                temporary.rmdir()
         raise
     finally:
         if is_rank_zero():

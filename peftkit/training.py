@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,8 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -82,7 +85,8 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
         logger.info("training.learning_rate not given: %g, usual for %s", chosen["learning_rate"], recipe.method.name)
     if given.get("deepspeed") is not None:
         given["deepspeed"] = distributed.deepspeed_config(given["deepspeed"])
-    distributed.start(deepspeed=given.get("deepspeed") is not None, use_cpu=use_cpu)
+    timeout = timedelta(seconds=given.get("ddp_timeout", TrainingArguments.ddp_timeout))
+    distributed.start(deepspeed=given.get("deepspeed") is not None, use_cpu=use_cpu, timeout=timeout)
     distributed.check_quantized(recipe, given.get("deepspeed"))
     try:
         arguments = recipe.task.arguments_class(
@@ -164,6 +168,10 @@ def make_trainer(
             shutil.rmtree(place, ignore_errors=True)
             writer = HomelessWriter(str(place))
         trainer.add_callback(TensorBoardCallback(writer))
+    if not is_rank_zero():
+        # The first rank of every host would show the same.
+        for shown in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(shown)
     # Grouped by length, evaluation too would come in a random order; answers belong to rows by their place.
     trainer._get_eval_sampler = SequentialSampler  # type: ignore[method-assign, assignment]
     return trainer

@@ -1,6 +1,9 @@
 import os
+import subprocess
+import sys
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +15,12 @@ from peftkit.distributed import (
     deepspeed_config,
     spelled_out,
     split_launcher_words,
+    telling_lost_ranks,
     usual_deepspeed_config,
 )
-from peftkit.errors import UserError
+from peftkit.errors import LostRankError, UserError
+
+FOUR_SENTENCES = Path(__file__).resolve().parent.parent / "recipes" / "four_sentences.yaml"
 
 
 @pytest.mark.parametrize(
@@ -83,3 +89,59 @@ def test_a_lock_of_a_stopped_build_stops_no_run(age, held, left, tmp_path, monke
     with lock.open() if held else nullcontext():
         clear_stale_locks()
     assert lock.exists() == left
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] "
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (GLOO + "Connection closed by peer [10.77.0.2]:3292", "Connection closed by peer [10.77.0.2]:3292"),
+        (GLOO + "Read error [::1]:9: reset by peer. Check the logs", "Read error [::1]:9: reset by peer"),
+        ("[gloo/unbound_buffer.cc:78] Timed out waiting 10000ms for recv operation to complete",
+         "Timed out waiting 10000ms for recv operation to complete"),
+        ("Application timeout caused pair closure", "Application timeout caused pair closure"),
+    ],
+)  # fmt: skip
+def test_a_rank_that_is_lost_is_told_in_one_line(said, reason, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(LostRankError) as found, telling_lost_ranks():
+        raise RuntimeError(said)
+    told = str(found.value)
+    assert told.startswith(f"the connection to the other ranks was lost: {reason} (rank 3 of 4, host ")
+    assert "--resume" in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize(("said", "ranks"), [("mat1 and mat2 do not fit", "4"), ("Connection reset by peer", "1")])
+def test_no_other_error_is_taken_for_a_lost_rank(said, ranks, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    with pytest.raises(RuntimeError, match=said), telling_lost_ranks():
+        raise RuntimeError(said)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
+def test_ranks_with_different_rows_stop(tmp_path):
+    """Each rank has a folder of its own, as hosts have that share none."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(FOUR_SENTENCES.read_text())
+    for rank, lines in enumerate([4, 3]):
+        (tmp_path / str(rank)).mkdir()
+        rows = FOUR_SENTENCES.with_suffix(".jsonl").read_text().splitlines()[:lines]
+        (tmp_path / str(rank) / "rows.jsonl").write_text("\n".join(rows))
+    script = tmp_path / "own_folder.py"
+    script.write_text(
+        "import os, sys\nfrom peftkit import main\nfrom peftkit.parsing import read_recipe\n"
+        f"os.chdir('{tmp_path}/' + os.environ['RANK'])\n"
+        f"main(read_recipe('{recipe}'), ['--data.path', 'rows.jsonl', '--model.name_or_path', 'demo'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
+        capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.count("peftkit: data: rank 1 read other rows than rank 0") == 1
+    assert "exitcode  : 2" in done.stderr

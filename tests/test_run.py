@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +11,9 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PrefixTuningConfig
 from peftkit import DataConfig, Method, Quantization, full, lora, qlora
 from peftkit import audit as audit_module
 from peftkit import run as run_module
-from peftkit.errors import AuditError, UserError
+from peftkit.errors import AuditError, LostRankError, Terminated, UserError, end_in_order_on_sigterm, exit_code_of
 from peftkit.model import load_base
-from peftkit.report import read_report
+from peftkit.report import Report, read_report
 from peftkit.run import run
 from peftkit.run_folder import check_saved_head
 
@@ -189,3 +191,32 @@ def test_qlora_goes_on_training_after_a_look_at_validation(small_recipe):
     report = run(small_recipe(method=qlora(), eval_strategy="steps", eval_steps=2))
     assert report.status == "complete"
     assert sum("eval_loss" in row for row in report.history) == 3
+
+
+def test_sigterm_ends_a_run_in_order(small_recipe, tmp_path, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    end_in_order_on_sigterm()
+    try:
+        recipe = small_recipe(logging_steps=2)
+        code = exit_code_of(lambda: run(recipe, progress=lambda told: os.kill(os.getpid(), signal.SIGTERM)))
+        # A launcher's second word comes while it tidies up.
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert code == 143
+    assert "peftkit: ended by SIGTERM" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"report.json", "tensorboard"}
+    report = read_report(tmp_path / "run")
+    assert (report.status, report.error) == ("failed", "Terminated: ended by SIGTERM")
+    assert len(report.history) == 1
+
+
+@pytest.mark.parametrize(("ranks", "kept"), [("2", True), ("1", False)])
+@pytest.mark.parametrize("error", [LostRankError("gone"), Terminated("ended")])
+def test_a_rank_that_ends_after_another_leaves_the_cause_in_the_report(ranks, kept, error, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    Report(name="a", method="lora", status="failed", error="ValueError: the cause").write(tmp_path)
+    assert run_module._was_told(tmp_path, error) == kept
+    assert not run_module._was_told(tmp_path, ValueError("its own"))
+    os.utime(tmp_path / "report.json", (0, 0))
+    assert not run_module._was_told(tmp_path, error)

@@ -14,7 +14,6 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     Trainer,
     TrainingArguments,
@@ -24,6 +23,7 @@ from peftkit.errors import UserError
 from peftkit.metrics.intervals import Statistic
 from peftkit.metrics.text import TOKENIZERS, bleu_interval, text_metrics, text_statistics
 from peftkit.tasks.plain_task import IGNORED, PlainTask, at, blank_text, text_problems
+from peftkit.tasks.token_mean import Seq2SeqTokenTrainer
 
 # Logits of a whole vocabulary are large: of a held-out batch so many rows are kept, and numbers in all.
 HELD_OUT_ROWS = 4
@@ -65,7 +65,7 @@ class Seq2Seq(PlainTask):
 
     auto_model: ClassVar[Any] = AutoModelForSeq2SeqLM
     task_type: ClassVar[str] = "SEQ_2_SEQ_LM"
-    trainer_class: ClassVar[type[Trainer]] = Seq2SeqTrainer
+    trainer_class: ClassVar[type[Trainer]] = Seq2SeqTokenTrainer
     arguments_class: ClassVar[type[TrainingArguments]] = Seq2SeqTrainingArguments
     arguments: ClassVar[Mapping[str, Any]] = {"predict_with_generate": True}
     input_fields: ClassVar[tuple[str, ...]] = ("source",)

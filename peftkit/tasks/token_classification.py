@@ -14,6 +14,7 @@ from transformers import (
     DataCollatorForTokenClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Trainer,
 )
 
 from peftkit.errors import UserError
@@ -27,6 +28,7 @@ from peftkit.metrics.entities import (
 from peftkit.metrics.intervals import Statistic
 from peftkit.tasks.label_names import check_label_names, label_name, unknown_label
 from peftkit.tasks.plain_task import IGNORED, PlainTask, at, blank_text, first_output, kind_of
+from peftkit.tasks.token_mean import TokenTrainer
 from peftkit.tasks.word_parts import OUTSIDE, joined_spans, parts, placed, repaired, word_spans
 
 NO_WORD = -1
@@ -55,6 +57,7 @@ class TokenClassification(PlainTask):
     repair: bool = False
 
     auto_model: ClassVar[Any] = AutoModelForTokenClassification
+    trainer_class: ClassVar[type[Trainer]] = TokenTrainer
     task_type: ClassVar[str] = "TOKEN_CLS"
     input_fields: ClassVar[tuple[str, ...]] = ("tokens",)
     length_fields: ClassVar[tuple[str, ...]] = ("max_length",)
