@@ -1,6 +1,6 @@
 """Weights and optimizer state by the parameter's name, whole and the same whoever keeps them: one rank, or ZeRO's."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,16 +87,12 @@ class Alone:
         if not saved:
             del self.optimizer.state[parameter]
             return
+        _check_form(saved, {key: value.shape for key, value in state.items() if _is_whole(value)})
         for key, value in saved.items():
-            present = state.get(key)
             if value.dim() == 0:
-                state[key] = _filled(present, value)
-            elif present is None:
-                state[key] = value.to(parameter.device)
-            elif present.shape != value.shape:
-                raise UserError(_other_form(key, tuple(value.shape), tuple(present.shape)))
+                state[key] = _filled(state.get(key), value)
             else:
-                present.data.copy_(value)
+                state[key].data.copy_(value)
 
     def set_scalars(self, saved: Mapping[str, torch.Tensor]) -> None:
         """They are each parameter's own, and set with its state."""
@@ -197,13 +193,11 @@ class Sharded:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         shape = self.shape(parameter, "")
+        here = {key for flat in self.flats for key, value in self.inner.state[flat].items() if _is_whole(value)}
+        _check_form(saved, dict.fromkeys(here, shape))
         for key, value in saved.items():
             if value.dim() == 0:
                 continue
-            if tuple(value.shape) != shape:
-                raise UserError(_other_form(key, tuple(value.shape), shape))
-            if any(key not in self.inner.state[flat] for flat in self.flats):
-                raise UserError(_other_form(key, tuple(value.shape), ()))
             if self.partitioned:
                 safe_set_local_optimizer_state(parameter, self._piece(parameter, value), key)
             else:
@@ -220,11 +214,20 @@ class Sharded:
 Keeper = Alone | Sharded
 
 
-def _other_form(key: str, saved: tuple[int, ...], here: tuple[int, ...]) -> str:
-    return (
-        f"--resume: the optimizer's '{key}' has shape {list(saved)} in the checkpoint and "
-        f"{list(here) if here else 'no place'} here; go on with the same training.optim and the same ZeRO stage"
-    )
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0
+
+
+def _check_form(saved: Mapping[str, torch.Tensor], here: Mapping[str, Sequence[int]]) -> None:
+    """Raise UserError unless a parameter's saved tensors are those, by key and shape, that the optimizer made."""
+    there = {key: list(value.shape) for key, value in saved.items() if value.dim()}
+    made = {key: list(shape) for key, shape in here.items()}
+    if saved and there != made:
+        key = min(key for key in there.keys() | made.keys() if there.get(key) != made.get(key))
+        raise UserError(
+            f"--resume: the optimizer's '{key}' has shape {there.get(key, 'none')} in the checkpoint and "
+            f"{made.get(key, 'none')} here; go on with the optimizer that wrote it, with DeepSpeed or without as then"
+        )
 
 
 def keeper(optimizer: Any, model: torch.nn.Module) -> Keeper:
