@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from bitsandbytes.optim import AdamW8bit
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 from transformers.optimization import Adafactor
@@ -19,25 +20,28 @@ OPTIMIZERS = {
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-2, momentum=0.5, centered=True),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2),
     "nadam": lambda p: torch.optim.NAdam(p, lr=1e-2),
+    "in 8 bits": lambda p: AdamW8bit(p, lr=1e-2),
     "adafactor": lambda p: Adafactor(p, lr=1e-2, relative_step=False, scale_parameter=False, beta1=0.9),
     "adafactor that sets its own rate": lambda p: Adafactor(p),
 }
 
 
 class Model(torch.nn.Module):
-    """A matrix, a vector, a parameter that has no gradient until it is used, and a buffer."""
+    """A matrix, one large enough for 8 bits, a parameter without a gradient until it is used, and a buffer."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.matrix = torch.nn.Linear(6, 5)
+        self.large = torch.nn.Parameter(torch.randn(80, 60))
         self.late = torch.nn.Parameter(torch.ones(3))
         self.frozen = torch.nn.Linear(5, 5).requires_grad_(False)
         self.norm = torch.nn.BatchNorm1d(5)
         self.config = PreTrainedConfig()
 
     def forward(self, x, late):
-        return self.norm(self.frozen(self.matrix(x))).square().mean() * (self.late.sum() if late else 1)
+        loss = self.norm(self.frozen(self.matrix(x))).square().mean() + (self.large * x.mean()).square().mean()
+        return loss * (self.late.sum() if late else 1)
 
 
 def train(model, optimizer, steps, late=False):
@@ -93,7 +97,7 @@ def test_only_what_is_trained_is_written_by_its_plain_name(tmp_path):
     train(model, optimizer, range(2))
     resumed(OPTIMIZERS["adamw"], model, optimizer, tmp_path)
     state = load_file(tmp_path / "optimizer.safetensors")
-    trained = ("matrix.weight", "matrix.bias", "norm.weight", "norm.bias")
+    trained = ("large", "matrix.weight", "matrix.bias", "norm.weight", "norm.bias")
     assert state.keys() == {f"{name}/{key}" for name in trained for key in ("exp_avg", "exp_avg_sq", "step")}
     assert state["matrix.weight/exp_avg"].shape == (5, 6)
     saved = load_file(tmp_path / "model.safetensors")
