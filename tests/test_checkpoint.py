@@ -352,23 +352,21 @@ def test_an_adapter_goes_on_with_other_ranks_and_other_stages(chained, tmp_path)
         run(recipe, progress=stop_at(7), resume=True)
     leg("deepspeed", 9, "--resume", "--training.deepspeed", "ds_configs/zero3.json")
     assert {path.suffix for path in last_whole(folder).iterdir()} == {".json", ".safetensors"}
-    with pytest.raises(StoppedError):
-        run(recipe, progress=stop_at(11), resume=True)
-    leg("deepspeed", NEVER, "--resume", "--training.deepspeed", "ds_configs/zero2.json")
-    report = read_report(folder)
+    report = run(recipe, resume=True)
     same_losses(report, whole)
     assert [(one["step"], one["processes"], one["zero_stage"]) for one in report.resumed] == [
-        (2, 1, None), (4, 2, None), (6, 1, None), (8, 2, 3), (10, 1, None),
+        (2, 1, None), (4, 2, None), (6, 1, None), (8, 2, 3),
     ]  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ranks")
-def test_full_fine_tuning_goes_on_under_zero3_and_back(chained, tmp_path):
+def test_full_fine_tuning_goes_on_under_zero2_zero3_with_offload_and_back(chained, tmp_path):
     recipe, whole, leg = chained(full())
     folder = tmp_path / "run"
     with pytest.raises(StoppedError):
-        run(recipe, progress=stop_at(5))
+        run(recipe, progress=stop_at(3))
+    leg("deepspeed", 5, "--resume", "--training.deepspeed", "ds_configs/zero2.json")
     leg("deepspeed", 9, "--resume", "--training.deepspeed", "ds_configs/zero3_offload.json")
     about = read_about(last_whole(folder))
     assert (about.step, about.zero_stage, about.offload) == (8, 3, ["optimizer", "param"])
