@@ -13,6 +13,7 @@ from peftkit.errors import AuditError, DivergedError
 
 FIRST_CHECK = 3
 LAST_CHANCE = 10
+UNMOVED = "trainable but did not move"
 NOT_FINITE = "trainable and no longer finite"
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -50,9 +51,13 @@ class TrainingAudit:
     """Watches the parameters of one model through one training run.
 
     Every rank makes one, after the model has been handed to DeepSpeed, and calls the same methods in the same order.
+    A run that goes on from a checkpoint at step `begun_at` is watched anew from there; `passed_before` is the step at
+    which it had passed until then.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, begun_at: int = 0, passed_before: int | None = None) -> None:
+        self.begun_at = begun_at
+        self.passed_before = passed_before
         self.parameters = dict(model.named_parameters())
         self.trainable = {name for name, parameter in self.parameters.items() if parameter.requires_grad}
         # DeepSpeed steps masters in float32; their 16-bit copies may round back to where they were.
@@ -84,7 +89,7 @@ class TrainingAudit:
             f"{what}: {_some(names)}"
             for what, names in (
                 ("trainable but never had a finite non-zero gradient", self.trainable - had_gradient),
-                ("trainable but did not move", self.trainable - moved),
+                (UNMOVED, self.trainable - moved),
                 (NOT_FINITE, broken),
                 ("frozen but changed", changed),
             )
@@ -97,32 +102,40 @@ class TrainingAudit:
         The first steps may leave a tensor still for good reason: LoRA's A has no gradient while B is zero, warm-up
         starts from a learning rate of 0, a float16 scaler skips steps. Raises AuditError at the last chance.
         """
-        if self.passed_at is not None or global_step < FIRST_CHECK:
+        done = global_step - self.begun_at
+        if self.passed_at is not None or done < FIRST_CHECK:
             return
         problems = self._problems()
         if not problems:
             self.passed_at = global_step
             self._unhook()
-        elif global_step >= LAST_CHANCE:
+        elif done >= LAST_CHANCE:
             self._unhook()
             raise _kind(problems)(f"training audit, step {global_step}: {'; '.join(problems)}")
 
-    def finish(self, global_step: int) -> dict[str, Any]:
+    def finish(self, global_step: int, *, put_back: bool = False) -> dict[str, Any]:
         """Check at the end of training and return the finding. Raises AuditError when a tensor misbehaved.
 
+        Weights that were `put_back` to where they began, the best being those of the checkpoint, need not have moved.
         A run of fewer than `FIRST_CHECK` steps is too short to judge trainable tensors; only the frozen ones are held
         to their start, and the finding says so. Tensors in 16 bits that did not move are counted, not failed.
         """
         self._unhook()
         problems = self._problems()
-        short = global_step < FIRST_CHECK
+        done = global_step - self.begun_at
+        short = done < FIRST_CHECK
+        if put_back:
+            problems = [problem for problem in problems if not problem.startswith(UNMOVED)]
         if short:
             problems = [problem for problem in problems if problem.startswith("frozen")]
         if problems:
             raise _kind(problems)(f"training audit, end of training (step {global_step}): {'; '.join(problems)}")
+        unjudged = short and self.passed_before is None
+        resumed = {"resumed_at_step": self.begun_at} if self.begun_at else {}
         return {
-            "verdict": f"too short to judge: {global_step} steps of at least {FIRST_CHECK}" if short else "passed",
-            "passed_at_step": self.passed_at,
+            "verdict": f"too short to judge: {done} steps of at least {FIRST_CHECK}" if unjudged else "passed",
+            "passed_at_step": self.passed_at or self.passed_before,
+            **resumed,
             "end_step": global_step,
             "trainable_tensors": len(self.trainable),
             "frozen_tensors": len(self.parameters) - len(self.trainable),

@@ -26,12 +26,14 @@ def main() -> None:
     """Run the recipe of the first argument; ends the process with its exit code."""
     _end_with_the_parent()
     # Importing takes seconds, in which the comparison may be killed too.
+    from peftkit.checkpoint import last_whole
     from peftkit.errors import exit_code_of
     from peftkit.files import write_text
     from peftkit.log import set_up_logging
     from peftkit.parsing import read_recipe
     from peftkit.processes import PROGRESS
     from peftkit.run import run
+    from peftkit.run_folder import choose
 
     set_up_logging()
     file = Path(sys.argv[1]).parent / PROGRESS
@@ -41,7 +43,10 @@ def main() -> None:
 
     def act() -> None:
         try:
-            run(read_recipe(sys.argv[1]), trial="--trial" in sys.argv[2:], progress=tell)
+            recipe = read_recipe(sys.argv[1])
+            # What was killed goes on from where it stood, if its recipe asks for checkpoints.
+            begun = last_whole(choose(recipe)) is not None
+            run(recipe, trial="--trial" in sys.argv[2:], progress=tell, resume=begun)
         finally:
             file.unlink(missing_ok=True)
 

@@ -220,6 +220,11 @@ def _held_open(path: Path) -> bool:
     return False
 
 
+def processes() -> int:
+    """How many ranks the launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def meet() -> None:
     """Wait for all ranks: one that left while another still works may end that one's connections under it."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -46,7 +46,8 @@ def build_parser(base: Recipe, prog: str) -> RecipeParser:
     parser = RecipeParser(
         prog=prog,
         usage=f"{prog} [--FIELD VALUE ...]",
-        description="Train by this recipe. Any field can be set by its dotted name.",
+        description="Train by this recipe. Any field can be set by its dotted name. --resume goes on from the last "
+        "checkpoint in training.output_dir, --resume PATH from that one.",
         allow_abbrev=False,
     )
     parser.add_argument("--name", type=str, default=base.name, help="what the run's folder and tables are called")
@@ -66,6 +67,22 @@ def build_parser(base: Recipe, prog: str) -> RecipeParser:
         parser.method_help += fields_help(Quantization, "method.quantization", differences(base.method.quantization))
     parser.method_help += fields_help(type(base.task), "task", differences(base.task))
     return parser
+
+
+def split_resume(words: Sequence[str]) -> tuple[list[str], bool | str]:
+    """The words without `--resume [PATH]`, and what it said: False where it is not there, True without a path."""
+    kept: list[str] = []
+    resume: bool | str = False
+    before = ""
+    for word in words:
+        if word == "--resume" or word.startswith("--resume="):
+            resume = word.removeprefix("--resume").removeprefix("=") or True
+        elif before == "--resume" and not word.startswith("-"):
+            resume = word
+        else:
+            kept.append(word)
+        before = word
+    return kept, resume
 
 
 def parse_recipe(words: Sequence[str], base: Recipe, prog: str = "recipe") -> Recipe:

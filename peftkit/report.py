@@ -45,6 +45,9 @@ class Report:
         audit: what the training audit found.
         round_trip: how far the saved folder, loaded by a fresh process with plain `transformers` and `peft`, is from
             the model in memory at the end of training: fields of `peftkit.round_trip.Difference`.
+        resumed: the checkpoints that the run went on from, the first first: `from`, `step`, and the `processes` and
+            `zero_stage` until there. Times of training and evaluation, energy, tokens and history are then the whole
+            run's; memory and the rest are of the last process.
         history: what the Trainer logged, a row a logging step; `seconds` of training, without evaluation, are added.
     """
 
@@ -68,6 +71,7 @@ class Report:
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     audit: dict[str, Any] = field(default_factory=dict)
     round_trip: dict[str, Any] = field(default_factory=dict)
+    resumed: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, folder: Path) -> Path:

@@ -13,7 +13,7 @@ import torch
 from transformers import EvalPrediction, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from peftkit import distributed, measure, methods, run_folder
+from peftkit import checkpoint, distributed, measure, methods, run_folder
 from peftkit.asking import held_out, outputs_of
 from peftkit.callbacks import AuditCallback, ClockCallback
 from peftkit.data import load_splits
@@ -27,10 +27,10 @@ from peftkit.errors import (
     end_in_order_on_sigterm,
     exit_code_of,
 )
-from peftkit.files import text_without_home
+from peftkit.files import text_without_home, without_home
 from peftkit.log import is_rank_zero, logger, set_up_logging
 from peftkit.model import check_precision, load_base, load_tokenizer, positions
-from peftkit.parsing import parse_recipe, recipe_to_dict
+from peftkit.parsing import parse_recipe, recipe_to_dict, split_resume
 from peftkit.plan import planned_run
 from peftkit.recipe import Recipe
 from peftkit.report import FILE_NAME, Report, read_report
@@ -50,11 +50,13 @@ def main(recipe: Recipe, words: Sequence[str] | None = None) -> None:
 
     0 complete; 1 the run failed; 2 the user can put it right, said in one line; 130 interrupted; 143 ended by SIGTERM.
     `--debug` shows the traceback.
+    `--resume` goes on from the last checkpoint, `--resume PATH` from that one.
     """
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     words, launched = distributed.split_launcher_words([word for word in words if word != "--debug"])
     words = distributed.spelled_out(words)
+    words, resume = split_resume(words)
     set_up_logging(debug=debug)
     end_in_order_on_sigterm()
 
@@ -63,20 +65,30 @@ def main(recipe: Recipe, words: Sequence[str] | None = None) -> None:
         if launched and chosen.training.get("deepspeed") is None:
             usual = distributed.usual_deepspeed_config(chosen)
             chosen = replace(chosen, training={**chosen.training, "deepspeed": f"ds_configs/{usual.name}"})
-        run(chosen)
+        run(chosen, resume=resume)
 
     sys.exit(exit_code_of(act, debug=debug))
 
 
-def run(recipe: Recipe, *, trial: bool = False, progress: Callable[[Mapping[str, Any]], None] | None = None) -> Report:
+def run(
+    recipe: Recipe,
+    *,
+    trial: bool = False,
+    progress: Callable[[Mapping[str, Any]], None] | None = None,
+    resume: bool | str | Path = False,
+) -> Report:
     """Train, audit, evaluate and save; returns the report that is also in the run's folder.
 
-    A `trial` is scored on validation only, and its weights are not kept. `progress` is told of each log. Raises
-    UserError for what the user can put right and AuditError when the model did not train as it should. A run that
-    fails leaves a report with its status; a finished run is never overwritten.
+    A `trial` is scored on validation only, and its weights are not kept. `progress` is told of each log. `resume` is
+    the checkpoint to go on from, or True for the last one in the run's folder. Raises UserError for what the user can
+    put right and AuditError when the model did not train as it should. A run that fails leaves a report with its
+    status, and its checkpoints; a finished run is never overwritten.
     """
     recipe = settled(recipe)
     folder = run_folder.choose(recipe)
+    start = checkpoint.chosen(folder, resume)
+    if start is not None:
+        recipe = checkpoint.with_global_batch(recipe, checkpoint.read_about(start), distributed.processes())
     report = Report(
         name=recipe.name, method=recipe.method.name, status="failed", recipe=recipe_to_dict(recipe),
         environment=measure.environment(),
@@ -84,7 +96,7 @@ def run(recipe: Recipe, *, trial: bool = False, progress: Callable[[Mapping[str,
     clock = ClockCallback(progress)
     try:
         with run_folder.filling(folder) as temporary, distributed.telling_lost_ranks():
-            report, fitted = _run(recipe, folder, temporary, report, trial, clock)
+            report, fitted = _run(recipe, folder, temporary, report, trial, clock, start)
             # The other ranks need not wait for what follows.
             distributed.meet()
             distributed.finish()
@@ -97,6 +109,8 @@ def run(recipe: Recipe, *, trial: bool = False, progress: Callable[[Mapping[str,
                     report = replace(report, round_trip=told)
                     check("the run read back", found, allowed)
                 report.write(temporary)
+                if trial:
+                    checkpoint.remove_all(folder)
         if is_rank_zero():
             _say(recipe, report, folder)
     except (Exception, KeyboardInterrupt) as error:
@@ -132,9 +146,12 @@ def _was_told(folder: Path, error: BaseException) -> bool:
 
 
 def _run(
-    recipe: Recipe, folder: Path, temporary: Path, report: Report, trial: bool, clock: ClockCallback
+    recipe: Recipe, folder: Path, temporary: Path, report: Report, trial: bool, clock: ClockCallback, start: Path | None
 ) -> tuple[Report, Task | None]:
-    """Fill `temporary`, which becomes `folder`; the report, and the fitted task where weights were saved."""
+    """Fill `temporary`, which becomes `folder`; the report, and the fitted task where weights were saved.
+
+    Training goes on from the checkpoint `start` where one is given.
+    """
     task = recipe.task
     arguments = training_arguments(recipe, folder)
     set_seed(arguments.seed)
@@ -165,7 +182,17 @@ def _run(
         return fitted.metrics("validation", fitted.answers("validation", prediction.predictions))
 
     audit = AuditCallback()
-    trainer = make_trainer(recipe, model, arguments, tokenizer, encoded, splits.labels, score, [audit, clock])
+    begun = None if start is None else checkpoint.read_about(start)
+    trainer = make_trainer(
+        recipe, model, arguments, tokenizer, encoded, splits.labels, score, [audit, clock],
+        resumed_step=None if begun is None else begun.step,
+    )  # fmt: skip
+    if begun is not None or arguments.save_strategy != "no":
+        trainer.identity = checkpoint.identity(recipe, splits.fingerprint, arguments)
+    if start is not None and begun is not None:
+        checkpoint.check_same(start.name, begun.recipe, trainer.identity)
+        trainer.resumed = [*begun.resumed, begun.told(start.name)]
+        logger.info("goes on from %s, written by %d process(es)", without_home(start), begun.processes)
     parameters = measure.parameter_counts(model)
     logger.info(
         "%s: %s, %d of %d weights trainable (%.2f %%); head %s; %d training rows",
@@ -175,7 +202,7 @@ def _run(
     )  # fmt: skip
 
     start_up = measure.process_age() - read
-    trained = trainer.train().metrics
+    trained = trainer.train(resume_from_checkpoint=None if start is None else str(start)).metrics
     memory = measure.memory_per_rank()
     collator: Any = trainer.data_collator
     collated = collator.seconds
@@ -243,6 +270,7 @@ def _run(
             sizes=sizes,
             metrics=metrics,
             audit=audit.finding,
+            resumed=list(trainer.resumed),
             history=[dict(row) for row in trainer.state.log_history],
         )
         learned = None if trial else fitted.task

@@ -34,6 +34,7 @@ from peftkit.files import text_without_home
 from peftkit.log import is_rank_zero, logger
 from peftkit.methods import usual_learning_rate
 from peftkit.recipe import Recipe
+from peftkit.resumable_trainer import ResumableTrainer
 from peftkit.tasks.plain_task import first_output
 
 TENSORBOARD = "tensorboard"
@@ -133,6 +134,10 @@ class HomelessWriter(tensorboardX.SummaryWriter):
         super().add_text(tag, text_without_home(text_string), *args, **kwargs)
 
 
+def _resumable(kind: type[Trainer]) -> Any:
+    return type(f"Resumable{kind.__name__}", (ResumableTrainer, kind), {})
+
+
 def make_trainer(
     recipe: Recipe,
     model: PreTrainedModel | PeftModel,
@@ -142,13 +147,14 @@ def make_trainer(
     labels: Sequence[str],
     score: Callable[[EvalPrediction], dict[str, float]],
     callbacks: Sequence[TrainerCallback],
-) -> Trainer:
+    resumed_step: int | None = None,
+) -> ResumableTrainer:
     """The library's Trainer on encoded splits `train` and `validation`; `score` is asked during training.
 
-    Its collator is a TimedCollator.
+    Its collator is a TimedCollator. A run that goes on from `resumed_step` keeps the curves drawn until there.
     """
     task = recipe.task
-    trainer = task.trainer_class(
+    trainer: ResumableTrainer = _resumable(task.trainer_class)(
         model=cast(PreTrainedModel, model),
         args=arguments,
         data_collator=TimedCollator(task.collator(tokenizer, model), model),
@@ -164,9 +170,10 @@ def make_trainer(
     if trainer.pop_callback(TensorBoardCallback) is not None:
         place, writer = Path(str(arguments.output_dir)) / TENSORBOARD, None
         if is_rank_zero():
-            # An attempt that failed here would be drawn into this one's curves.
-            shutil.rmtree(place, ignore_errors=True)
-            writer = HomelessWriter(str(place))
+            if resumed_step is None:
+                # An attempt that failed here would be drawn into this one's curves.
+                shutil.rmtree(place, ignore_errors=True)
+            writer = HomelessWriter(str(place), purge_step=None if resumed_step is None else resumed_step + 1)
         trainer.add_callback(TensorBoardCallback(writer))
     if not is_rank_zero():
         # The first rank of every host would show the same.

@@ -118,3 +118,38 @@ def test_a_fingerprint_tells_the_last_bit(dtype):
     assert before == fingerprint(torch.nn.Parameter(tensor.data.clone(), requires_grad=False))
     tensor.data.view(torch.uint8)[-1] ^= 1
     assert before != fingerprint(tensor)
+
+
+def resumed(steps, begun_at, passed_before, spoil=None, **how):
+    """The finding of a run of so many steps more."""
+    model = Adapted()
+    with torch.no_grad():
+        model.b.weight.fill_(0.1)
+    audit = TrainingAudit(model, begun_at, passed_before)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    for step in range(begun_at + 1, begun_at + steps + 1):
+        model(torch.randn(8, 6)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        audit.step(step)
+    if spoil:
+        spoil(model, start)
+    return audit.finish(begun_at + steps, **how)
+
+
+def test_a_resumed_run_is_watched_anew():
+    finding = resumed(5, 20, 3)
+    assert (finding["verdict"], finding["passed_at_step"], finding["resumed_at_step"]) == ("passed", 23, 20)
+    # Its last steps are too few to judge by, but what came before has passed.
+    assert resumed(2, 20, 3)["passed_at_step"] == 3
+    assert resumed(2, 20, None)["verdict"] == "too short to judge: 2 steps of at least 3"
+
+
+def test_weights_that_were_put_back_to_the_checkpoint_are_no_failure():
+    def put_back(model, start):
+        model.load_state_dict(start)
+
+    with pytest.raises(AuditError, match="did not move"):
+        resumed(5, 20, 3, put_back)
+    assert resumed(5, 20, 3, put_back, put_back=True)["verdict"] == "passed"

@@ -7,7 +7,7 @@ from peft import IA3Config, LoraConfig
 
 from peftkit import DataConfig, Method, ModelConfig, Quantization, Recipe, SequenceClassification, full, lora, qlora
 from peftkit.errors import UserError
-from peftkit.parsing import build_parser, parse_recipe, read_recipe, recipe_to_dict, recipe_to_yaml
+from peftkit.parsing import build_parser, parse_recipe, read_recipe, recipe_to_dict, recipe_to_yaml, split_resume
 from peftkit.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -203,3 +203,17 @@ def test_every_task_goes_to_yaml_and_back(tmp_path, kind):
     recipe = Recipe(task=kind())
     (tmp_path / "r.yaml").write_text(recipe_to_yaml(recipe))
     assert read_recipe(tmp_path / "r.yaml").task == kind()
+
+
+@pytest.mark.parametrize(
+    ("words", "kept", "resume"),
+    [
+        (["--a", "1"], ["--a", "1"], False),
+        (["--resume"], [], True),
+        (["--resume", "--a", "1"], ["--a", "1"], True),
+        (["--a", "1", "--resume", "runs/x/checkpoint-4", "--b"], ["--a", "1", "--b"], "runs/x/checkpoint-4"),
+        (["--resume=runs/x/checkpoint-4", "1"], ["1"], "runs/x/checkpoint-4"),
+    ],
+)
+def test_the_word_resume_is_no_field_of_a_recipe(words, kept, resume):
+    assert split_resume(words) == (kept, resume)

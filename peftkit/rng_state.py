@@ -1,0 +1,38 @@
+"""Where the generators of random numbers stand, as tensors."""
+
+import random
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+
+def rng_state() -> dict[str, torch.Tensor]:
+    """The state of Python's, NumPy's and PyTorch's generators, and of this rank's GPU where there is one."""
+    version, words, gauss = random.getstate()
+    # NumPy's own type names a legacy and a newer form of it.
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    assert kind == "MT19937"
+    found = {
+        "python": torch.tensor([version, *words]),
+        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy": torch.tensor([*(int(key) for key in keys), int(position), int(has_gauss)]),
+        "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def set_rng_state(state: Mapping[str, torch.Tensor]) -> None:
+    """Set every generator that `state`, as `rng_state` gives it, tells of and that is here."""
+    version, *words = state["python"].tolist()
+    gauss = state["python_gauss"].tolist()
+    random.setstate((version, tuple(words), gauss[0] if gauss else None))
+    *keys, position, has_gauss = state["numpy"].tolist()
+    cached = state["numpy_gauss"].item()
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,69 @@
+"""A file of safetensors that is written one tensor at a time, so that no one need hold them all."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+
+CODES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A tensor to be written.
+
+    Attributes:
+        name: Its name in the file.
+        shape: Its whole shape.
+        dtype: What it is written as.
+        make: Gives its values; asked once, in the order of the entries, on every rank.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], torch.Tensor]
+
+
+def entry(name: str, tensor: torch.Tensor) -> Entry:
+    """An entry of a tensor that is whole already."""
+    return Entry(name=name, shape=tuple(tensor.shape), dtype=tensor.dtype, make=lambda: tensor)
+
+
+def write_tensors(path: Path | None, entries: Sequence[Entry], metadata: Mapping[str, str] | None = None) -> None:
+    """Ask every entry for its tensor, and write it to `path`; with None for `path` the tensors are but asked for.
+
+    The layout is that of the format's own description: eight bytes with the header's length, the header as JSON, and
+    the tensors' bytes one after the other.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata or {"format": "pt"})}
+    end = 0
+    for one in entries:
+        start, end = end, end + one.dtype.itemsize * math.prod(one.shape)
+        header[one.name] = {"dtype": CODES[one.dtype], "shape": list(one.shape), "data_offsets": [start, end]}
+    if path is None:
+        for one in entries:
+            one.make()
+        return
+    text = json.dumps(header).encode()
+    # Eight bytes is what the tensors are aligned to.
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for one in entries:
+            _write(file, one)
+
+
+def _write(file: IO[bytes], one: Entry) -> None:
+    tensor = one.make().detach().to("cpu", one.dtype)
+    if tuple(tensor.shape) != one.shape:
+        raise ValueError(f"{one.name}: is of shape {tuple(tensor.shape)}, announced as {one.shape}")
+    if tensor.numel():
+        file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
