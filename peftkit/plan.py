@@ -314,17 +314,17 @@ def _offloaded(words: dict[str, Any] | None) -> bool:
 
 def planned_run(
     recipe: Recipe, config: Any, train: Dataset, arguments: TrainingArguments, *, labels: Sequence[str],
-    head: Sequence[str], ranks: int, before: int,
+    head: Sequence[str], ranks: int, rows: int, before: int,
 ) -> dict[str, Any]:  # fmt: skip
     """What the plan says of a run on its encoded rows, to stand beside what was measured: field `plan` of a report.
 
-    `before` is what the process held before the model. A step that can't be traced is told as `error`.
+    `rows` is the batch of a device, `before` what the process held before the model. A step that can't be traced is
+    told as `error`.
     """
     task = replace(recipe.task, **_longest(recipe, train))  # type: ignore[type-var]
     on_gpu = arguments.device.type == "cuda"
     deepspeed = recipe.training.get("deepspeed")
     placement = placement_of(None if deepspeed is None else deepspeed_config(deepspeed))
-    rows = arguments.train_batch_size
     try:
         with without_zero3():
             memory = trace(

@@ -203,6 +203,13 @@ def _run(
 
     start_up = measure.process_age() - read
     trained = trainer.train(resume_from_checkpoint=None if start is None else str(start)).metrics
+    if arguments.auto_find_batch_size:
+        found = {
+            "per_device_train_batch_size": trainer._train_batch_size,
+            "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
+        }
+        recipe = replace(recipe, training={**recipe.training, **found})
+        report = replace(report, recipe=recipe_to_dict(recipe))
     memory = measure.memory_per_rank()
     collator: Any = trainer.data_collator
     collated = collator.seconds
@@ -254,6 +261,7 @@ def _run(
                 labels=splits.labels,
                 head=base.head,
                 ranks=len(memory),
+                rows=trainer._train_batch_size,
                 before=before,
             ),
             times={

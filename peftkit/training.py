@@ -29,6 +29,7 @@ from transformers.integrations import (
 )
 
 from peftkit import distributed
+from peftkit.batch_finder import KeepsGlobalBatch
 from peftkit.errors import UserError
 from peftkit.files import text_without_home
 from peftkit.log import is_rank_zero, logger
@@ -135,7 +136,7 @@ class HomelessWriter(tensorboardX.SummaryWriter):
 
 
 def _resumable(kind: type[Trainer]) -> Any:
-    return type(f"Resumable{kind.__name__}", (ResumableTrainer, kind), {})
+    return type(f"Resumable{kind.__name__}", (KeepsGlobalBatch, ResumableTrainer, kind), {})
 
 
 def make_trainer(
