@@ -64,12 +64,12 @@ def recipe_of(model: str, method: str, rows: int, length: int, folder: str, plac
 
 def measure(recipe: Any) -> dict[str, int]:
     """Bytes of the model's tensors, and the most that was allocated with them in two steps of the Trainer."""
-    import torch
     from datasets import Dataset
     from torch.profiler import ProfilerActivity, profile
 
     from peftkit import methods
     from peftkit.blank_model import held_bytes
+    from peftkit.measure import optimizer_bytes
     from peftkit.model import load_base, load_tokenizer
     from peftkit.training import make_trainer, training_arguments
 
@@ -93,11 +93,7 @@ def measure(recipe: Any) -> dict[str, int]:
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()
         peak = max(peak, now)
-    state = sum(
-        tensor.numel() * tensor.itemsize
-        for held in trainer.optimizer.state.values() for tensor in held.values() if isinstance(tensor, torch.Tensor)
-    )  # fmt: skip
-    return {"weights": start, "optimizer": state, "peak": start + peak}
+    return {"weights": start, "optimizer": optimizer_bytes(trainer.optimizer), "peak": start + peak}
 
 
 def planned(recipe: Any, model: str) -> dict[str, int]:

@@ -47,9 +47,22 @@ def process_bytes() -> int:
     return psutil.Process().memory_info().rss
 
 
-def memory_per_rank() -> list[dict[str, int]]:
-    """Peak memory of each rank in bytes: `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`."""
+def optimizer_bytes(optimizer: Any) -> int:
+    """Bytes of the state that this rank holds of an optimizer, whatever is wrapped around it."""
+    while (inner := getattr(optimizer, "optimizer", None)) is not None:
+        optimizer = inner
+    held = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    return sum({id(one): one.numel() * one.itemsize for one in held if isinstance(one, torch.Tensor)}.values())
+
+
+def memory_per_rank(optimizer: Any = None) -> list[dict[str, int]]:
+    """Memory of each rank in bytes: the peaks `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`.
+
+    With `optimizer` its state too.
+    """
     peaks = {"process_peak": process_peak_bytes()}
+    if optimizer is not None:
+        peaks["optimizer"] = optimizer_bytes(optimizer)
     if torch.cuda.is_available():
         peaks["allocated_peak"] = torch.cuda.max_memory_allocated()
         peaks["reserved_peak"] = torch.cuda.max_memory_reserved()

@@ -5,10 +5,12 @@ import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from bitsandbytes.optim.optimizer import Optimizer8bit
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -75,14 +77,22 @@ class ModelMemory:
         return self.weights + self.optimizer + max(step.forward, step.backward, step.update)
 
 
+CPU_UPDATES = {
+    torch.ops.bitsandbytes.optimizer_update_8bit_blockwise.default: 5,
+    torch.ops.bitsandbytes.optimizer_update_32bit.default: 3,
+}
+"""Float32 copies of a weight that bitsandbytes' Adam makes on a CPU: states in 8 bits, gradient, root, quotient."""
+
+
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of every storage from the operator that made it until it is freed, and operations.
 
     `torch.utils.flop_counter.FlopCounterMode` itself would keep tensors alive.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_gpu: bool) -> None:
         super().__init__()
+        self.on_gpu = on_gpu
         self.now = 0
         self.peak = 0
         self.flops = 0
@@ -98,6 +108,8 @@ class LiveBytes(TorchDispatchMode):
             # It expands the weight, multiplies, and drops it.
             self.peak = max(self.peak, self.now + math.prod(args[2]) * args[0].itemsize)
             self.flops += 2 * args[0].numel() * args[2][0]
+        elif func in CPU_UPDATES and not self.on_gpu:
+            self.peak = max(self.peak, self.now + CPU_UPDATES[func] * 4 * args[2].numel())
         elif func._overloadpacket in flop_registry:
             self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=found)
         return found
@@ -184,7 +196,7 @@ def trace(
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = _optimizer(model, arguments)
         state = _state_bytes(optimizer, trained)
-        steps = tuple(_step(model, optimizer, task, arguments, len(labels), count) for count in rows)
+        steps = tuple(_step(model, optimizer, task, arguments, len(labels), count, on_gpu) for count in rows)
         trainable, total = counts(model)
         return ModelMemory(
             total=total,
@@ -203,7 +215,16 @@ def trace(
 def _optimizer(model: torch.nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
     kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return kind(trained, **options)
+    # An 8-bit optimizer computes the levels of its state, which fake tensors can't.
+    with unset_fake_temporarily():
+        optimizer = kind(trained, **options)
+    if isinstance(optimizer, Optimizer8bit):
+        optimizer.name2qmap = {name: torch.empty(256) for name in ("dynamic", "udynamic")}
+        # The Trainer keeps embeddings in 32 bits. The library has one manager of such exceptions for the process.
+        tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+        whole = {(0, place): {"optim_bits": 32} for place, one in enumerate(trained) if id(one) in tables}
+        optimizer.mng = SimpleNamespace(index2config=whole, pid2config={}, module_weight_config_triple=[])
+    return optimizer
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer, trained: Sequence[torch.nn.Parameter]) -> int:
@@ -218,18 +239,18 @@ def _state_bytes(optimizer: torch.optim.Optimizer, trained: Sequence[torch.nn.Pa
 
 def _step(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, task: Task, arguments: TrainingArguments, classes: int,
-    rows: int,
+    rows: int, on_gpu: bool,
 ) -> StepMemory:  # fmt: skip
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    _, released, _ = _passes(model, trained, task, arguments, classes, rows, release=True)
+    _, released, _ = _passes(model, trained, task, arguments, classes, rows, on_gpu, release=True)
     kept = 0
     if arguments.gradient_accumulation_steps > 1:
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
         kept = sum_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
-    forward, backward, flops = _passes(model, trained, task, arguments, classes, rows, release=False)
+    forward, backward, flops = _passes(model, trained, task, arguments, classes, rows, on_gpu, release=False)
     gradients = sum_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
-    live = _known(model)
+    live = _known(model, on_gpu)
     for state in optimizer.state.values():
         live.ignore(state.values())
     with live:
@@ -245,7 +266,7 @@ def _step(
 
 def _passes(
     model: torch.nn.Module, trained: Sequence[torch.nn.Parameter], task: Task, arguments: TrainingArguments,
-    classes: int, rows: int, *, release: bool,
+    classes: int, rows: int, on_gpu: bool, *, release: bool,
 ) -> tuple[int, int, int]:  # fmt: skip
     """Most bytes in a forward and in a backward pass, beside what the model already has, and their operations."""
 
@@ -253,7 +274,7 @@ def _passes(
         parameter.grad = None
 
     hooks = [parameter.register_post_accumulate_grad_hook(drop) for parameter in trained] if release else []
-    live = _known(model)
+    live = _known(model, on_gpu)
     with live:
         batch = task.blank_batch(rows, classes)
         with _autocast(arguments):
@@ -266,9 +287,9 @@ def _passes(
     return forward, live.peak, live.flops
 
 
-def _known(model: torch.nn.Module) -> LiveBytes:
+def _known(model: torch.nn.Module, on_gpu: bool) -> LiveBytes:
     """A counter for which the model's own weights and gradients are nothing new."""
-    live = LiveBytes()
+    live = LiveBytes(on_gpu)
     live.ignore((*model.parameters(), *model.buffers(), *(parameter.grad for parameter in model.parameters())))
     return live
 

@@ -29,7 +29,8 @@ class Report:
         seed: the seed of data order, new weights and dropout.
         parameters: `trainable` and `total`, counted as weights also where they are stored in 4 bits.
         head: modules that hold what the checkpoint did not bring.
-        memory: bytes; `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`: the maximum over ranks.
+        memory: bytes; `process_peak`, the `optimizer`'s state and, on a GPU, `allocated_peak` and `reserved_peak`: the
+            maximum over ranks.
         memory_per_rank: the same of each rank.
         plan: what `peftkit plan` says of a rank in bytes: fields of `peftkit.zero_memory.RankMemory` for a batch of the
             longest rows. On a GPU `peak` stands beside `allocated_peak`; on a CPU `process_peak`, with

@@ -210,7 +210,7 @@ def _run(
         }
         recipe = replace(recipe, training={**recipe.training, **found})
         report = replace(report, recipe=recipe_to_dict(recipe))
-    memory = measure.memory_per_rank()
+    memory = measure.memory_per_rank(trainer.optimizer)
     collator: Any = trainer.data_collator
     collated = collator.seconds
     first_rows = encoded["test"].select(range(min(HELD_OUT_ROWS, len(encoded["test"]))))

@@ -22,6 +22,7 @@ from peftkit import (
     qlora,
 )
 from peftkit.blank_model import blank_model, held_bytes
+from peftkit.measure import optimizer_bytes
 from peftkit.memory_trace import summary, trace
 from peftkit.model import load_base, load_tokenizer
 from peftkit.plan import arguments_of
@@ -71,9 +72,7 @@ def measured(recipe):
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
-    held = [tensor for state in trainer.optimizer.state.values() for tensor in state.values()]
-    state = sum(tensor.numel() * tensor.itemsize for tensor in held if isinstance(tensor, torch.Tensor))
-    return weights, state, weights + peak, base.head
+    return weights, optimizer_bytes(trainer.optimizer), weights + peak, base.head
 
 
 CASES = [
@@ -84,6 +83,7 @@ CASES = [
     ("t5", "full", Seq2Seq(max_source_length=64, max_target_length=16), {"optim": "adamw_torch"}),
     ("t5", "qlora", Seq2Seq(max_source_length=64, max_target_length=16), {"gradient_accumulation_steps": 2}),
     ("bert", "lora", SequenceClassification(max_length=64), {"activation_checkpointing": True}),
+    ("bert", "full", SequenceClassification(max_length=64), {"optim": "adamw_8bit"}),
     ("bert", "full", SequenceClassification(max_length=64), {"bf16": True, "optim": "adafactor"}),
 ]
 
