@@ -20,7 +20,10 @@ def settled(recipe: Recipe) -> Recipe:
     Chosen from the plan, for as many ranks as were started and the memory of this host's devices. Raises UserError.
     """
     if recipe.training.get("deepspeed") == AUTO:
-        recipe = replace(recipe, training={**recipe.training, "deepspeed": _chosen(recipe)})
+        words = {name: value for name, value in recipe.training.items() if name != "deepspeed"}
+        if (config := _chosen(recipe)) is not None:
+            words["deepspeed"] = config
+        recipe = replace(recipe, training=words)
     return _shardable(recipe)
 
 

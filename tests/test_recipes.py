@@ -42,8 +42,11 @@ def launch(launcher, recipe, words, folder):
     return read_report(folder), done
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-@pytest.mark.parametrize("launcher", ["python", "torchrun"])
+@pytest.mark.parametrize(
+    ("launcher", "recipe"),
+    [*(("python", recipe) for recipe in RECIPES), *(("torchrun", recipe) for recipe in (RECIPES[-2], RECIPES[-1]))],
+    ids=lambda word: getattr(word, "stem", word),
+)
 def test_a_recipe_runs(launcher, recipe, tmp_path):
     report, done = launch(launcher, recipe, [], tmp_path / "run")
     assert report.status == "complete"
@@ -52,10 +55,19 @@ def test_a_recipe_runs(launcher, recipe, tmp_path):
     assert done.stderr.count("peftkit: run saved in") == 1
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_deepspeed_without_a_config_chooses_one_and_says_so(recipe, tmp_path):
-    report, done = launch("deepspeed", recipe, [], tmp_path / "run")
-    stage = "zero2" if recipe.stem.startswith("full") else "zero1"
+@pytest.mark.parametrize("name", ["full_cls", "lora_cls"])
+def test_deepspeed_without_a_config_chooses_one_and_says_so(name, tmp_path):
+    report, done = launch("deepspeed", ROOT / "recipes" / f"{name}.py", [], tmp_path / "run")
+    stage = "zero2" if name == "full_cls" else "zero1"
     assert (done.stdout + done.stderr).count(f"chose ds_configs/{stage}.json") == 1
     assert report.recipe["training"]["deepspeed"] == f"ds_configs/{stage}.json"
     assert report.audit["verdict"] == "passed"
+
+
+def test_ds_auto_shards_no_adapter_that_fits(tmp_path):
+    report, done = launch("deepspeed", ROOT / "recipes" / "qlora_cls.py", ["--ds", "auto"], tmp_path / "run")
+    assert (done.stdout + done.stderr).count("deepspeed auto, 2 ranks: qlora, no sharding") == 1
+    assert "would gain nothing" in done.stdout + done.stderr
+    assert "deepspeed" not in report.recipe["training"]
+    assert report.environment["processes"] == 2
+    assert report.plan["placement"] == "none"

@@ -6,7 +6,6 @@ import pytest
 from safetensors.torch import load_file
 from test_recipes import ROOT, launch
 
-STAGES = ["zero1", "zero2", "zero3", "zero3_offload"]
 SAME = ["--training.logging_steps", "1", "--training.lr_scheduler_type", "constant"]
 
 # Two ranks fill two cores: not beside another such test.
@@ -17,15 +16,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 def alone(tmp_path_factory):
     """Reports and folders of single processes with the batch of two ranks, by method."""
     found = {}
-    for method in ("full", "lora"):
+    for method in ("full", "lora", "qlora"):
         folder = tmp_path_factory.mktemp("alone") / method
         words = [*SAME, "--training.per_device_train_batch_size", "8"]
         found[method] = launch("python", ROOT / "recipes" / f"{method}_cls.py", words, folder)[0], folder
     return found
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("method", "stage"),
+    [("full", "zero1"), ("lora", "zero2_offload"), ("full", "zero3"), ("qlora", "zero3")],
+)
 def test_a_stage_trains_saves_and_exports_as_one_process_does(method, stage, alone, tmp_path):
     from peftkit.export import export
 
