@@ -1,33 +1,22 @@
 """What a recipe will cost in memory and time on given hardware, before any weight is there."""
 
-import dataclasses
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import psutil
-import pyarrow.compute
 import torch
-from datasets import Dataset
 from transformers import AutoConfig, TrainingArguments
 
-from peftkit.distributed import deepspeed_config
 from peftkit.errors import UserError
+from peftkit.hardware import Hardware
 from peftkit.memory_trace import ModelMemory, trace
 from peftkit.methods import Method, named_method
-from peftkit.model import loading, source, without_zero3
+from peftkit.model import loading, source
 from peftkit.recipe import ModelConfig, Recipe
 from peftkit.scaling import of_rows
-from peftkit.step_time import Hardware, StepTime, step_time
+from peftkit.step_time import StepTime, step_time
 from peftkit.zero_memory import PLACEMENTS, Placement, RankMemory, rank_memory
 
-GPU = Hardware(
-    memory=24 * 2**30, reserved=2**30, flops=40e12, memory_bandwidth=800e9, bandwidth=12e9, network=3e9,
-    host_link=12e9, host_bandwidth=25e9, devices_per_host=8,
-)  # fmt: skip
-"""What is assumed of a GPU of which nothing is known: PCIe between devices, 25 Gbit/s a device between hosts."""
-CPU = replace(GPU, reserved=2**30, memory_bandwidth=8e9, bandwidth=1e9, host_link=8e9, host_bandwidth=8e9)
 LARGEST_BATCH = 65536
 # Words of the recipe on which neither memory nor time of a step depends, or that want the hardware at hand.
 LEFT_OUT = {"deepspeed", "report_to", "use_cpu", "fp16", "bf16", "tf32", "hub_token", "push_to_hub", "torch_compile"}
@@ -178,29 +167,6 @@ def arguments_of(recipe: Recipe, checkpointing: bool | None = None) -> TrainingA
     return arguments
 
 
-def local_hardware(memory: int | None = None) -> tuple[Hardware, bool]:
-    """This machine's device, its speed measured by multiplying matrices, and whether it is a GPU."""
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        return replace(
-            GPU, memory=memory or torch.cuda.get_device_properties(0).total_memory, flops=_multiplying("cuda") / 2
-        ), True
-    total = psutil.virtual_memory().total
-    return replace(CPU, memory=memory or total, flops=_multiplying("cpu") / 2), False
-
-
-def _multiplying(device: str) -> float:
-    """Floating point operations a second of one large product."""
-    size = 4096 if device == "cuda" else 1024
-    left = torch.ones(size, size, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
-    best = float("inf")
-    for _ in range(4):
-        started = time.perf_counter()
-        (left @ left)[0, 0].item()
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
-
-
 def _steps(arguments: TrainingArguments, ranks: int, train_rows: int | None) -> int | None:
     if arguments.max_steps > 0:
         return arguments.max_steps
@@ -310,42 +276,3 @@ def placement_of(config: dict[str, Any] | None) -> Placement:
 
 def _offloaded(words: dict[str, Any] | None) -> bool:
     return words is not None and words.get("device", "none") != "none"
-
-
-def planned_run(
-    recipe: Recipe, config: Any, train: Dataset, arguments: TrainingArguments, *, labels: Sequence[str],
-    head: Sequence[str], ranks: int, rows: int, before: int,
-) -> dict[str, Any]:  # fmt: skip
-    """What the plan says of a run on its encoded rows, to stand beside what was measured: field `plan` of a report.
-
-    `rows` is the batch of a device, `before` what the process held before the model. A step that can't be traced is
-    told as `error`.
-    """
-    task = replace(recipe.task, **_longest(recipe, train))  # type: ignore[type-var]
-    on_gpu = arguments.device.type == "cuda"
-    deepspeed = recipe.training.get("deepspeed")
-    placement = placement_of(None if deepspeed is None else deepspeed_config(deepspeed))
-    try:
-        with without_zero3():
-            memory = trace(
-                config, task, recipe.method, arguments, labels=labels, dtype=recipe.model.dtype, rows=(rows,),
-                on_gpu=on_gpu, head=head,
-            )  # fmt: skip
-    except Exception as error:
-        # What a model does with values is not for a run to fail by that has ended well.
-        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-    found = rank_memory(memory, memory.steps[0], placement, ranks)
-    told = {
-        "placement": placement.name, "rows": rows, **{field: getattr(task, field) for field in task.length_fields},
-        **dataclasses.asdict(found), "process_before": before,
-    }  # fmt: skip
-    return told if on_gpu else {**told, "process_peak": before + found.peak + found.host}
-
-
-def _longest(recipe: Recipe, train: Dataset) -> dict[str, int]:
-    """The task's lengths, as far as the rows make use of them."""
-    arrays = train.with_format("arrow")
-    return {
-        field: pyarrow.compute.max(pyarrow.compute.list_value_length(arrays[column][:])).as_py()
-        for field, column in zip(recipe.task.length_fields, ("input_ids", "labels"), strict=False)
-    }

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from peftkit.hardware import Hardware
 from peftkit.plan import Plan, PlanRow
 from peftkit.scaling import ScalingRow
-from peftkit.step_time import Hardware
 
 HEADS = (
     "method", "sharding", "checkp.", "weights", "gradients", "optimizer", "buffers", "activ.", "peak", "host", "fits",

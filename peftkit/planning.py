@@ -11,16 +11,16 @@ from accelerate.utils.modeling import convert_file_size_to_int
 from peftkit.data import load_splits
 from peftkit.errors import UserError
 from peftkit.files import write_json
+from peftkit.hardware import GPU, Hardware, local_hardware
 from peftkit.log import logger
 from peftkit.memory_trace import trace
 from peftkit.methods import named_method
 from peftkit.parsing import dict_to_recipe
-from peftkit.plan import GPU, Plan, arguments_of, local_hardware, plan, read_config, traced_row
+from peftkit.plan import Plan, arguments_of, plan, read_config, traced_row
 from peftkit.plan_text import plan_text, scaling_text
 from peftkit.recipe import Recipe
 from peftkit.report import read_report
 from peftkit.scaling import ScalingRow, strong_scaling, weak_scaling
-from peftkit.step_time import Hardware
 
 
 @dataclass(frozen=True, kw_only=True)

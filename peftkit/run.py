@@ -31,10 +31,10 @@ from peftkit.files import text_without_home, without_home
 from peftkit.log import is_rank_zero, logger, set_up_logging
 from peftkit.model import check_precision, load_base, load_tokenizer, positions
 from peftkit.parsing import parse_recipe, recipe_to_dict, split_resume
-from peftkit.plan import planned_run
 from peftkit.recipe import Recipe
 from peftkit.report import FILE_NAME, Report, read_report
 from peftkit.round_trip import Allowance, Difference, allowance, check, compared, is_half
+from peftkit.run_plan import planned_run
 from peftkit.scoring import Scoring
 from peftkit.sharding_choice import settled
 from peftkit.tasks import Task

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from peftkit.hardware import Hardware
 from peftkit.memory_trace import ModelMemory, StepMemory
-from peftkit.step_time import Hardware, step_time
+from peftkit.step_time import step_time
 from peftkit.zero_memory import Placement, rank_memory
 
 DEVICES = tuple(2**power for power in range(11))

@@ -7,8 +7,9 @@ import psutil
 import torch
 
 from peftkit.distributed import deepspeed_config, weights_type
+from peftkit.hardware import CPU, GPU
 from peftkit.log import logger
-from peftkit.plan import CPU, GPU, arguments_of, least, placement_of, plan
+from peftkit.plan import arguments_of, least, placement_of, plan
 from peftkit.recipe import Recipe
 
 AUTO = "auto"

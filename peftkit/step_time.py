@@ -2,38 +2,12 @@
 
 from dataclasses import dataclass
 
+from peftkit.hardware import Hardware
 from peftkit.memory_trace import ModelMemory, StepMemory
 from peftkit.zero_memory import Placement
 
 UPDATE_BYTES = 28
 """Moved by Adam for a trained weight of 4 bytes: itself, gradient, two moments; all but the gradient both ways."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """Devices and what lies between them; bytes, bytes a second, operations a second.
-
-    Attributes:
-        memory: Memory of a device.
-        reserved: What of it is not for tensors: the libraries, the driver's context, fragments.
-        flops: Operations that training reaches on a device, not the data sheet's peak.
-        memory_bandwidth: Of a device.
-        bandwidth: Between devices of a host, as a ring reaches it.
-        network: Between hosts, a device's share.
-        host_link: Between a device and its host's memory.
-        host_bandwidth: Of the host's memory, a device's share.
-        devices_per_host: Devices of a host.
-    """
-
-    memory: int
-    reserved: int
-    flops: float
-    memory_bandwidth: float
-    bandwidth: float
-    network: float
-    host_link: float
-    host_bandwidth: float
-    devices_per_host: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ from peftkit import Recipe, SequenceClassification, full, lora, qlora
 from peftkit.cli import main
 from peftkit.distributed import deepspeed_config
 from peftkit.errors import UserError
-from peftkit.plan import GPU, arguments_of, choose, placement_of, plan
+from peftkit.hardware import GPU
+from peftkit.plan import arguments_of, choose, placement_of, plan
 from peftkit.zero_memory import PLACEMENTS
 
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from test_zero_memory import BY_NAME, MODEL, STEP
 
-from peftkit.plan import GPU
+from peftkit.hardware import GPU
 from peftkit.scaling import of_rows, strong_scaling, weak_scaling
 from peftkit.step_time import sent_bytes, step_time
 

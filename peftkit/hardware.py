@@ -1,0 +1,65 @@
+"""What is known, measured or assumed of the devices that a plan is for."""
+
+import time
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Devices and what lies between them; bytes, bytes a second, operations a second.
+
+    Attributes:
+        memory: Memory of a device.
+        reserved: What of it is not for tensors: the libraries, the driver's context, fragments.
+        flops: Operations that training reaches on a device, not the data sheet's peak.
+        memory_bandwidth: Of a device.
+        bandwidth: Between devices of a host, as a ring reaches it.
+        network: Between hosts, a device's share.
+        host_link: Between a device and its host's memory.
+        host_bandwidth: Of the host's memory, a device's share.
+        devices_per_host: Devices of a host.
+    """
+
+    memory: int
+    reserved: int
+    flops: float
+    memory_bandwidth: float
+    bandwidth: float
+    network: float
+    host_link: float
+    host_bandwidth: float
+    devices_per_host: int
+
+
+GPU = Hardware(
+    memory=24 * 2**30, reserved=2**30, flops=40e12, memory_bandwidth=800e9, bandwidth=12e9, network=3e9,
+    host_link=12e9, host_bandwidth=25e9, devices_per_host=8,
+)  # fmt: skip
+"""What is assumed of a GPU of which nothing is known: PCIe between devices, 25 Gbit/s a device between hosts."""
+CPU = replace(GPU, reserved=2**30, memory_bandwidth=8e9, bandwidth=1e9, host_link=8e9, host_bandwidth=8e9)
+
+
+def local_hardware(memory: int | None = None) -> tuple[Hardware, bool]:
+    """This machine's device, its speed measured by multiplying matrices, and whether it is a GPU."""
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        return replace(
+            GPU, memory=memory or torch.cuda.get_device_properties(0).total_memory, flops=_multiplying("cuda") / 2
+        ), True
+    total = psutil.virtual_memory().total
+    return replace(CPU, memory=memory or total, flops=_multiplying("cpu") / 2), False
+
+
+def _multiplying(device: str) -> float:
+    """Floating point operations a second of one large product."""
+    size = 4096 if device == "cuda" else 1024
+    left = torch.ones(size, size, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        (left @ left)[0, 0].item()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best

@@ -1,0 +1,56 @@
+"""What the plan says of a run on its own rows, to stand beside what was measured."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow.compute
+from datasets import Dataset
+from transformers import TrainingArguments
+
+from peftkit.distributed import deepspeed_config
+from peftkit.memory_trace import trace
+from peftkit.model import without_zero3
+from peftkit.plan import placement_of
+from peftkit.recipe import Recipe
+from peftkit.zero_memory import rank_memory
+
+
+def planned_run(
+    recipe: Recipe, config: Any, train: Dataset, arguments: TrainingArguments, *, labels: Sequence[str],
+    head: Sequence[str], ranks: int, rows: int, before: int,
+) -> dict[str, Any]:  # fmt: skip
+    """What the plan says of a run on its encoded rows, to stand beside what was measured: field `plan` of a report.
+
+    `rows` is the batch of a device, `before` what the process held before the model. A step that can't be traced is
+    told as `error`.
+    """
+    task = replace(recipe.task, **_longest(recipe, train))  # type: ignore[type-var]
+    on_gpu = arguments.device.type == "cuda"
+    deepspeed = recipe.training.get("deepspeed")
+    placement = placement_of(None if deepspeed is None else deepspeed_config(deepspeed))
+    try:
+        with without_zero3():
+            memory = trace(
+                config, task, recipe.method, arguments, labels=labels, dtype=recipe.model.dtype, rows=(rows,),
+                on_gpu=on_gpu, head=head,
+            )  # fmt: skip
+    except Exception as error:
+        # What a model does with values is not for a run to fail by that has ended well.
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+    found = rank_memory(memory, memory.steps[0], placement, ranks)
+    told = {
+        "placement": placement.name, "rows": rows, **{field: getattr(task, field) for field in task.length_fields},
+        **dataclasses.asdict(found), "process_before": before,
+    }  # fmt: skip
+    return told if on_gpu else {**told, "process_peak": before + found.peak + found.host}
+
+
+def _longest(recipe: Recipe, train: Dataset) -> dict[str, int]:
+    """The task's lengths, as far as the rows make use of them."""
+    arrays = train.with_format("arrow")
+    return {
+        field: pyarrow.compute.max(pyarrow.compute.list_value_length(arrays[column][:])).as_py()
+        for field, column in zip(recipe.task.length_fields, ("input_ids", "labels"), strict=False)
+    }
