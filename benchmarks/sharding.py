@@ -104,7 +104,7 @@ def train(method: str, place: str, sharding: str, data: Path, steps: int, work: 
         "method": method, "place": place, "sharding": sharding, "ranks": ranks,
         "hosts": report["environment"]["hosts"], "loss": losses[-1], "first_loss": losses[0],
         "accuracy": report["metrics"]["test"]["accuracy"],
-        "optimizer": [rank["optimizer"] for rank in report["memory_per_rank"]], "planned_optimizer": planned,
+        "optimizer": report["optimizer_bytes"], "planned_optimizer": planned,
         "process_peak": max(rank["process_peak"] for rank in report["memory_per_rank"]),
         "steps_per_second": steps / report["times"]["train"],
         "environment": report["environment"],

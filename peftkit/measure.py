@@ -55,21 +55,21 @@ def optimizer_bytes(optimizer: Any) -> int:
     return sum({id(one): one.numel() * one.itemsize for one in held if isinstance(one, torch.Tensor)}.values())
 
 
-def memory_per_rank(optimizer: Any = None) -> list[dict[str, int]]:
-    """Memory of each rank in bytes: the peaks `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`.
-
-    With `optimizer` its state too.
-    """
+def memory_per_rank() -> list[dict[str, int]]:
+    """Peak memory of each rank in bytes: `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`."""
     peaks = {"process_peak": process_peak_bytes()}
-    if optimizer is not None:
-        peaks["optimizer"] = optimizer_bytes(optimizer)
     if torch.cuda.is_available():
         peaks["allocated_peak"] = torch.cuda.max_memory_allocated()
         peaks["reserved_peak"] = torch.cuda.max_memory_reserved()
+    return of_each_rank(peaks)
+
+
+def of_each_rank(value: Any) -> list[Any]:
+    """The value of each rank, in their order, on every rank."""
     if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
-        return [peaks]
+        return [value]
     every: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(every, peaks)
+    torch.distributed.all_gather_object(every, value)
     return every
 
 

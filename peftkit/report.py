@@ -29,9 +29,9 @@ class Report:
         seed: the seed of data order, new weights and dropout.
         parameters: `trainable` and `total`, counted as weights also where they are stored in 4 bits.
         head: modules that hold what the checkpoint did not bring.
-        memory: bytes; `process_peak`, the `optimizer`'s state and, on a GPU, `allocated_peak` and `reserved_peak`: the
-            maximum over ranks.
+        memory: bytes; `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`: the maximum over ranks.
         memory_per_rank: the same of each rank.
+        optimizer_bytes: bytes of the optimizer's state that each rank holds.
         plan: what `peftkit plan` says of a rank in bytes: fields of `peftkit.zero_memory.RankMemory` for a batch of the
             longest rows. On a GPU `peak` stands beside `allocated_peak`; on a CPU `process_peak`, with
             `process_before`, what the process held before the model, beside the measured one. `error` when it failed.
@@ -64,6 +64,7 @@ class Report:
     head: list[str] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
     memory_per_rank: list[dict[str, int]] = field(default_factory=list)
+    optimizer_bytes: list[int] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
     energy: dict[str, float] = field(default_factory=dict)

@@ -210,7 +210,8 @@ def _run(
         }
         recipe = replace(recipe, training={**recipe.training, **found})
         report = replace(report, recipe=recipe_to_dict(recipe))
-    memory = measure.memory_per_rank(trainer.optimizer)
+    memory = measure.memory_per_rank()
+    optimizer_bytes = measure.of_each_rank(measure.optimizer_bytes(trainer.optimizer))
     collator: Any = trainer.data_collator
     collated = collator.seconds
     first_rows = encoded["test"].select(range(min(HELD_OUT_ROWS, len(encoded["test"]))))
@@ -253,6 +254,7 @@ def _run(
             head=sorted(base.head),
             memory={name: max(rank[name] for rank in memory) for name in memory[0]},
             memory_per_rank=memory,
+            optimizer_bytes=optimizer_bytes,
             plan=planned_run(
                 recipe,
                 base.model.config,
