@@ -226,29 +226,29 @@ def least(rows: Sequence[PlanRow]) -> int:
     return min(range(len(rows)), key=lambda index: rows[index].memory.peak)
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _size(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def _why(rows: Sequence[PlanRow], chosen: int | None, ranks: int, hardware: Hardware) -> str:
-    room = f"{_gib(hardware.memory)} a device, {_gib(hardware.reserved)} of it reserved"
+    room = f"{_size(hardware.memory)} a device, {_size(hardware.reserved)} of it reserved"
     if chosen is None:
         row = rows[least(rows)]
         return (
-            f"nothing fits in {room}: the least is {_said(row)} with {_gib(row.memory.peak)}; "
+            f"nothing fits in {room}: the least is {_said(row)} with {_size(row.memory.peak)}; "
             "take a smaller batch, shorter rows or more devices"
         )
     row = rows[chosen]
     same = [other for other in rows if other.method == row.method and other.checkpointing == row.checkpointing]
     plain = next((other for other in same if other.placement == "none"), None)
-    said = f"{_said(row)}: {_gib(row.memory.peak)} of {room}; the fastest that fits"
+    said = f"{_said(row)}: {_size(row.memory.peak)} of {room}; the fastest that fits"
     if ranks > 1 and row.placement == "none":
         saved = [other for other in same if other.placement in ("zero1", "zero2")]
         most = max((row.memory.optimizer - other.memory.optimizer for other in saved), default=0)
         if most < 0.02 * row.memory.peak:
-            said += f"; ZeRO-1 and 2 would gain nothing: at most {_gib(max(0, most))} of optimizer state a rank"
+            said += f"; ZeRO-1 and 2 would gain nothing: at most {_size(max(0, most))} of optimizer state a rank"
     elif plain is not None and row.placement != "none" and not plain.fits:
-        said += f", since without sharding it would be {_gib(plain.memory.peak)}"
+        said += f", since without sharding it would be {_size(plain.memory.peak)}"
     return said
 
 

@@ -9,8 +9,8 @@ from peftkit.plan import Plan, PlanRow
 from peftkit.scaling import ScalingRow
 
 HEADS = (
-    "method", "sharding", "checkp.", "weights", "gradients", "optimizer", "buffers", "activ.", "peak", "host", "fits",
-    "largest batch", "s / step", "bound", "sent / step", "hours",
+    "method", "sharding", "again", "weights", "grads", "optim", "buffers", "activ", "peak", "host", "fits", "batch",
+    "s/step", "sent", "time",
 )  # fmt: skip
 
 
@@ -27,7 +27,8 @@ def plan_text(plan: Plan) -> str:
         "",
         tabulate(rows, headers=HEADS, disable_numparse=True, colalign=("left", "left", *["right"] * (len(HEADS) - 2))),
         "",
-        "GiB a rank; of 4-bit weights the scales are part; `host` is offloaded memory; * is the choice.",
+        "GiB of a rank; again: activations are computed again in the backward pass; host: in the host's memory; batch:",
+        "most rows of a rank that fit; sent: by a rank in a step; time: of the whole training; *: the choice.",
         f"assumed  {assumed(plan.hardware)}",
         *(f"left out {name}: {why}" for name, why in plan.not_traced.items()),
         f"choose   {plan.why}",
@@ -41,7 +42,7 @@ def assumed(hardware: Hardware) -> str:
         f"a device reaches {hardware.flops / 1e12:.3g} TFLOP/s, memory {hardware.memory_bandwidth / 1e9:.4g} GB/s; "
         f"{hardware.bandwidth / 1e9:.4g} GB/s between devices, {hardware.network / 1e9:.4g} between hosts of "
         f"{hardware.devices_per_host}, {hardware.host_link / 1e9:.4g} to the host; "
-        f"communication hides behind computing; "
+        "communication hides behind computing; "
         f"{_gib(hardware.reserved)} GiB of {_gib(hardware.memory)} for libraries and fragments"
     )
 
@@ -60,12 +61,20 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.2f}"
 
 
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return "?"
+    for unit, in_an_hour in (("s", 3600), ("min", 60)):
+        if hours * in_an_hour < 100:
+            return f"{hours * in_an_hour:.2g} {unit}"
+    return f"{hours:.3g} h"
+
+
 def _cells(row: PlanRow, chosen: bool) -> list[str]:
     memory = row.memory
     sizes = (memory.weights, memory.gradients, memory.optimizer, memory.buffers, memory.activations, memory.peak)
     return [
         f"{row.method}{' *' * chosen}", row.placement, "yes" if row.checkpointing else "no",
         *(_gib(size) for size in sizes), _gib(memory.host), "yes" if row.fits else "no", f"{row.largest_batch:,}",
-        f"{row.time.seconds:.3g}", row.time.bound, _gib(row.time.sent),
-        "?" if row.hours is None else f"{row.hours:.3g}",
+        f"{row.time.seconds:.3g}", _gib(row.time.sent), _time(row.hours),
     ]  # fmt: skip
