@@ -108,9 +108,9 @@ class TrainingAudit:
         problems = self._problems()
         if not problems:
             self.passed_at = global_step
-            self._unhook()
+            self.detach()
         elif done >= LAST_CHANCE:
-            self._unhook()
+            self.detach()
             raise _kind(problems)(f"training audit, step {global_step}: {'; '.join(problems)}")
 
     def finish(self, global_step: int, *, put_back: bool = False) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class TrainingAudit:
         A run of fewer than `FIRST_CHECK` steps is too short to judge trainable tensors; only the frozen ones are held
         to their start, and the finding says so. Tensors in 16 bits that did not move are counted, not failed.
         """
-        self._unhook()
+        self.detach()
         problems = self._problems()
         done = global_step - self.begun_at
         short = done < FIRST_CHECK
@@ -142,7 +142,8 @@ class TrainingAudit:
             "unmoved_in_16_bits": len(self.coarse) - len(self._changed(self.coarse)),
         }
 
-    def _unhook(self) -> None:
+    def detach(self) -> None:
+        """Listen to the gradients no longer."""
         for hook in self.hooks:
             hook.remove()
         self.hooks = []

@@ -29,7 +29,7 @@ class KeepsGlobalBatch(Trainer):
         if not args.auto_find_batch_size:
             return super()._inner_training_loop(batch_size, args, **how)
         assert batch_size is not None
-        self._begin(batch_size * args.gradient_accumulation_steps)
+        self._begin(args.per_device_train_batch_size * args.gradient_accumulation_steps)
         fitting = max(size for size in range(1, batch_size + 1) if self._whole % size == 0)
         if fitting == self._tried:
             assert self._error is not None
@@ -43,7 +43,8 @@ class KeepsGlobalBatch(Trainer):
         try:
             return super()._inner_training_loop(fitting, args, **how)
         except Exception as error:
-            self._error = error
+            # Without its traceback, which would keep the failed attempt's activations in memory.
+            self._error = type(error)(*error.args)
             raise
 
     def _begin(self, whole: int) -> None:

@@ -56,23 +56,32 @@ def _adapted(
     return adapted
 
 
-def place(model: torch.nn.Module) -> None:
-    """Move the model from the device that nothing can be computed on to one where shapes are followed."""
+def place(model: torch.nn.Module, half: torch.dtype | None = None) -> None:
+    """Move the model from the device that nothing can be computed on to one where shapes are followed.
+
+    With `half` all but packed weights become that type, as DeepSpeed has it in mixed precision.
+    """
     moved: dict[int, Any] = {}
 
-    def fake(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    def fake(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype)
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        return fake(tensor, half if tensor.is_floating_point() else None)
 
     for module in model.modules():
         for name, own in module._parameters.items():
             if own is not None and id(own) not in moved:
-                moved[id(own)] = torch.nn.Parameter(fake(own), requires_grad=own.requires_grad)
+                packed = isinstance(own, Params4bit)
+                held = fake(own) if packed else cast(own)
+                placed: Any = torch.nn.Parameter(held, requires_grad=own.requires_grad)
                 if isinstance(own, Params4bit):
-                    moved[id(own)].quant_state = _placed_state(own.quant_state, fake)
+                    placed.quant_state = _placed_state(own.quant_state, fake)
+                moved[id(own)] = placed
             # Looked up by what it was: tied weights stay one.
             module._parameters[name] = None if own is None else moved[id(own)]
         for name, buffer in module._buffers.items():
-            module._buffers[name] = None if buffer is None else fake(buffer)
+            module._buffers[name] = None if buffer is None else cast(buffer)
 
 
 def _placed_state(state: QuantState, fake: Callable[[torch.Tensor], torch.Tensor]) -> QuantState:

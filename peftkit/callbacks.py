@@ -20,6 +20,9 @@ RISEN = 10.0
 def _kept(callback: TrainerCallback, state: TrainerState) -> dict[str, Any]:
     """What a callback had kept in the checkpoint that the run goes on from; in a new run, what it begins with."""
     kept: Any = state.stateful_callbacks
+    if state.global_step == 0:
+        # Another attempt, after memory had run out, begins as the first did.
+        return {}
     return kept.get(type(callback).__name__, {}).get("attributes", {})
 
 
@@ -39,6 +42,8 @@ class AuditCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Fingerprint every parameter, of a resumed run as the checkpoint has it."""
+        if self.audit is not None:
+            self.audit.detach()
         self.audit = TrainingAudit(kwargs["model"], state.global_step, _kept(self, state).get("passed_at"))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -78,9 +83,9 @@ class ClockCallback(TrainerCallback, ExportableState):
         """Start the clock."""
         kept = _kept(self, state)
         self.meter = EnergyMeter()
-        self.energy_before = kept["energy"]
-        self.evaluated = kept["evaluated"]
-        self.started = time.perf_counter() - kept["seconds"]
+        self.energy_before = kept.get("energy", {})
+        self.evaluated = kept.get("evaluated", 0.0)
+        self.started = time.perf_counter() - kept.get("seconds", 0.0)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: seconds since training began, those of its evaluations, and joules."""

@@ -21,6 +21,7 @@ from peftkit.recipe import Recipe
 
 FORMAT = 1
 ABOUT = "checkpoint.json"
+REPLACED = ".replaced"
 # What decides the weights that come out; another value is another run.
 LEARNING = (
     "learning_rate", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
@@ -138,14 +139,15 @@ def with_global_batch(recipe: Recipe, about: About, processes: int) -> Recipe:
     default: Any = TrainingArguments.__dataclass_fields__["per_device_train_batch_size"].default
     batch = words.get("per_device_train_batch_size") or default
     accumulation = words.get("gradient_accumulation_steps") or 1
-    if batch * accumulation * processes == about.global_batch:
-        return recipe
-    if words.get("train_sampling_strategy", "random") != "random":
+    same = batch * accumulation == about.per_rank_batch and processes == about.processes
+    if not same and words.get("train_sampling_strategy", "random") != "random":
         raise UserError(
             f"--resume: training.train_sampling_strategy {words['train_sampling_strategy']} would draw other rows with "
             f"{batch} x {accumulation} on {processes} ranks than with {about.per_rank_batch} a rank on "
             f"{about.processes}; go on with as many ranks and the same batch"
         )
+    if batch * accumulation * processes == about.global_batch:
+        return recipe
     if about.global_batch % processes:
         raise UserError(
             f"--resume: the checkpoint's global batch of {about.global_batch} rows can't be kept on {processes} ranks; "
@@ -201,6 +203,10 @@ def _flat(plain: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what a process that was killed while it wrote a checkpoint left behind."""
+    for path in folder.glob(f".checkpoint-*{REPLACED}"):
+        # Killed between the two renames: the one that was to be replaced is whole.
+        if not (whole := folder / path.name.removeprefix(".").removesuffix(REPLACED)).exists():
+            path.rename(whole)
     for path in folder.glob(".checkpoint-*"):
         shutil.rmtree(path, ignore_errors=True)
 

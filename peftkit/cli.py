@@ -60,9 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     plan.add_argument("recipe", help="a .yaml or .py file; any field can be set by its dotted name, as in train")
     plan.add_argument("--gpus", type=int, metavar="N", help="devices; 1 of this machine's when not given")
-    plan.add_argument(
-        "--gpu-memory", "--gpu_memory", metavar="SIZE", help="of each, such as 24GiB; else this machine's"
-    )
+    plan.add_argument("--gpu-memory", "--gpu_memory", metavar="SIZE", help="of each (24GiB)")
     plan.add_argument("--methods", default="full,lora,qlora", metavar="A,B", help="as in compare (full,lora,qlora)")
     plan.add_argument("--rows", type=int, metavar="N", help="training rows, so that the data need not be read")
     plan.add_argument(
@@ -169,6 +167,7 @@ def _train(chosen: argparse.Namespace, words: list[str]) -> None:
 def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
     from peftkit.compare import RUNS, Budget, compare, run_place
     from peftkit.contenders import METHOD, folder_name, parse_over
+    from peftkit.distributed import spelled_out
     from peftkit.pages.write import NAMES, PICTURES, write_all
     from peftkit.parsing import parse_recipe, read_recipe
 
@@ -187,7 +186,7 @@ def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
         over = {METHOD: [word.strip() for word in words_of_methods.split(",") if word.strip()], **over}
         if not over[METHOD]:
             raise UserError("--methods: names none")
-    recipe = parse_recipe(words, read_recipe(chosen.recipe), prog="peftkit compare RECIPE")
+    recipe = parse_recipe(spelled_out(words), read_recipe(chosen.recipe), prog="peftkit compare RECIPE")
     if chosen.quick and (chosen.trials or 1, chosen.seeds or 1) != (1, 1):
         raise UserError("--quick: is one trial and one seed; leave out --trials and --seeds")
     usual = 1 if chosen.quick else 3
@@ -237,10 +236,11 @@ def _check(chosen: argparse.Namespace, words: list[str]) -> None:
 
 
 def _plan(chosen: argparse.Namespace, words: list[str]) -> None:
+    from peftkit.distributed import spelled_out
     from peftkit.parsing import parse_recipe, read_recipe
     from peftkit.planning import Asked, planned
 
-    recipe = parse_recipe(words, read_recipe(chosen.recipe), prog="peftkit plan RECIPE")
+    recipe = parse_recipe(spelled_out(words), read_recipe(chosen.recipe), prog="peftkit plan RECIPE")
     asked = Asked(
         gpus=chosen.gpus, gpu_memory=chosen.gpu_memory, rows=chosen.rows, tflops=chosen.tflops,
         speed_from=chosen.speed_from, bandwidth=chosen.bandwidth, network=chosen.network,

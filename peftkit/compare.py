@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from peftkit.checkpoint import last_whole
 from peftkit.contenders import Contender, Setting, contenders, settings, with_setting
 from peftkit.data import load_splits
 from peftkit.distributed import deepspeed_config
@@ -238,8 +239,9 @@ def _run_missing(planned: Sequence[PlannedRun], free: Sequence[Place], processes
         if (one.folder / FILE_NAME).exists():
             progress.made_before(one)
         else:
-            # What a run left that was killed.
-            shutil.rmtree(one.folder, ignore_errors=True)
+            # What a run left that was killed, unless it can go on.
+            if last_whole(one.folder) is None:
+                shutil.rmtree(one.folder, ignore_errors=True)
             missing.append(one)
     run_all(missing, free, processes, ended=progress.ended, watch=progress.watch)
 

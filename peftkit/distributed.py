@@ -174,19 +174,26 @@ def says_rank_is_lost(error: RuntimeError) -> bool:
 
 def is_one_of_several() -> bool:
     """Whether a launcher started more than this process."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return processes() > 1
 
 
-def check_same_data(fingerprint: str) -> None:
-    """Raise UserError, on every rank, when one has read other rows than rank 0: hosts need not share their files."""
+def check_same(fingerprint: str, sharding: str) -> None:
+    """Raise UserError, on every rank, when one has read other rows than rank 0, or shards otherwise.
+
+    Hosts need not share their files, nor have the same memory.
+    """
     if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
         return
     every: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(every, fingerprint)
-    if odd := [str(rank) for rank, other in enumerate(every) if other != every[0]]:
-        raise UserError(
-            f"data: rank {', '.join(odd)} read other rows than rank 0; give every host the same data and packages"
+    torch.distributed.all_gather_object(every, (fingerprint, sharding))
+    for place, advice in enumerate(
+        (
+            "data: rank {} read other rows than rank 0; give every host the same data and packages",
+            "training.deepspeed: auto: rank {} would shard otherwise than rank 0; name one config",
         )
+    ):
+        if odd := [str(rank) for rank, other in enumerate(every) if other[place] != every[0][place]]:
+            raise UserError(advice.format(", ".join(odd)))
 
 
 def clear_stale_locks() -> None:

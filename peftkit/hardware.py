@@ -21,6 +21,7 @@ class Hardware:
         host_link: Between a device and its host's memory.
         host_bandwidth: Of the host's memory, a device's share.
         devices_per_host: Devices of a host.
+        is_host: Whether the device is the host's processor, so that offloading frees nothing.
     """
 
     memory: int
@@ -32,6 +33,7 @@ class Hardware:
     host_link: float
     host_bandwidth: float
     devices_per_host: int
+    is_host: bool = False
 
 
 GPU = Hardware(
@@ -39,18 +41,18 @@ GPU = Hardware(
     host_link=12e9, host_bandwidth=25e9, devices_per_host=8,
 )  # fmt: skip
 """What is assumed of a GPU of which nothing is known: PCIe between devices, 25 Gbit/s a device between hosts."""
-CPU = replace(GPU, reserved=2**30, memory_bandwidth=8e9, bandwidth=1e9, host_link=8e9, host_bandwidth=8e9)
+CPU = replace(GPU, reserved=2**30, memory_bandwidth=8e9, bandwidth=1e9, host_link=8e9, host_bandwidth=8e9, is_host=True)
 
 
-def local_hardware(memory: int | None = None) -> tuple[Hardware, bool]:
+def local_hardware() -> tuple[Hardware, bool]:
     """This machine's device, its speed measured by multiplying matrices, and whether it is a GPU."""
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         return replace(
-            GPU, memory=memory or torch.cuda.get_device_properties(0).total_memory, flops=_multiplying("cuda") / 2
+            GPU, memory=torch.cuda.get_device_properties(0).total_memory, flops=_multiplying("cuda") / 2
         ), True
     total = psutil.virtual_memory().total
-    return replace(CPU, memory=memory or total, flops=_multiplying("cpu") / 2), False
+    return replace(CPU, memory=total, flops=_multiplying("cpu") / 2), False
 
 
 def _multiplying(device: str) -> float:

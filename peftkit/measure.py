@@ -136,5 +136,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def says_out_of_memory(text: str) -> bool:
     """Whether these are the words with which libraries tell that memory ran out."""
-    known = r"can't allocate memory|[Cc]annot allocate memory|CUDA.{0,40}out of memory|std::bad_alloc|\bMemoryError\b"
+    known = (
+        r"can't allocate memory|[Cc]annot allocate memory|CUDA.{0,40}out of memory|std::bad_alloc|\bMemoryError\b|"
+        "No executable batch size"
+    )
     return re.search(known, text) is not None

@@ -28,6 +28,7 @@ class StepMemory:
         rows: Rows of the batch.
         forward: Most that the forward pass holds beside weights and optimizer state.
         backward: Most that the backward pass holds beside them: activations, and the gradients so far.
+        kept: Gradients of earlier micro-batches that they hold besides, where gradients are accumulated.
         released: The same when each gradient is taken away as it comes, as ZeRO does from stage 2 on.
         update: Most that clipping and the optimizer hold beside them, the gradients among it.
         flops: Floating point operations of forward and backward; a multiplication and an addition are two.
@@ -36,6 +37,7 @@ class StepMemory:
     rows: int
     forward: int
     backward: int
+    kept: int
     released: int
     update: int
     flops: int
@@ -53,6 +55,7 @@ class ModelMemory:
         trained_weights: Bytes of the weights that are trained.
         gradients: Bytes of their gradients.
         optimizer: Bytes of the optimizer's state.
+        master_optimizer: Bytes of its state where it updates float32 copies of the trained weights.
         largest_layer: Bytes of the largest module that ZeRO-3 gathers at once.
         width: The model's hidden size.
         steps: Steps of several numbers of rows.
@@ -65,13 +68,14 @@ class ModelMemory:
     trained_weights: int
     gradients: int
     optimizer: int
+    master_optimizer: int
     largest_layer: int
     width: int
     steps: tuple[StepMemory, ...]
 
     def peak(self, step: StepMemory) -> int:
         """Most bytes at once in training by such steps."""
-        return self.weights + self.optimizer + max(step.forward, step.backward, step.update)
+        return self.weights + self.optimizer + max(max(step.forward, step.backward) + step.kept, step.update)
 
 
 class _OneOfEach(TorchFunctionMode):
@@ -121,21 +125,26 @@ def _fused_attention(
 
 def trace(
     config: Any, task: Task, method: Method, arguments: TrainingArguments, *, labels: Sequence[str], dtype: str,
-    rows: Sequence[int], on_gpu: bool, head: Sequence[str] | None = None,
+    rows: Sequence[int], on_gpu: bool, head: Sequence[str] | None = None, deepspeed: bool = False,
 ) -> ModelMemory:  # fmt: skip
     """Trace training steps of the model that `config` describes, for each number of `rows` in a batch.
 
     Nothing is read but the config, and nothing is computed: tensors are PyTorch's fake ones. Arguments as of
-    `blank_model`; `on_gpu` chooses the attention kernel too. Raises what the model raises where its step needs values.
+    `blank_model`; `on_gpu` chooses the attention kernel too. In mixed precision PyTorch casts operator by operator,
+    `deepspeed` the whole model beforehand. Raises what the model raises where its step needs values.
     """
     model = blank_model(config, task, method, arguments, labels, dtype, head, on_gpu)
+    half = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
     with FakeTensorMode(), _OneOfEach(), _attention(on_gpu):
-        place(model)
+        place(model, half if deepspeed else None)
         weights, quantization = held_bytes(model), quantization_bytes(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = _optimizer(model, arguments)
+        optimizer = _optimizer(model, arguments, trained)
         state = _state_bytes(optimizer, trained)
-        steps = tuple(_step(model, optimizer, task, arguments, len(labels), count, on_gpu) for count in rows)
+        steps = tuple(
+            _step(model, optimizer, task, arguments, len(labels), count, on_gpu, None if deepspeed else half)
+            for count in rows
+        )
         trainable, total = counts(model)
         return ModelMemory(
             total=total,
@@ -145,15 +154,18 @@ def trace(
             trained_weights=sum_bytes(trained),
             gradients=sum_bytes(trained),
             optimizer=state,
+            master_optimizer=_master_bytes(model, arguments, trained, state),
             largest_layer=largest_layer(model),
             width=getattr(model.config, "encoder", model.config).hidden_size,
             steps=steps,
         )
 
 
-def _optimizer(model: torch.nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
+def _optimizer(
+    model: torch.nn.Module, arguments: TrainingArguments, trained: Sequence[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer of these weights: the trained ones of `model`, or what stands for them in their order."""
     kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # An 8-bit optimizer computes the levels of its state, which fake tensors can't.
     with unset_fake_temporarily():
         optimizer = kind(trained, **options)
@@ -161,7 +173,8 @@ def _optimizer(model: torch.nn.Module, arguments: TrainingArguments) -> torch.op
         optimizer.name2qmap = {name: torch.empty(256) for name in ("dynamic", "udynamic")}
         # The Trainer keeps embeddings in 32 bits. The library has one manager of such exceptions for the process.
         tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-        whole = {(0, place): {"optim_bits": 32} for place, one in enumerate(trained) if id(one) in tables}
+        own = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
+        whole = {(0, place): {"optim_bits": 32} for place, one in enumerate(own) if one in tables}
         optimizer.mng = SimpleNamespace(index2config=whole, pid2config={}, module_weight_config_triple=[])
     return optimizer
 
@@ -176,18 +189,27 @@ def _state_bytes(optimizer: torch.optim.Optimizer, trained: Sequence[torch.nn.Pa
     return sum_bytes([tensor for tensor in held if isinstance(tensor, torch.Tensor)])
 
 
+def _master_bytes(
+    model: torch.nn.Module, arguments: TrainingArguments, trained: Sequence[torch.nn.Parameter], state: int
+) -> int:
+    if all(parameter.dtype == torch.float32 for parameter in trained):
+        return state
+    copies = [torch.nn.Parameter(torch.empty_like(parameter, dtype=torch.float32)) for parameter in trained]
+    return _state_bytes(_optimizer(model, arguments, copies), copies)
+
+
 def _step(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, task: Task, arguments: TrainingArguments, classes: int,
-    rows: int, on_gpu: bool,
+    rows: int, on_gpu: bool, half: torch.dtype | None,
 ) -> StepMemory:  # fmt: skip
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    _, released, _ = _passes(model, trained, task, arguments, classes, rows, on_gpu, release=True)
+    _, released, _ = _passes(model, trained, task, classes, rows, on_gpu, half, release=True)
     kept = 0
     if arguments.gradient_accumulation_steps > 1:
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
         kept = sum_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
-    forward, backward, flops = _passes(model, trained, task, arguments, classes, rows, on_gpu, release=False)
+    forward, backward, flops = _passes(model, trained, task, classes, rows, on_gpu, half, release=False)
     gradients = sum_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
     live = _known(model, on_gpu)
     for state in optimizer.state.values():
@@ -198,14 +220,14 @@ def _step(
         optimizer.step()
     optimizer.zero_grad()
     return StepMemory(
-        rows=rows, forward=forward + kept, backward=backward + kept, released=released, update=gradients + live.peak,
+        rows=rows, forward=forward, backward=backward, kept=kept, released=released, update=gradients + live.peak,
         flops=flops,
     )  # fmt: skip
 
 
 def _passes(
-    model: torch.nn.Module, trained: Sequence[torch.nn.Parameter], task: Task, arguments: TrainingArguments,
-    classes: int, rows: int, on_gpu: bool, *, release: bool,
+    model: torch.nn.Module, trained: Sequence[torch.nn.Parameter], task: Task,
+    classes: int, rows: int, on_gpu: bool, half: torch.dtype | None, *, release: bool,
 ) -> tuple[int, int, int]:  # fmt: skip
     """Most bytes in a forward and in a backward pass, beside what the model already has, and their operations."""
 
@@ -216,7 +238,7 @@ def _passes(
     live = _known(model, on_gpu)
     with live:
         batch = task.blank_batch(rows, classes)
-        with _autocast(arguments):
+        with torch.autocast("cpu", dtype=half) if half else contextlib.nullcontext():
             loss = model(**batch).loss
         forward, live.peak = live.peak, live.now
         loss.backward()
@@ -231,13 +253,6 @@ def _known(model: torch.nn.Module, on_gpu: bool) -> LiveBytes:
     live = LiveBytes(on_gpu)
     live.ignore((*model.parameters(), *model.buffers(), *(parameter.grad for parameter in model.parameters())))
     return live
-
-
-@contextlib.contextmanager
-def _autocast(arguments: TrainingArguments) -> Iterator[None]:
-    half = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
-    with torch.autocast("cpu", dtype=half) if half else contextlib.nullcontext():
-        yield
 
 
 def summary(memory: ModelMemory, step: StepMemory) -> Mapping[str, int]:

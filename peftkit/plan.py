@@ -1,5 +1,6 @@
 """What a recipe will cost in memory and time on given hardware, before any weight is there."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from transformers import AutoConfig, TrainingArguments
 from peftkit.errors import UserError
 from peftkit.hardware import Hardware
 from peftkit.memory_trace import ModelMemory, trace
-from peftkit.methods import Method, named_method
+from peftkit.methods import Method
 from peftkit.model import loading, source
 from peftkit.recipe import ModelConfig, Recipe
 from peftkit.scaling import of_rows
@@ -23,6 +24,18 @@ LEFT_OUT = {"deepspeed", "report_to", "use_cpu", "fp16", "bf16", "tf32", "hub_to
 
 
 @dataclass(frozen=True, kw_only=True)
+class Traced:
+    """A method's memory as PyTorch alone trains it and as DeepSpeed does; the same but in mixed precision."""
+
+    plain: ModelMemory
+    deepspeed: ModelMemory
+
+    def under(self, placement: Placement) -> ModelMemory:
+        """The one of a placement."""
+        return self.deepspeed if placement.stage else self.plain
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanRow:
     """One way to train.
 
@@ -32,7 +45,7 @@ class PlanRow:
         checkpointing: Whether activations are computed again in the backward pass.
         memory: Bytes of a rank.
         time: Seconds of an optimizer step.
-        fits: Whether the peak leaves room on the device, and what is offloaded on the host.
+        fits: Whether the peak leaves room on the device. A GPU's host is taken to have room for what is offloaded.
         largest_batch: Most rows of a rank's batch that fit; 0 when one row does not.
         hours: Of the whole training; None when the number of rows is not known.
     """
@@ -87,17 +100,12 @@ def plan(
     the table says. Raises UserError when the config can't be had.
     """
     config = read_config(recipe.model)
-    traced: dict[tuple[str, bool], ModelMemory] = {}
+    traced: dict[tuple[str, bool], Traced] = {}
     failed: dict[str, str] = {}
-    micro = arguments_of(recipe).per_device_train_batch_size
     for method in methods or (recipe.method,):
         for again in checkpointing:
-            arguments = arguments_of(recipe, checkpointing=again)
             try:
-                traced[method.name, again] = trace(
-                    config, recipe.task, method, arguments, labels=labels, dtype=recipe.model.dtype,
-                    rows=(micro, 2 * micro), on_gpu=on_gpu,
-                )  # fmt: skip
+                traced[method.name, again] = traced_method(recipe, config, method, again, labels, on_gpu)
             except UserError:
                 raise
             except Exception as error:
@@ -108,19 +116,19 @@ def plan(
     arguments = arguments_of(recipe)
     steps = _steps(arguments, ranks, train_rows)
     rows = tuple(
-        _row(name, memory, again, placement, ranks, arguments, hardware, steps)
-        for (name, again), memory in traced.items()
+        _row(name, one.under(placement), again, placement, ranks, arguments, hardware, steps)
+        for (name, again), one in traced.items()
         for placement in (PLACEMENTS if ranks > 1 else [one for one in PLACEMENTS if one.stage in (0, 3)])
     )
     chosen = choose(rows)
     return Plan(
         model=recipe.model.name_or_path,
         weights={
-            name: {"trainable": one.trainable, "total": one.total} for (name, _), one in traced.items()
+            name: {"trainable": one.plain.trainable, "total": one.plain.total} for (name, _), one in traced.items()
         },
         ranks=ranks,
         batch={
-            "rows": micro, "micro_batches": arguments.gradient_accumulation_steps,
+            "rows": arguments.per_device_train_batch_size, "micro_batches": arguments.gradient_accumulation_steps,
             **{field: getattr(recipe.task, field) for field in recipe.task.length_fields},
         },
         steps=steps, hardware=hardware, rows=rows, chosen=chosen, why=_why(rows, chosen, ranks, hardware),
@@ -128,15 +136,19 @@ def plan(
     )  # fmt: skip
 
 
-def traced_row(recipe: Recipe, row: PlanRow, labels: Sequence[str], on_gpu: bool) -> tuple[ModelMemory, Placement]:
-    """What a row of a plan was computed from."""
-    micro = arguments_of(recipe).per_device_train_batch_size
-    memory = trace(
-        read_config(recipe.model), recipe.task, named_method(row.method, recipe.method),
-        arguments_of(recipe, checkpointing=row.checkpointing), labels=labels, dtype=recipe.model.dtype,
-        rows=(micro, 2 * micro), on_gpu=on_gpu,
-    )  # fmt: skip
-    return memory, next(one for one in PLACEMENTS if one.name == row.placement)
+def traced_method(
+    recipe: Recipe, config: Any, method: Method, checkpointing: bool, labels: Sequence[str], on_gpu: bool
+) -> Traced:
+    """Steps of the recipe's batch and of twice as many rows."""
+    arguments = arguments_of(recipe, checkpointing=checkpointing)
+    micro = arguments.per_device_train_batch_size
+    options: dict[str, Any] = {
+        "labels": labels, "dtype": recipe.model.dtype, "rows": (micro, 2 * micro), "on_gpu": on_gpu,
+    }  # fmt: skip
+    plain = trace(config, recipe.task, method, arguments, **options)
+    if not (arguments.bf16 or arguments.fp16):
+        return Traced(plain=plain, deepspeed=plain)
+    return Traced(plain=plain, deepspeed=trace(config, recipe.task, method, arguments, deepspeed=True, **options))
 
 
 def read_config(config: ModelConfig) -> Any:
@@ -173,7 +185,7 @@ def _steps(arguments: TrainingArguments, ranks: int, train_rows: int | None) -> 
     if train_rows is None:
         return None
     batches = -(-train_rows // (arguments.per_device_train_batch_size * ranks))
-    return int(arguments.num_train_epochs * -(-batches // arguments.gradient_accumulation_steps))
+    return math.ceil(arguments.num_train_epochs * -(-batches // arguments.gradient_accumulation_steps))
 
 
 def _row(
@@ -191,8 +203,13 @@ def _row(
     )  # fmt: skip
 
 
+def _needed(memory: RankMemory, hardware: Hardware) -> int:
+    """Bytes of the device; where that is the host itself, what is offloaded stays there."""
+    return memory.peak + (memory.host if hardware.is_host else 0)
+
+
 def _fits(memory: RankMemory, hardware: Hardware) -> bool:
-    return memory.peak + hardware.reserved <= hardware.memory
+    return _needed(memory, hardware) + hardware.reserved <= hardware.memory
 
 
 def _largest_batch(memory: ModelMemory, placement: Placement, ranks: int, hardware: Hardware) -> int:
@@ -221,9 +238,9 @@ def choose(rows: Sequence[PlanRow]) -> int | None:
     )
 
 
-def least(rows: Sequence[PlanRow]) -> int:
-    """Index of the row that needs the least memory."""
-    return min(range(len(rows)), key=lambda index: rows[index].memory.peak)
+def least(rows: Sequence[PlanRow], hardware: Hardware) -> int:
+    """Index of the row that needs the least memory of the device."""
+    return min(range(len(rows)), key=lambda index: _needed(rows[index].memory, hardware))
 
 
 def _size(size: float) -> str:
@@ -233,7 +250,7 @@ def _size(size: float) -> str:
 def _why(rows: Sequence[PlanRow], chosen: int | None, ranks: int, hardware: Hardware) -> str:
     room = f"{_size(hardware.memory)} a device, {_size(hardware.reserved)} of it reserved"
     if chosen is None:
-        row = rows[least(rows)]
+        row = rows[least(rows, hardware)]
         return (
             f"nothing fits in {room}: the least is {_said(row)} with {_size(row.memory.peak)}; "
             "take a smaller batch, shorter rows or more devices"
@@ -263,12 +280,13 @@ def placement_of(config: dict[str, Any] | None) -> Placement:
     if config is None:
         return PLACEMENTS[0]
     zero = config.get("zero_optimization", {})
-    bucket = zero.get("reduce_bucket_size", 500_000_000)
+    bucket, stage = zero.get("reduce_bucket_size", 500_000_000), int(zero.get("stage", 0))
+    optimizer, param = (_offloaded(zero.get(f"offload_{part}")) for part in ("optimizer", "param"))
     return Placement(
-        name=f"zero{zero.get('stage', 0)}" if zero.get("stage") else "none",
-        stage=int(zero.get("stage", 0)),
-        offload_optimizer=_offloaded(zero.get("offload_optimizer")),
-        offload_param=_offloaded(zero.get("offload_param")),
+        name=f"zero{stage}{'_offload' * (optimizer or param)}" if stage else "none",
+        stage=stage,
+        offload_optimizer=optimizer,
+        offload_param=param,
         bucket=None if bucket == "auto" else int(bucket),
         buckets=2 if zero.get("overlap_comm") and zero.get("stage") == 2 else 1,
     )

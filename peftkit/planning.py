@@ -16,11 +16,12 @@ from peftkit.log import logger
 from peftkit.memory_trace import trace
 from peftkit.methods import named_method
 from peftkit.parsing import dict_to_recipe
-from peftkit.plan import Plan, arguments_of, plan, read_config, traced_row
+from peftkit.plan import Plan, arguments_of, plan, read_config, traced_method
 from peftkit.plan_text import plan_text, scaling_text
 from peftkit.recipe import Recipe
 from peftkit.report import read_report
 from peftkit.scaling import ScalingRow, strong_scaling, weak_scaling
+from peftkit.zero_memory import PLACEMENTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,11 @@ def _hardware(asked: Asked) -> tuple[Hardware, bool]:
 
 
 def reached(folder: Path) -> float:
-    """Floating point operations a second that a finished run of one process reached in training. Raises UserError."""
+    """Floating point operations a second that a finished run of one process reached in training.
+
+    From its tokens a second, and the operations of a full row; of seq2seq by source tokens, as if targets were as long
+    against sources as their greatest lengths. Raises UserError.
+    """
     report = read_report(folder)
     if report.status != "complete" or report.environment.get("processes") != 1:
         raise UserError(f"--speed-from {folder}: must be a complete run of one process")
@@ -124,7 +129,9 @@ def _data(recipe: Recipe, rows: int | None) -> tuple[int | None, Sequence[str]]:
 def _scaling(recipe: Recipe, found: Plan, labels: Sequence[str], on_gpu: bool) -> dict[str, list[ScalingRow]]:
     assert found.chosen is not None
     row = found.rows[found.chosen]
-    memory, placement = traced_row(recipe, row, labels, on_gpu)
+    placement = next(one for one in PLACEMENTS if one.name == row.placement)
+    method, config = named_method(row.method, recipe.method), read_config(recipe.model)
+    memory = traced_method(recipe, config, method, row.checkpointing, labels, on_gpu).under(placement)
     batch = memory.steps[0].rows * found.ranks * found.batch["micro_batches"]
     said = f"{row.method}, {row.placement}"
     return {

@@ -15,7 +15,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from peftkit import checkpoint_files as files
 from peftkit import distributed
-from peftkit.checkpoint import ABOUT, About, read_about, remove_unfinished
+from peftkit.checkpoint import ABOUT, REPLACED, About, read_about, remove_unfinished
 from peftkit.files import write_json
 from peftkit.optimizer_state import Keeper, Sharded, keeper
 from peftkit.rng_state import rng_state, set_rng_state
@@ -54,7 +54,7 @@ class ResumableTrainer(Trainer):
         self._write(temporary if writes else None)
         if writes:
             if final.exists():
-                replaced = run / f".{final.name}.replaced"
+                replaced = run / f".{final.name}{REPLACED}"
                 shutil.rmtree(replaced, ignore_errors=True)
                 final.rename(replaced)
                 temporary.rename(final)

@@ -158,7 +158,7 @@ def _run(
     reading = time.perf_counter()
     with arguments.main_process_first(desc="reading the data"):
         splits = load_splits(recipe.data, task)
-    distributed.check_same_data(splits.fingerprint)
+    distributed.check_same(splits.fingerprint, str(recipe.training.get("deepspeed")))
     for decision in splits.decisions:
         logger.info("%s", decision)
     tokenizer = load_tokenizer(recipe.model, task)

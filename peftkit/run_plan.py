@@ -26,20 +26,20 @@ def planned_run(
     `rows` is the batch of a device, `before` what the process held before the model. A step that can't be traced is
     told as `error`.
     """
-    task = replace(recipe.task, **_longest(recipe, train))  # type: ignore[type-var]
     on_gpu = arguments.device.type == "cuda"
-    deepspeed = recipe.training.get("deepspeed")
-    placement = placement_of(None if deepspeed is None else deepspeed_config(deepspeed))
     try:
+        task = replace(recipe.task, **_longest(recipe, train))  # type: ignore[type-var]
+        words = recipe.training.get("deepspeed")
+        placement = placement_of(None if words is None else deepspeed_config(words))
         with without_zero3():
             memory = trace(
                 config, task, recipe.method, arguments, labels=labels, dtype=recipe.model.dtype, rows=(rows,),
-                on_gpu=on_gpu, head=head,
+                on_gpu=on_gpu, head=head, deepspeed=words is not None,
             )  # fmt: skip
+        found = rank_memory(memory, memory.steps[0], placement, ranks)
     except Exception as error:
         # What a model does with values is not for a run to fail by that has ended well.
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-    found = rank_memory(memory, memory.steps[0], placement, ranks)
     told = {
         "placement": placement.name, "rows": rows, **{field: getattr(task, field) for field in task.length_fields},
         **dataclasses.asdict(found), "process_before": before,

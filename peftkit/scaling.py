@@ -19,7 +19,7 @@ class ScalingRow:
         devices: How many.
         rows: Rows of a micro-batch of one device.
         samples_per_second: Of all devices.
-        efficiency: Share of what as many single devices would do.
+        efficiency: Rows a second of a device, as a share of those of one device alone with the whole batch.
         bound: `compute`, `network` or `optimizer`: what most of the step is spent on.
         peak: Bytes of memory of a device.
     """
@@ -36,7 +36,8 @@ def weak_scaling(
     memory: ModelMemory, step: StepMemory, placement: Placement, hardware: Hardware, devices: Sequence[int] = DEVICES
 ) -> list[ScalingRow]:
     """Each device keeps its batch, so the global batch grows with the devices; one pass a step."""
-    return [_row(memory, step, placement, hardware, count, 1) for count in devices]
+    alone = _alone(memory, step, placement, hardware, 1)
+    return [_row(memory, step, placement, hardware, count, 1, alone) for count in devices]
 
 
 def strong_scaling(
@@ -45,12 +46,13 @@ def strong_scaling(
 ) -> list[ScalingRow]:  # fmt: skip
     """The global batch stays, so a device's share shrinks, down to one row; passes of the traced size at the most."""
     found = []
+    alone = _alone(memory, steps[0], placement, hardware, max(1, global_batch // steps[0].rows))
     for count in devices:
         if global_batch % count:
             continue
         share = global_batch // count
         rows = min(share, steps[0].rows)
-        found.append(_row(memory, of_rows(steps, rows), placement, hardware, count, share // rows))
+        found.append(_row(memory, of_rows(steps, rows), placement, hardware, count, share // rows, alone))
     return found
 
 
@@ -62,17 +64,23 @@ def of_rows(steps: Sequence[StepMemory], rows: int) -> StepMemory:
         low, high = getattr(first, name), getattr(second, name)
         return max(0, int(low + (high - low) * (rows - first.rows) / (second.rows - first.rows)))
 
-    names = ("forward", "backward", "released", "update", "flops")
+    names = ("forward", "backward", "kept", "released", "update", "flops")
     return StepMemory(rows=rows, **{name: at(name) for name in names})
 
 
 def _row(
-    memory: ModelMemory, step: StepMemory, placement: Placement, hardware: Hardware, devices: int, micro_steps: int
-) -> ScalingRow:
+    memory: ModelMemory, step: StepMemory, placement: Placement, hardware: Hardware, devices: int, micro_steps: int,
+    alone: float,
+) -> ScalingRow:  # fmt: skip
+    """`alone` is what one device does in a second."""
     taken = step_time(memory, step, placement, devices, micro_steps, hardware)
-    alone = step_time(memory, step, placement, 1, micro_steps, hardware)
     rate = step.rows * micro_steps * devices / taken.seconds
     return ScalingRow(
-        devices=devices, rows=step.rows, samples_per_second=rate, efficiency=alone.seconds / taken.seconds,
+        devices=devices, rows=step.rows, samples_per_second=rate, efficiency=rate / devices / alone,
         bound=taken.bound, peak=rank_memory(memory, step, placement, devices).peak,
     )  # fmt: skip
+
+
+def _alone(memory: ModelMemory, step: StepMemory, placement: Placement, hardware: Hardware, micro_steps: int) -> float:
+    """Rows a second of one device."""
+    return step.rows * micro_steps / step_time(memory, step, placement, 1, micro_steps, hardware).seconds

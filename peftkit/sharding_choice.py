@@ -6,7 +6,8 @@ from dataclasses import replace
 import psutil
 import torch
 
-from peftkit.distributed import deepspeed_config, weights_type
+from peftkit.distributed import deepspeed_config, processes, weights_type
+from peftkit.errors import UserError
 from peftkit.hardware import CPU, GPU
 from peftkit.log import logger
 from peftkit.plan import arguments_of, least, placement_of, plan
@@ -29,18 +30,19 @@ def settled(recipe: Recipe) -> Recipe:
 
 
 def _chosen(recipe: Recipe) -> str | None:
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = processes()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks)
     on_gpu = torch.cuda.is_available() and not recipe.training.get("use_cpu")
     if on_gpu:
         hardware = replace(GPU, memory=torch.cuda.get_device_properties(0).total_memory)
     else:
-        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        hardware = replace(CPU, memory=psutil.virtual_memory().total // sharing)
+        hardware = replace(CPU, memory=psutil.virtual_memory().total // here)
+    hardware = replace(hardware, devices_per_host=here)
     found = plan(
         recipe, ranks=ranks, hardware=hardware, on_gpu=on_gpu,
         checkpointing=(bool(arguments_of(recipe).activation_checkpointing),),
     )  # fmt: skip
-    row = found.rows[least(found.rows) if found.chosen is None else found.chosen]
+    row = found.rows[least(found.rows, hardware) if found.chosen is None else found.chosen]
     logger.info("deepspeed auto, %d rank%s: %s", ranks, "s" * (ranks > 1), found.why)
     return None if row.placement == "none" else f"ds_configs/{row.placement}.json"
 
@@ -51,6 +53,8 @@ def _shardable(recipe: Recipe) -> Recipe:
     if quantization is None or name is None or placement_of(deepspeed_config(name)).stage < 3:
         return recipe
     right = weights_type(recipe)
+    if right == AUTO:
+        raise UserError("model.dtype: auto: ZeRO-3 must know the type beside 4-bit weights; name it")
     if quantization.bnb_4bit_quant_storage != "uint8":
         return recipe
     logger.info("ZeRO-3 with 4-bit weights: method.quantization.bnb_4bit_quant_storage is %s", right)

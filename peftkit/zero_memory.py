@@ -81,9 +81,12 @@ def rank_memory(memory: ModelMemory, step: StepMemory, placement: Placement, ran
             activations=max(0, peak - memory.weights - memory.optimizer - memory.gradients),
             peak=peak + buffers, host=0,
         )  # fmt: skip
-    states = -(-(memory.optimizer + MASTER_BYTES * memory.trainable) // ranks)
+    master = MASTER_BYTES * memory.trainable
+    states = -(-(memory.master_optimizer + master) // ranks)
     gradients = memory.gradients if placement.stage == 1 else -(-memory.gradients // ranks)
-    weights = memory.weights if placement.stage < 3 else -(-memory.weights // ranks)
+    # The scales of 4-bit weights are no parameters: they are neither sharded nor offloaded.
+    shared = memory.weights - memory.quantization
+    weights = shared if placement.stage < 3 else -(-shared // ranks)
     element = memory.gradients // max(1, memory.trainable)
     bucket = memory.width**2 if placement.bucket is None else placement.bucket
     buffers = placement.buckets * bucket * element
@@ -97,12 +100,16 @@ def rank_memory(memory: ModelMemory, step: StepMemory, placement: Placement, ran
     if placement.offload_param:
         host += weights
         weights = 0
-    activations = max(step.forward, step.released) if placement.stage > 1 else max(step.forward, step.backward)
+    weights += memory.quantization
+    # The optimizer wants gradients of the type of its own copy.
+    update = gradients + (-(-master // ranks) if memory.gradients < master and not placement.offload_optimizer else 0)
+    whole = max(step.forward, step.backward) + step.kept
+    activations = max(step.forward, step.released) if placement.stage > 1 else whole
     working = activations + (gradients if placement.stage > 1 else 0)
     return RankMemory(
         weights=weights, quantization=memory.quantization, gradients=gradients, optimizer=states, buffers=buffers,
         activations=max(0, activations - (memory.gradients if placement.stage == 1 else 0)),
-        peak=weights + states + buffers + max(working, gradients), host=host,
+        peak=weights + states + buffers + max(working, update), host=host,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from peftkit import full, lora
+from peftkit.report import read_report
 from peftkit.run import run
 
 MOST = 3
@@ -42,10 +43,11 @@ def test_a_smaller_batch_is_accumulated_to_the_same_whole_from_the_same_start(
     assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 
-def test_where_one_row_is_too_much_memory_has_run_out(small_recipe, monkeypatch):
+def test_where_one_row_is_too_much_memory_has_run_out(small_recipe, monkeypatch, tmp_path):
     def none(self, *rest, **how):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(Trainer, "training_step", none)
     with pytest.raises(RuntimeError, match="No executable batch size"):
         run(small_recipe(auto_find_batch_size=True))
+    assert read_report(tmp_path / "run").status == "out_of_memory"

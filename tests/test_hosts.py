@@ -10,6 +10,7 @@ from itertools import count
 import pytest
 from test_recipes import BIN, ROOT
 
+from peftkit.checkpoint import last_whole
 from peftkit.report import read_report
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
@@ -139,8 +140,12 @@ def test_two_hosts_train_one_run(launcher, shared, hosts, model, tmp_path):
 
 def test_a_host_that_is_killed_ends_the_other(hosts, model, tmp_path):
     folder = tmp_path / "shared" / "run"
-    hosts.launch("torchrun", [*model, *ENDLESS], str(folder))
+    saving = ["--training.save_strategy", "steps", "--training.save_steps", "1", "--training.save_total_limit", "2"]
+    hosts.launch("torchrun", [*model, *ENDLESS, *saving], str(folder))
     hosts.wait_for_training()
+    until = time.monotonic() + 60
+    while last_whole(folder) is None and time.monotonic() < until:
+        time.sleep(0.2)
     hosts.kill(0)
     assert hosts.codes(TO_END) == [-signal.SIGKILL, 1]
     report = read_report(folder)
@@ -149,7 +154,9 @@ def test_a_host_that_is_killed_ends_the_other(hosts, model, tmp_path):
     assert "(rank 1 of 2, host " in report.error
     assert "start the run again" in report.error
     assert f"peftkit, rank 1: {report.error}" in hosts.said(1)
-    assert sorted(path.name for path in folder.iterdir()) == ["report.json", "tensorboard"]
+    assert last_whole(folder) is not None
+    left = {path.name for path in folder.iterdir() if "checkpoint-" not in path.name}
+    assert left == {"report.json", "tensorboard"}
 
 
 def test_hosts_whose_link_is_cut_end_in_time(hosts, model, tmp_path):
