@@ -1,7 +1,6 @@
 """One run, from recipe to report: the only file that knows the order."""
 
 import dataclasses
-import gc
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +10,8 @@ from typing import Any
 
 import torch
 from transformers import EvalPrediction, set_seed
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from peftkit import checkpoint, distributed, measure, methods, run_folder
-from peftkit.asking import held_out, outputs_of
 from peftkit.callbacks import AuditCallback, ClockCallback
 from peftkit.data import load_splits
 from peftkit.data_checks import Checks, check_data
@@ -31,9 +28,10 @@ from peftkit.files import text_without_home, without_home
 from peftkit.log import is_rank_zero, logger, set_up_logging
 from peftkit.model import check_precision, load_base, load_tokenizer, positions
 from peftkit.parsing import parse_recipe, recipe_to_dict, split_resume
+from peftkit.read_back import allowed, live_outputs, read_back
 from peftkit.recipe import Recipe
 from peftkit.report import FILE_NAME, Report, read_report
-from peftkit.round_trip import Allowance, Difference, allowance, check, compared, is_half
+from peftkit.round_trip import check
 from peftkit.run_plan import planned_run
 from peftkit.scoring import Scoring
 from peftkit.sharding_choice import settled
@@ -103,11 +101,11 @@ def run(
             if is_rank_zero():
                 if fitted is not None:
                     # The trained model is out of scope here, so its memory is free for the one that is loaded.
-                    found = _read_back(temporary, recipe, fitted)
-                    allowed = _allowed(temporary, recipe, bool(report.environment.get("gpus")))
-                    told = {**dataclasses.asdict(found), "tolerance": allowed.difference}
+                    found = read_back(temporary, recipe, fitted)
+                    most = allowed(temporary, recipe, bool(report.environment.get("gpus")))
+                    told = {**dataclasses.asdict(found), "tolerance": most.difference}
                     report = replace(report, round_trip=told)
-                    check("the run read back", found, allowed)
+                    check("the run read back", found, most)
                 report.write(temporary)
                 if trial:
                     checkpoint.remove_all(folder)
@@ -220,7 +218,7 @@ def _run(
     if not trial:
         # Before evaluation, which may cast the model to 16 bits.
         trainer.save_model(str(temporary))
-        live = _live_outputs(task, model, trainer.data_collator(list(first_rows)), arguments.device)
+        live = live_outputs(task, model, trainer.data_collator(list(first_rows)), arguments.device)
     before_evaluation = time.perf_counter()
     # Scored below, once, with what the task learns from validation.
     trainer.compute_metrics = None
@@ -256,15 +254,8 @@ def _run(
             memory_per_rank=memory,
             optimizer_bytes=optimizer_bytes,
             plan=planned_run(
-                recipe,
-                base.model.config,
-                encoded["train"],
-                arguments,
-                labels=splits.labels,
-                head=base.head,
-                ranks=len(memory),
-                rows=trainer._train_batch_size,
-                before=before,
+                recipe, base.model.config, encoded["train"], arguments, labels=splits.labels, head=base.head,
+                ranks=len(memory), rows=trainer._train_batch_size, before=before,
             ),
             times={
                 "start_up": start_up,
@@ -282,7 +273,7 @@ def _run(
             audit=audit.finding,
             resumed=list(trainer.resumed),
             history=[dict(row) for row in trainer.state.log_history],
-        )
+        )  # fmt: skip
         learned = None if trial else fitted.task
     return report, learned
 
@@ -313,26 +304,3 @@ def _without_home(checks: dict[str, Any]) -> dict[str, Any]:
 
 def _loss(metrics: dict[str, float], split: str) -> dict[str, Any]:
     return {"loss": metrics[f"{split}_loss"]} if f"{split}_loss" in metrics else {}
-
-
-def _live_outputs(task: Task, model: Any, batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
-    """The inputs of a batch and what the model, as it stands in memory, makes of them; every rank takes part."""
-    model.eval()
-    inputs, counted = held_out(task, batch, model.config)
-    found = outputs_of(model, inputs, device, synced_gpus=is_deepspeed_zero3_enabled())
-    return {name: tensor.cpu().contiguous() for name, tensor in {**inputs, **found, **counted}.items()}
-
-
-def _read_back(folder: Path, recipe: Recipe, task: Task) -> Difference:
-    """How far the folder, loaded by a fresh process, is from the live model."""
-    batch, live = run_folder.read_held_out(folder)
-    gc.collect()
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
-    trust = recipe.model.trust_remote_code
-    return compared(task, run_folder.fresh_outputs_of(folder, recipe, batch, trust_remote_code=trust), live, batch)
-
-
-def _allowed(folder: Path, recipe: Recipe, on_gpu: bool) -> Allowance:
-    half = is_half(recipe, run_folder.dtype_of(folder), on_gpu=on_gpu)
-    return allowance(run_folder.read_held_out(folder)[1], half=half, same_device=not on_gpu)
