@@ -140,6 +140,19 @@ def start(*, deepspeed: bool, use_cpu: bool, timeout: timedelta) -> None:
 
     # The Trainer asks for the world's size before it would join it; the batch size must already know all ranks.
     library.init_distributed("gloo" if use_cpu else "nccl", timeout=timeout, verbose=False)
+    if use_cpu:
+        _unname_shared_memory()
+
+
+def _unname_shared_memory() -> None:
+    """Take the names from DeepSpeed's buffers in the host's shared memory, 66 MiB a rank, which it never removes.
+
+    Once every rank has opened them they last as long as the ranks, however those end.
+    """
+    torch.distributed.barrier()
+    mine = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_*"
+    for path in Path("/dev/shm").glob(mine):  # noqa: S108  this is where they are
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

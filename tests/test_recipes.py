@@ -61,6 +61,8 @@ def test_deepspeed_without_a_config_chooses_one_and_says_so(name, tmp_path):
     stage = "zero2" if name == "full_cls" else "zero1"
     assert (done.stdout + done.stderr).count(f"chose ds_configs/{stage}.json") == 1
     assert report.recipe["training"]["deepspeed"] == f"ds_configs/{stage}.json"
+    port = done.args[done.args.index("--master_port") + 1]
+    assert not list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*"))
     assert report.audit["verdict"] == "passed"
 
 
