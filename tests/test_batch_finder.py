@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from peftkit import full, lora
+from peftkit import full
 from peftkit.report import read_report
 from peftkit.run import run
 
@@ -23,7 +23,7 @@ def small_memory(monkeypatch):
     monkeypatch.setattr(Trainer, "training_step", limited)
 
 
-@pytest.mark.parametrize("method", [full, lora])
+@pytest.mark.parametrize("method", [full])
 def test_a_smaller_batch_is_accumulated_to_the_same_whole_from_the_same_start(
     method, small_recipe, small_memory, tmp_path
 ):
