@@ -5,6 +5,7 @@ counts every allocation of CPU tensors. The plan of the same recipe is traced in
 """
 
 import argparse
+import dataclasses
 import gc
 import json
 import subprocess
@@ -98,8 +99,9 @@ def measure(recipe: Any) -> dict[str, int]:
 
 def planned(recipe: Any, model: str) -> dict[str, int]:
     """What the plan says of it."""
-    from peftkit.memory_trace import summary, trace
+    from peftkit.memory_trace import trace
     from peftkit.plan import arguments_of
+    from peftkit.zero_memory import PLACEMENTS, rank_memory
 
     arguments = arguments_of(recipe)
     rows = [recipe.training["per_device_train_batch_size"]]
@@ -107,7 +109,7 @@ def planned(recipe: Any, model: str) -> dict[str, int]:
         config_of(model), recipe.task, recipe.method, arguments, labels=("a", "b"), dtype="float32", rows=rows,
         on_gpu=False,
     )  # fmt: skip
-    return dict(summary(found, found.steps[0]))
+    return dataclasses.asdict(rank_memory(found, found.steps[0], PLACEMENTS[0], 1))
 
 
 def case(words: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from peftkit.blank_model import blank_model, counts, held_bytes, largest_layer, place, quantization_bytes, sum_bytes
 from peftkit.live_bytes import LiveBytes
+from peftkit.measure import optimizer_bytes
 from peftkit.methods import Method
 from peftkit.tasks import Task
 
@@ -185,8 +186,7 @@ def _state_bytes(optimizer: torch.optim.Optimizer, trained: Sequence[torch.nn.Pa
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
-    held = [tensor for state in optimizer.state.values() for tensor in state.values()]
-    return sum_bytes([tensor for tensor in held if isinstance(tensor, torch.Tensor)])
+    return optimizer_bytes(optimizer)
 
 
 def _master_bytes(
@@ -253,13 +253,3 @@ def _known(model: torch.nn.Module, on_gpu: bool) -> LiveBytes:
     live = LiveBytes(on_gpu)
     live.ignore((*model.parameters(), *model.buffers(), *(parameter.grad for parameter in model.parameters())))
     return live
-
-
-def summary(memory: ModelMemory, step: StepMemory) -> Mapping[str, int]:
-    """What one device holds, in bytes, by kind; `activations` is what the peak has beyond the rest."""
-    peak = memory.peak(step)
-    rest = memory.weights + memory.optimizer + memory.gradients
-    return {
-        "weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer,
-        "quantization": memory.quantization, "activations": max(0, peak - rest), "peak": peak,
-    }  # fmt: skip

@@ -23,7 +23,7 @@ from peftkit import (
 )
 from peftkit.blank_model import blank_model, held_bytes
 from peftkit.measure import optimizer_bytes
-from peftkit.memory_trace import summary, trace
+from peftkit.memory_trace import trace
 from peftkit.model import load_base, load_tokenizer
 from peftkit.plan import arguments_of
 from peftkit.training import make_trainer, training_arguments
@@ -95,7 +95,7 @@ def test_what_is_planned_is_what_real_tensors_take(architecture, method, task, t
     found = traced(recipe, checkpoints / architecture, head=head)
     assert found.weights == pytest.approx(weights, rel=0.01)
     assert found.optimizer == pytest.approx(state, rel=0.01)
-    assert summary(found, found.steps[0])["peak"] == pytest.approx(peak, rel=0.05)
+    assert found.peak(found.steps[0]) == pytest.approx(peak, rel=0.05)
 
 
 @pytest.mark.parametrize(
