@@ -1,6 +1,6 @@
 """Methods under every sharding, on one rank, two ranks and two hosts: loss, accuracy, optimizer state, speed, memory.
 
-    python benchmarks/sharding.py --data FOLDER [--steps 12] [--places 1,2,hosts]
+    python benchmarks/sharding.py --data FOLDER [--steps 30]
 
 The same global batch of 32 rows everywhere. Two hosts are two network namespaces of this machine, made with iproute2
 as root, and left out where they can't be made. What is done already stands in WORK and is not done again. Writes
@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "sharding.json"
 BIN = Path(sys.executable).parent
 IP = shutil.which("ip") or "ip"
-METHODS = ("full", "lora", "qlora")
+LEARNING_RATES = {"full": 2e-4, "lora": 3e-3, "qlora": 3e-3}
 SHARDINGS = {
     "1": ("none", "zero2", "zero3"),
     "2": ("none", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"),
@@ -81,6 +81,7 @@ def train(method: str, place: str, sharding: str, data: Path, steps: int, work: 
         words = [
             "--data.path", str(data), "--training.max_steps", str(steps), "--data.max_train_samples", str(32 * steps),
             "--data.max_eval_samples", "400", "--training.per_device_train_batch_size", "32" if place == "1" else "16",
+            "--training.learning_rate", str(LEARNING_RATES[method]), "--training.warmup_steps", "3",
             "--training.disable_tqdm", "true", "--training.logging_steps", "1", "--training.output_dir", str(folder),
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -102,10 +103,11 @@ def train(method: str, place: str, sharding: str, data: Path, steps: int, work: 
     planned = report["plan"]["optimizer"] - master if "offload" not in sharding else None
     return {
         "method": method, "place": place, "sharding": sharding, "ranks": ranks,
-        "hosts": report["environment"]["hosts"], "loss": losses[-1], "first_loss": losses[0],
+        "hosts": report["environment"]["hosts"], "losses": losses,
         "accuracy": report["metrics"]["test"]["accuracy"],
         "optimizer": report["optimizer_bytes"], "planned_optimizer": planned,
         "process_peak": max(rank["process_peak"] for rank in report["memory_per_rank"]),
+        "planned_peak": report["plan"]["process_peak"],
         "steps_per_second": steps / report["times"]["train"],
         "environment": report["environment"],
     }  # fmt: skip
@@ -115,39 +117,48 @@ def main() -> None:
     """Run every case and write the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--places", default="1,2,hosts")
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--work", type=Path, default=Path("runs/sharding"))
     words = parser.parse_args()
     words.work.mkdir(parents=True, exist_ok=True)
-    places = words.places.split(",")
-    if "hosts" in places and not make_hosts():
+    places = ["1", "2"]
+    if make_hosts():
+        places.append("hosts")
+    else:
         print("no two hosts: network namespaces can't be made here (iproute2, as root)")
-        places.remove("hosts")
     rows = []
     try:
-        for method in METHODS:
+        for method in LEARNING_RATES:
             for place in places:
                 for sharding in SHARDINGS[place]:
                     rows.append(train(method, place, sharding, words.data, words.steps, words.work))
                     row = rows[-1]
-                    print(method, place, sharding, f"{row['loss']:.4f}", f"{row['accuracy']:.4f}", flush=True)
+                    print(method, place, sharding, f"{row['losses'][-1]:.4f}", f"{row['accuracy']:.4f}", flush=True)
     finally:
         if "hosts" in places:
             remove_hosts()
     environment = rows[0]["environment"]
     for row in rows:
         del row["environment"]
+    unsharded = {(row["method"], row["place"]): row["losses"] for row in rows if row["sharding"] == "none"}
+    for row in rows:
+        other = unsharded[row["method"], row["place"]]
+        row["loss_apart"] = max(abs(a - b) for a, b in zip(row["losses"], other, strict=True))
     result = {"data": words.data.resolve().name, "steps": words.steps, "environment": environment, "rows": rows}
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    print("\n| method | on | sharding | loss | accuracy | optimizer state a rank | peak a rank | steps/s |")
-    print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    heads = (
+        "method | on | sharding | last loss | apart | accuracy | optimizer state | planned | peak | planned | steps/s"
+    )
+    print(f"\n| {heads} |")
+    print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     on = {"1": "1 rank", "2": "2 ranks", "hosts": "2 hosts"}
     for row in rows:
+        planned = row["planned_optimizer"]
         print(
-            f"| {row['method']} | {on[row['place']]} | {row['sharding']} | {row['loss']:.4f} | {row['accuracy']:.4f} | "
-            f"{max(row['optimizer']) / 1e6:.1f} MB | {row['process_peak'] / 2**20:,.0f} MiB | "
-            f"{row['steps_per_second']:.2f} |"
+            f"| {row['method']} | {on[row['place']]} | {row['sharding']} | {row['losses'][-1]:.4f} | "
+            f"{row['loss_apart']:.0e} | {row['accuracy']:.4f} | {max(row['optimizer']) / 1e6:.1f} MB | "
+            f"{'' if planned is None else f'{planned / 1e6:.1f} MB'} | {row['process_peak'] / 2**20:,.0f} MiB | "
+            f"{row['planned_peak'] / 2**20:,.0f} MiB | {row['steps_per_second']:.2f} |"
         )
 
 

@@ -190,23 +190,28 @@ def is_one_of_several() -> bool:
     return processes() > 1
 
 
-def check_same(fingerprint: str, sharding: str) -> None:
-    """Raise UserError, on every rank, when one has read other rows than rank 0, or shards otherwise.
+def check_same(fingerprint: str, sharding: str, can_load_best: bool) -> None:
+    """Raise UserError, on every rank, when one has read other rows than rank 0, shards otherwise, or can't load.
 
-    Hosts need not share their files, nor have the same memory.
+    Hosts need not share their files, nor have the same memory; but a rank that does not see the best checkpoint would
+    go on with its last weights.
     """
     if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
         return
     every: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(every, (fingerprint, sharding))
-    for place, advice in enumerate(
-        (
-            "data: rank {} read other rows than rank 0; give every host the same data and packages",
-            "training.deepspeed: auto: rank {} would shard otherwise than rank 0; name one config",
-        )
-    ):
+    torch.distributed.all_gather_object(every, (fingerprint, sharding, can_load_best))
+    advice = (
+        "data: rank {} read other rows than rank 0; give every host the same data and packages",
+        "training.deepspeed: auto: rank {} would shard otherwise than rank 0; name one config",
+        "training.load_best_model_at_end: rank {} does not see rank 0's folder of the run, where the best checkpoint "
+        "will be; give the hosts a training.output_dir that they share, or set it to false",
+    )
+    wrong = []
+    for place, told in enumerate(advice):
         if odd := [str(rank) for rank, other in enumerate(every) if other[place] != every[0][place]]:
-            raise UserError(advice.format(", ".join(odd)))
+            wrong.append(told.format(", ".join(odd)))
+    if wrong:
+        raise UserError("; ".join(wrong))
 
 
 def clear_stale_locks() -> None:

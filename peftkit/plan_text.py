@@ -42,7 +42,7 @@ def assumed(hardware: Hardware) -> str:
         f"a device reaches {hardware.flops / 1e12:.3g} TFLOP/s, memory {hardware.memory_bandwidth / 1e9:.4g} GB/s; "
         f"{hardware.bandwidth / 1e9:.4g} GB/s between devices, {hardware.network / 1e9:.4g} between hosts of "
         f"{hardware.devices_per_host}, {hardware.host_link / 1e9:.4g} to the host; "
-        "communication hides behind computing; "
+        f"communication {'takes time from' if hardware.is_host else 'hides behind'} computing; "
         f"{_gib(hardware.reserved)} GiB of {_gib(hardware.memory)} for libraries and fragments"
     )
 

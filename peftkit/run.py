@@ -156,7 +156,10 @@ def _run(
     reading = time.perf_counter()
     with arguments.main_process_first(desc="reading the data"):
         splits = load_splits(recipe.data, task)
-    distributed.check_same(splits.fingerprint, str(recipe.training.get("deepspeed")))
+    distributed.check_same(
+        splits.fingerprint, str(recipe.training.get("deepspeed")),
+        not arguments.load_best_model_at_end or temporary.is_dir(),
+    )  # fmt: skip
     for decision in splits.decisions:
         logger.info("%s", decision)
     tokenizer = load_tokenizer(recipe.model, task)

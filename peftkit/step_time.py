@@ -16,20 +16,23 @@ class StepTime:
 
     Attributes:
         compute: Forward and backward.
-        network: Communication, which goes on beside them.
+        network: Communication.
         update: The optimizer, and what offloading moves to and from the host.
         sent: Bytes that one rank sends.
+        overlaps: Whether communication goes on beside computing.
     """
 
     compute: float
     network: float
     update: float
     sent: int
+    overlaps: bool
 
     @property
     def seconds(self) -> float:
-        """Of the whole step: communication hides behind computing, or the other way round; the update waits."""
-        return max(self.compute, self.network) + self.update
+        """Of the whole step: communication hides behind computing where it can, or the other way round."""
+        both = max(self.compute, self.network) if self.overlaps else self.compute + self.network
+        return both + self.update
 
     @property
     def bound(self) -> str:
@@ -69,4 +72,8 @@ def step_time(
         update += (memory.gradients + memory.trained_weights) / shards / hardware.host_link
     if placement.offload_param:
         update += 2 * micro_steps * memory.weights / shards / hardware.host_link
-    return StepTime(compute=micro_steps * step.flops / hardware.flops, network=sent / between, update=update, sent=sent)
+    return StepTime(
+        compute=micro_steps * step.flops / hardware.flops, network=sent / between, update=update, sent=sent,
+        # The cores that compute also communicate.
+        overlaps=not hardware.is_host,
+    )  # fmt: skip

@@ -124,7 +124,7 @@ def test_no_other_error_is_taken_for_a_lost_rank(said, ranks, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ranks")
-def test_ranks_with_different_rows_stop(tmp_path):
+def test_ranks_with_different_files_stop(tmp_path):
     """Each rank has a folder of its own, as hosts have that share none."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(FOUR_SENTENCES.read_text())
@@ -136,7 +136,9 @@ def test_ranks_with_different_rows_stop(tmp_path):
     script.write_text(
         "import os, sys\nfrom peftkit import main\nfrom peftkit.parsing import read_recipe\n"
         f"os.chdir('{tmp_path}/' + os.environ['RANK'])\n"
-        f"main(read_recipe('{recipe}'), ['--data.path', 'rows.jsonl', '--model.name_or_path', 'demo'])\n"
+        f"main(read_recipe('{recipe}'), ['--data.path', 'rows.jsonl', '--model.name_or_path', 'demo',\n"
+        "'--training.load_best_model_at_end', 'true', '--training.eval_strategy', 'epoch',\n"
+        "'--training.save_strategy', 'epoch'])\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
@@ -144,4 +146,5 @@ def test_ranks_with_different_rows_stop(tmp_path):
     )  # fmt: skip
     assert done.returncode != 0
     assert done.stderr.count("peftkit: data: rank 1 read other rows than rank 0") == 1
+    assert done.stderr.count("training.load_best_model_at_end: rank 1 does not see rank 0's folder") == 1
     assert "exitcode  : 2" in done.stderr

@@ -31,6 +31,13 @@ def test_what_bounds_a_step():
     assert step_time(MODEL, STEP, BY_NAME["zero2_offload"], 8, 1, slow_memory).bound == "optimizer"
 
 
+def test_the_cores_of_a_cpu_do_not_compute_while_they_communicate():
+    beside = step_time(MODEL, STEP, BY_NAME["zero3"], 8, 1, SLOW_NETWORK)
+    after = step_time(MODEL, STEP, BY_NAME["zero3"], 8, 1, replace(SLOW_NETWORK, is_host=True))
+    assert beside.seconds == max(beside.compute, beside.network) + beside.update
+    assert after.seconds == beside.compute + beside.network + beside.update
+
+
 def test_weak_scaling_keeps_the_batch_and_loses_to_the_network():
     rows = weak_scaling(MODEL, STEP, BY_NAME["zero2"], SLOW_NETWORK)
     assert [row.devices for row in rows] == [2**power for power in range(11)]

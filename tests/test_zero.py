@@ -20,6 +20,7 @@ def alone(tmp_path_factory):
         folder = tmp_path_factory.mktemp("alone") / method
         words = [*SAME, "--training.per_device_train_batch_size", "8"]
         found[method] = launch("python", ROOT / "recipes" / f"{method}_cls.py", words, folder)[0], folder
+        assert found[method][0].audit["verdict"] == "passed"
     return found
 
 
