@@ -1,5 +1,6 @@
 """One process or many, with DeepSpeed or without: what must be settled before training arguments are made."""
 
+import difflib
 import importlib.util
 import json
 import os
@@ -83,7 +84,12 @@ def deepspeed_config(name: str | dict[str, Any]) -> dict[str, Any]:
                 return json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise UserError(f"training.deepspeed: {name}: not JSON ({error})") from None
-    raise UserError(f"training.deepspeed: {name}: no such file")
+    known = sorted(path.stem for path in config_folder().glob("*.json"))
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise UserError(
+        f"training.deepspeed (--ds): {name}: no such file{hint}; one of auto, {', '.join(known)}, or a config's path"
+    )
 
 
 def weights_type(recipe: Recipe) -> str:

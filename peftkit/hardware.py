@@ -15,6 +15,7 @@ class Hardware:
         memory: Memory of a device.
         reserved: What of it is not for tensors: the libraries, the driver's context, fragments.
         flops: Operations that training reaches on a device, not the data sheet's peak.
+        launch: Seconds from one operator of PyTorch to the next, at the least.
         memory_bandwidth: Of a device.
         bandwidth: Between devices of a host, as a ring reaches it.
         network: Between hosts, a device's share.
@@ -27,6 +28,7 @@ class Hardware:
     memory: int
     reserved: int
     flops: float
+    launch: float
     memory_bandwidth: float
     bandwidth: float
     network: float
@@ -37,11 +39,11 @@ class Hardware:
 
 
 GPU = Hardware(
-    memory=24 * 2**30, reserved=2**30, flops=40e12, memory_bandwidth=800e9, bandwidth=12e9, network=3e9,
+    memory=24 * 2**30, reserved=2**30, flops=40e12, launch=5e-6, memory_bandwidth=800e9, bandwidth=12e9, network=3e9,
     host_link=12e9, host_bandwidth=25e9, devices_per_host=8,
 )  # fmt: skip
 """What is assumed of a GPU of which nothing is known: PCIe between devices, 25 Gbit/s a device between hosts."""
-CPU = replace(GPU, reserved=2**30, memory_bandwidth=8e9, bandwidth=1e9, host_link=8e9, host_bandwidth=8e9, is_host=True)
+CPU = replace(GPU, launch=0, memory_bandwidth=8e9, bandwidth=1e9, host_link=8e9, host_bandwidth=8e9, is_host=True)
 
 
 def local_hardware() -> tuple[Hardware, bool]:

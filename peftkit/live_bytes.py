@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive, and how many operations were done, operator by operator."""
+"""How many bytes of tensors are alive, and what was computed, operator by operator."""
 
 import math
 import weakref
@@ -19,7 +19,7 @@ CPU_UPDATES = {
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of every storage from the operator that made it until it is freed, and operations.
+    """Counts the bytes of every storage from the operator that made it until it is freed, operators and operations.
 
     `torch.utils.flop_counter.FlopCounterMode` itself would keep tensors alive.
     """
@@ -30,11 +30,13 @@ class LiveBytes(TorchDispatchMode):
         self.now = 0
         self.peak = 0
         self.flops = 0
+        self.operators = 0
         self.known: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and count what it returned, and what it needs in between."""
         found = func(*args, **(kwargs or {}))
+        self.operators += 1
         for tensor in tree_leaves(found):
             if isinstance(tensor, torch.Tensor):
                 self.count(tensor)

@@ -33,6 +33,7 @@ class StepMemory:
         released: The same when each gradient is taken away as it comes, as ZeRO does from stage 2 on.
         update: Most that clipping and the optimizer hold beside them, the gradients among it.
         flops: Floating point operations of forward and backward; a multiplication and an addition are two.
+        operators: Operators of PyTorch in forward and backward.
     """
 
     rows: int
@@ -42,6 +43,7 @@ class StepMemory:
     released: int
     update: int
     flops: int
+    operators: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +211,9 @@ def _step(
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
         kept = sum_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
-    forward, backward, flops = _passes(model, trained, task, classes, rows, on_gpu, half, release=False)
+    forward, backward, live = _passes(model, trained, task, classes, rows, on_gpu, half, release=False)
     gradients = sum_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
+    flops, operators = live.flops, live.operators
     live = _known(model, on_gpu)
     for state in optimizer.state.values():
         live.ignore(state.values())
@@ -221,15 +224,15 @@ def _step(
     optimizer.zero_grad()
     return StepMemory(
         rows=rows, forward=forward, backward=backward, kept=kept, released=released, update=gradients + live.peak,
-        flops=flops,
+        flops=flops, operators=operators,
     )  # fmt: skip
 
 
 def _passes(
     model: torch.nn.Module, trained: Sequence[torch.nn.Parameter], task: Task,
     classes: int, rows: int, on_gpu: bool, half: torch.dtype | None, *, release: bool,
-) -> tuple[int, int, int]:  # fmt: skip
-    """Most bytes in a forward and in a backward pass, beside what the model already has, and their operations."""
+) -> tuple[int, int, LiveBytes]:  # fmt: skip
+    """Most bytes in a forward and in a backward pass, beside what the model already has, and who counted them."""
 
     def drop(parameter: torch.Tensor) -> None:
         parameter.grad = None
@@ -245,7 +248,7 @@ def _passes(
         del loss, batch
     for hook in hooks:
         hook.remove()
-    return forward, live.peak, live.flops
+    return forward, live.peak, live
 
 
 def _known(model: torch.nn.Module, on_gpu: bool) -> LiveBytes:

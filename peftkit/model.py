@@ -237,7 +237,9 @@ def loading(config: ModelConfig) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model.name_or_path: {config.name_or_path}: can't be loaded: {_short(error)}") from error
+        name = config.name_or_path
+        place = "" if Path(source(config)).exists() else "no folder here, and from the hub it "
+        raise UserError(f"model.name_or_path: {name}: {place}can't be loaded: {_short(error)}") from error
 
 
 def _short(error: Exception) -> str:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import AutoConfig, TrainingArguments
 
+from peftkit.distributed import deepspeed_config
 from peftkit.errors import UserError
 from peftkit.hardware import Hardware
 from peftkit.memory_trace import ModelMemory, trace
@@ -16,9 +17,11 @@ from peftkit.model import loading, source
 from peftkit.recipe import ModelConfig, Recipe
 from peftkit.scaling import of_rows
 from peftkit.step_time import StepTime, step_time
-from peftkit.zero_memory import PLACEMENTS, Placement, RankMemory, rank_memory
+from peftkit.zero_memory import PLACEMENTS, Placement, RankMemory, placement_of, rank_memory
 
 LARGEST_BATCH = 65536
+TIGHT = 0.05
+"""Share of a device's memory that should be left over: fragments can take as much."""
 # Words of the recipe on which neither memory nor time of a step depends, or that want the hardware at hand.
 LEFT_OUT = {"deepspeed", "report_to", "use_cpu", "fp16", "bf16", "tf32", "hub_token", "push_to_hub", "torch_compile"}
 
@@ -69,10 +72,12 @@ class Plan:
         weights: Number of weights, by method, and of those the trained ones.
         ranks: Number of devices.
         batch: Rows of a rank's batch, micro-batches of a step, and the length that rows were taken to have.
+        filled: Share of that length that rows have on average, by which computing is less.
         steps: Optimizer steps of the training; None when the number of rows is not known.
         hardware: What was assumed of it.
         rows: Method by method, placements from the least to the most sharded.
         chosen: Index of the row that is advised; None when nothing fits.
+        own: Index of the row that the recipe itself asks for; None where that was not looked at.
         why: The advice, in one sentence.
         not_traced: Methods that could not be traced, and why.
     """
@@ -81,10 +86,12 @@ class Plan:
     weights: dict[str, dict[str, int]]
     ranks: int
     batch: dict[str, int]
+    filled: float
     steps: int | None
     hardware: Hardware
     rows: tuple[PlanRow, ...]
     chosen: int | None
+    own: int | None
     why: str
     not_traced: dict[str, str]
 
@@ -92,12 +99,13 @@ class Plan:
 def plan(
     recipe: Recipe, *, ranks: int, hardware: Hardware, on_gpu: bool, methods: Sequence[Method] = (),
     checkpointing: Sequence[bool] = (False, True), labels: Sequence[str] = ("0", "1"), train_rows: int | None = None,
+    filled: float = 1,
 ) -> Plan:  # fmt: skip
     """Plan the recipe's method, or the `methods`, for `ranks` devices under every stage of ZeRO.
 
     Only the model's config is read. `checkpointing` says whether activations are computed again: without, with.
-    Rows of the data are taken to have the task's full length, so that memory is the most and time is at the most what
-    the table says. Raises UserError when the config can't be had.
+    For memory, rows of the data are taken to have the task's full length, so that it is the most; for time, `filled`
+    of it. Raises UserError when the config can't be had.
     """
     config = read_config(recipe.model)
     traced: dict[tuple[str, bool], Traced] = {}
@@ -105,7 +113,7 @@ def plan(
     for method in methods or (recipe.method,):
         for again in checkpointing:
             try:
-                traced[method.name, again] = traced_method(recipe, config, method, again, labels, on_gpu)
+                traced[method.name, again] = traced_method(recipe, config, method, again, labels, on_gpu, filled)
             except UserError:
                 raise
             except Exception as error:
@@ -131,24 +139,29 @@ def plan(
             "rows": arguments.per_device_train_batch_size, "micro_batches": arguments.gradient_accumulation_steps,
             **{field: getattr(recipe.task, field) for field in recipe.task.length_fields},
         },
-        steps=steps, hardware=hardware, rows=rows, chosen=chosen, why=_why(rows, chosen, ranks, hardware),
+        filled=filled, steps=steps, hardware=hardware, rows=rows, chosen=chosen, own=_own(recipe, arguments, rows),
+        why=_why(rows, chosen, ranks, hardware),
         not_traced=failed,
     )  # fmt: skip
 
 
 def traced_method(
-    recipe: Recipe, config: Any, method: Method, checkpointing: bool, labels: Sequence[str], on_gpu: bool
+    recipe: Recipe, config: Any, method: Method, checkpointing: bool, labels: Sequence[str], on_gpu: bool, filled: float
 ) -> Traced:
-    """Steps of the recipe's batch and of twice as many rows."""
+    """Steps of the recipe's batch and of twice as many rows, whose operations are `filled` of those of full rows."""
     arguments = arguments_of(recipe, checkpointing=checkpointing)
     micro = arguments.per_device_train_batch_size
     options: dict[str, Any] = {
         "labels": labels, "dtype": recipe.model.dtype, "rows": (micro, 2 * micro), "on_gpu": on_gpu,
     }  # fmt: skip
-    plain = trace(config, recipe.task, method, arguments, **options)
-    if not (arguments.bf16 or arguments.fp16):
-        return Traced(plain=plain, deepspeed=plain)
-    return Traced(plain=plain, deepspeed=trace(config, recipe.task, method, arguments, deepspeed=True, **options))
+
+    def traced(deepspeed: bool) -> ModelMemory:
+        found = trace(config, recipe.task, method, arguments, deepspeed=deepspeed, **options)
+        steps = tuple(replace(step, flops=int(step.flops * filled)) for step in found.steps)
+        return replace(found, steps=steps)
+
+    plain = traced(deepspeed=False)
+    return Traced(plain=plain, deepspeed=traced(deepspeed=True) if arguments.bf16 or arguments.fp16 else plain)
 
 
 def read_config(config: ModelConfig) -> Any:
@@ -238,6 +251,17 @@ def choose(rows: Sequence[PlanRow]) -> int | None:
     )
 
 
+def _own(recipe: Recipe, arguments: TrainingArguments, rows: Sequence[PlanRow]) -> int | None:
+    """Index of the row that is the recipe as it stands."""
+    config = recipe.training.get("deepspeed")
+    if config == "auto":
+        return None
+    placement = placement_of(None if config is None else deepspeed_config(config)).name
+    wanted = recipe.method.name, placement, bool(arguments.activation_checkpointing)
+    same = [index for index, row in enumerate(rows) if (row.method, row.placement, row.checkpointing) == wanted]
+    return same[0] if same else None
+
+
 def least(rows: Sequence[PlanRow], hardware: Hardware) -> int:
     """Index of the row that needs the least memory of the device."""
     return min(range(len(rows)), key=lambda index: _needed(rows[index].memory, hardware))
@@ -266,6 +290,11 @@ def _why(rows: Sequence[PlanRow], chosen: int | None, ranks: int, hardware: Hard
             said += f"; ZeRO-1 and 2 would gain nothing: at most {_size(max(0, most))} of optimizer state a rank"
     elif plain is not None and row.placement != "none" and not plain.fits:
         said += f", since without sharding it would be {_size(plain.memory.peak)}"
+    left = hardware.memory - hardware.reserved - _needed(row.memory, hardware)
+    if left < TIGHT * hardware.memory:
+        said += f"; tight: {_size(left)} are left for what was not counted"
+    if len({other.method for other in rows}) > 1:
+        said += "; what accuracy a method loses, peftkit compare tells"
     return said
 
 
@@ -273,24 +302,3 @@ def _said(row: PlanRow) -> str:
     checkpointing = " with activation checkpointing" if row.checkpointing else ""
     stage = "no sharding" if row.placement == "none" else row.placement
     return f"{row.method}, {stage}{checkpointing}"
-
-
-def placement_of(config: dict[str, Any] | None) -> Placement:
-    """Where a DeepSpeed config puts the model's states."""
-    if config is None:
-        return PLACEMENTS[0]
-    zero = config.get("zero_optimization", {})
-    bucket, stage = zero.get("reduce_bucket_size", 500_000_000), int(zero.get("stage", 0))
-    optimizer, param = (_offloaded(zero.get(f"offload_{part}")) for part in ("optimizer", "param"))
-    return Placement(
-        name=f"zero{stage}{'_offload' * (optimizer or param)}" if stage else "none",
-        stage=stage,
-        offload_optimizer=optimizer,
-        offload_param=param,
-        bucket=None if bucket == "auto" else int(bucket),
-        buckets=2 if zero.get("overlap_comm") and zero.get("stage") == 2 else 1,
-    )
-
-
-def _offloaded(words: dict[str, Any] | None) -> bool:
-    return words is not None and words.get("device", "none") != "none"

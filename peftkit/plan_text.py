@@ -9,26 +9,29 @@ from peftkit.plan import Plan, PlanRow
 from peftkit.scaling import ScalingRow
 
 HEADS = (
-    "method", "sharding", "again", "weights", "grads", "optim", "buffers", "activ", "peak", "host", "fits", "batch",
-    "s/step", "sent", "time",
+    "method", "sharding", "recompute", "weights", "grads", "optim", "buffers", "activ", "peak", "host", "fits",
+    "max batch", "s/step", "sent", "time",
 )  # fmt: skip
 
 
 def plan_text(plan: Plan) -> str:
     """The table in GiB a rank, what was assumed, and the advice."""
-    rows = [_cells(row, index == plan.chosen) for index, row in enumerate(plan.rows)]
+    rows = [
+        _cells(row, " *" * (index == plan.chosen) + " +" * (index == plan.own)) for index, row in enumerate(plan.rows)
+    ]
     counts = "; ".join(
         f"{name}: {found['trainable']:,} of {found['total']:,} weights trained" for name, found in plan.weights.items()
     )
     batch = ", ".join(f"{name} {value}" for name, value in plan.batch.items())
     lines = [
         f"{plan.model} on {plan.ranks} device{'s' * (plan.ranks > 1)}; {counts}",
-        f"a device's batch: {batch}; every row is taken to be of full length",
+        f"a device's batch: {batch}; every row is taken to be of full length, for time of {plan.filled:.0%} of it",
         "",
         tabulate(rows, headers=HEADS, disable_numparse=True, colalign=("left", "left", *["right"] * (len(HEADS) - 2))),
         "",
-        "GiB of a rank; again: activations are computed again in the backward pass; host: in the host's memory; batch:",
-        "most rows of a rank that fit; sent: by a rank in a step; time: of the whole training; *: the choice.",
+        "GiB of a rank; recompute: activations are computed again in the backward pass; host: in the host's memory;",
+        "max batch: most rows of a rank that fit; sent: by a rank in a step; time: of the whole training;",
+        "*: the choice; +: the recipe as it is.",
         f"assumed  {assumed(plan.hardware)}",
         *(f"left out {name}: {why}" for name, why in plan.not_traced.items()),
         f"choose   {plan.why}",
@@ -39,7 +42,8 @@ def plan_text(plan: Plan) -> str:
 def assumed(hardware: Hardware) -> str:
     """The hardware in one line."""
     return (
-        f"a device reaches {hardware.flops / 1e12:.3g} TFLOP/s, memory {hardware.memory_bandwidth / 1e9:.4g} GB/s; "
+        f"a device reaches {hardware.flops / 1e12:.3g} TFLOP/s, at least {hardware.launch * 1e6:.3g} us an operator, "
+        f"memory {hardware.memory_bandwidth / 1e9:.4g} GB/s; "
         f"{hardware.bandwidth / 1e9:.4g} GB/s between devices, {hardware.network / 1e9:.4g} between hosts of "
         f"{hardware.devices_per_host}, {hardware.host_link / 1e9:.4g} to the host; "
         f"communication {'takes time from' if hardware.is_host else 'hides behind'} computing; "
@@ -70,11 +74,11 @@ def _time(hours: float | None) -> str:
     return f"{hours:.3g} h"
 
 
-def _cells(row: PlanRow, chosen: bool) -> list[str]:
+def _cells(row: PlanRow, mark: str) -> list[str]:
     memory = row.memory
     sizes = (memory.weights, memory.gradients, memory.optimizer, memory.buffers, memory.activations, memory.peak)
     return [
-        f"{row.method}{' *' * chosen}", row.placement, "yes" if row.checkpointing else "no",
+        f"{row.method}{mark}", row.placement, "yes" if row.checkpointing else "no",
         *(_gib(size) for size in sizes), _gib(memory.host), "yes" if row.fits else "no", f"{row.largest_batch:,}",
         f"{row.time.seconds:.3g}", _gib(row.time.sent), _time(row.hours),
     ]  # fmt: skip

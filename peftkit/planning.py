@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute
 from accelerate.utils.modeling import convert_file_size_to_int
 
 from peftkit.data import load_splits
@@ -15,6 +16,7 @@ from peftkit.hardware import GPU, Hardware, local_hardware
 from peftkit.log import logger
 from peftkit.memory_trace import trace
 from peftkit.methods import named_method
+from peftkit.model import load_tokenizer
 from peftkit.parsing import dict_to_recipe
 from peftkit.plan import Plan, arguments_of, plan, read_config, traced_method
 from peftkit.plan_text import plan_text, scaling_text
@@ -22,6 +24,9 @@ from peftkit.recipe import Recipe
 from peftkit.report import read_report
 from peftkit.scaling import ScalingRow, strong_scaling, weak_scaling
 from peftkit.zero_memory import PLACEMENTS
+
+DRAWN = 1000
+"""Training rows of which the mean length is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +64,12 @@ def planned(recipe: Recipe, methods: Sequence[str], asked: Asked, output: Path |
         if (value := getattr(asked, name)) is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be more than 0")
     hardware, on_gpu = _hardware(asked)
-    rows, labels = _data(recipe, asked.rows)
+    data = _data(recipe, asked.rows)
     found = plan(
-        recipe, ranks=asked.gpus or 1, hardware=hardware, on_gpu=on_gpu, labels=labels, train_rows=rows,
-        methods=[named_method(word, recipe.method) for word in methods],
+        recipe, ranks=asked.gpus or 1, hardware=hardware, on_gpu=on_gpu, labels=data.labels, train_rows=data.rows,
+        filled=data.filled, methods=[named_method(word, recipe.method) for word in methods],
     )  # fmt: skip
-    tables = _scaling(recipe, found, labels, on_gpu) if asked.scaling and found.chosen is not None else {}
+    tables = _scaling(recipe, found, data.labels, on_gpu) if asked.scaling and found.chosen is not None else {}
     if output is not None:
         write_json(output, {**dataclasses.asdict(found), "scaling": _plain(tables)})
     return "\n\n".join([plan_text(found), *(scaling_text(title, table) for title, table in tables.items())])
@@ -92,12 +97,15 @@ def _hardware(asked: Asked) -> tuple[Hardware, bool]:
     if asked.speed_from is not None:
         if asked.tflops is not None:
             raise UserError("--tflops and --speed-from: say one of them")
-        given["flops"] = reached(asked.speed_from)
+        given["flops"] = reached(asked.speed_from, on_gpu)
+    if hardware.memory <= hardware.reserved:
+        taken = f"{hardware.reserved / 2**30:.2f} GiB that libraries and fragments take"
+        raise UserError(f"--gpu-memory {asked.gpu_memory}: must be more than the {taken}")
     return replace(hardware, **{name: value for name, value in given.items() if value is not None}), on_gpu
 
 
-def reached(folder: Path) -> float:
-    """Floating point operations a second that a finished run of one process reached in training.
+def reached(folder: Path, on_gpu: bool) -> float:
+    """Floating point operations a second that a finished run of one process reached in training, on a GPU or not.
 
     From its tokens a second, and the operations of a full row; of seq2seq by source tokens, as if targets were as long
     against sources as their greatest lengths. Raises UserError.
@@ -106,7 +114,9 @@ def reached(folder: Path) -> float:
     if report.status != "complete" or report.environment.get("processes") != 1:
         raise UserError(f"--speed-from {folder}: must be a complete run of one process")
     recipe = dict_to_recipe(report.recipe)
-    on_gpu = bool(report.environment.get("gpus"))
+    if bool(report.environment.get("gpus")) != on_gpu:
+        there, here = ("a CPU", "GPUs") if on_gpu else ("a GPU", "a CPU")
+        raise UserError(f"--speed-from {folder}: trained on {there}, and this plan is for {here}; say --tflops N")
     found = trace(
         read_config(recipe.model), recipe.task, recipe.method, arguments_of(recipe), labels=report.data["labels"],
         dtype=recipe.model.dtype, rows=(1,), on_gpu=on_gpu,
@@ -114,16 +124,34 @@ def reached(folder: Path) -> float:
     return found.steps[0].flops / getattr(recipe.task, recipe.task.length_fields[0]) * report.times["tokens_per_second"]
 
 
-def _data(recipe: Recipe, rows: int | None) -> tuple[int | None, Sequence[str]]:
-    """Training rows and label names, where the data is at hand or `rows` says the first."""
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """What a plan takes from the data: training rows, label names, and the share of the full length that rows have."""
+
+    rows: int | None
+    labels: Sequence[str] = ("0", "1")
+    filled: float = 1
+
+
+def _data(recipe: Recipe, rows: int | None) -> _Data:
+    """The recipe's data, where it is at hand and `rows` does not say how many there are."""
     if rows is not None:
-        return rows, ("0", "1")
+        return _Data(rows=rows)
     try:
         splits = load_splits(recipe.data, recipe.task)
     except UserError as error:
         logger.warning("the data is not read, so there are no hours; --rows N tells how many there are (%s)", error)
-        return None, ("0", "1")
-    return len(splits.train), splits.labels or ("0", "1")
+        return _Data(rows=None)
+    found = _Data(rows=len(splits.train), labels=splits.labels or ("0", "1"))
+    try:
+        tokenizer = load_tokenizer(recipe.model, recipe.task)
+        drawn = splits.train.shuffle(seed=recipe.data.seed).select(range(min(DRAWN, len(splits.train))))
+        tokens = recipe.task.encode(drawn, tokenizer, splits.labels).with_format("arrow")["input_ids"][:]
+        mean = pyarrow.compute.mean(pyarrow.compute.list_value_length(tokens)).as_py()
+    except UserError as error:
+        logger.warning("rows are taken to be of full length for time too (%s)", error)
+        return found
+    return replace(found, filled=min(1, mean / getattr(recipe.task, recipe.task.length_fields[0])))
 
 
 def _scaling(recipe: Recipe, found: Plan, labels: Sequence[str], on_gpu: bool) -> dict[str, list[ScalingRow]]:
@@ -131,14 +159,15 @@ def _scaling(recipe: Recipe, found: Plan, labels: Sequence[str], on_gpu: bool) -
     row = found.rows[found.chosen]
     placement = next(one for one in PLACEMENTS if one.name == row.placement)
     method, config = named_method(row.method, recipe.method), read_config(recipe.model)
-    memory = traced_method(recipe, config, method, row.checkpointing, labels, on_gpu).under(placement)
+    traced = traced_method(recipe, config, method, row.checkpointing, labels, on_gpu, found.filled)
+    memory = traced.under(placement)
     batch = memory.steps[0].rows * found.ranks * found.batch["micro_batches"]
     said = f"{row.method}, {row.placement}"
     return {
         f"weak scaling of {said}: each device keeps {memory.steps[0].rows} rows a step": weak_scaling(
             memory, memory.steps[0], placement, found.hardware
         ),
-        f"strong scaling of {said}: {batch} rows a step in all": strong_scaling(
+        f"strong scaling of {said}: {batch} rows a step in all, at most {memory.steps[0].rows} at once": strong_scaling(
             memory, memory.steps, placement, found.hardware, batch
         ),
     }

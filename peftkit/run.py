@@ -290,7 +290,11 @@ def _say(recipe: Recipe, report: Report, folder: Path) -> None:
     if "peak" in report.plan:
         kind = "allocated_peak" if "allocated_peak" in report.memory else "process_peak"
         planned = report.plan.get("process_peak", report.plan["peak"])
-        logger.info("peak memory: planned %.2f GiB, measured %.2f", planned / 2**30, report.memory[kind] / 2**30)
+        whose = "on the GPU" if kind == "allocated_peak" else "of the process, libraries included"
+        logger.info(
+            "peak memory %s: planned for the longest rows %.2f GiB, measured %.2f",
+            whose, planned / 2**30, report.memory[kind] / 2**30,
+        )  # fmt: skip
     if report.round_trip:
         back = report.round_trip
         logger.info(

@@ -12,9 +12,8 @@ from transformers import TrainingArguments
 from peftkit.distributed import deepspeed_config
 from peftkit.memory_trace import trace
 from peftkit.model import without_zero3
-from peftkit.plan import placement_of
 from peftkit.recipe import Recipe
-from peftkit.zero_memory import rank_memory
+from peftkit.zero_memory import placement_of, rank_memory
 
 
 def planned_run(
@@ -28,7 +27,7 @@ def planned_run(
     """
     on_gpu = arguments.device.type == "cuda"
     try:
-        task = replace(recipe.task, **_longest(recipe, train))  # type: ignore[type-var]
+        task = replace(recipe.task, **longest(recipe, train))  # type: ignore[type-var]
         words = recipe.training.get("deepspeed")
         placement = placement_of(None if words is None else deepspeed_config(words))
         with without_zero3():
@@ -47,8 +46,8 @@ def planned_run(
     return told if on_gpu else {**told, "process_peak": before + found.peak + found.host}
 
 
-def _longest(recipe: Recipe, train: Dataset) -> dict[str, int]:
-    """The task's lengths, as far as the rows make use of them."""
+def longest(recipe: Recipe, train: Dataset) -> dict[str, int]:
+    """The task's lengths in tokens, as far as the encoded rows make use of them."""
     arrays = train.with_format("arrow")
     return {
         field: pyarrow.compute.max(pyarrow.compute.list_value_length(arrays[column][:])).as_py()

@@ -64,7 +64,7 @@ def of_rows(steps: Sequence[StepMemory], rows: int) -> StepMemory:
         low, high = getattr(first, name), getattr(second, name)
         return max(0, int(low + (high - low) * (rows - first.rows) / (second.rows - first.rows)))
 
-    names = ("forward", "backward", "kept", "released", "update", "flops")
+    names = ("forward", "backward", "kept", "released", "update", "flops", "operators")
     return StepMemory(rows=rows, **{name: at(name) for name in names})
 
 

@@ -72,8 +72,10 @@ def step_time(
         update += (memory.gradients + memory.trained_weights) / shards / hardware.host_link
     if placement.offload_param:
         update += 2 * micro_steps * memory.weights / shards / hardware.host_link
+    # A small model's operators are done before the next one is there.
+    passes = max(step.flops / hardware.flops, step.operators * hardware.launch)
     return StepTime(
-        compute=micro_steps * step.flops / hardware.flops, network=sent / between, update=update, sent=sent,
+        compute=micro_steps * passes, network=sent / between, update=update, sent=sent,
         # The cores that compute also communicate.
         overlaps=not hardware.is_host,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """What one rank holds under each stage of ZeRO, from what one device would hold without it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from peftkit.memory_trace import ModelMemory, StepMemory
 
@@ -37,6 +38,27 @@ PLACEMENTS = (
     Placement(name="zero3", stage=3),
     Placement(name="zero3_offload", stage=3, offload_optimizer=True, offload_param=True),
 )
+
+
+def placement_of(config: dict[str, Any] | None) -> Placement:
+    """Where a DeepSpeed config puts the model's states."""
+    if config is None:
+        return PLACEMENTS[0]
+    zero = config.get("zero_optimization", {})
+    bucket, stage = zero.get("reduce_bucket_size", 500_000_000), int(zero.get("stage", 0))
+    optimizer, param = (_offloaded(zero.get(f"offload_{part}")) for part in ("optimizer", "param"))
+    return Placement(
+        name=f"zero{stage}{'_offload' * (optimizer or param)}" if stage else "none",
+        stage=stage,
+        offload_optimizer=optimizer,
+        offload_param=param,
+        bucket=None if bucket == "auto" else int(bucket),
+        buckets=2 if zero.get("overlap_comm") and zero.get("stage") == 2 else 1,
+    )
+
+
+def _offloaded(words: dict[str, Any] | None) -> bool:
+    return words is not None and words.get("device", "none") != "none"
 
 
 @dataclass(frozen=True, kw_only=True)

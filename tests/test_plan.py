@@ -8,8 +8,8 @@ from peftkit.cli import main
 from peftkit.distributed import deepspeed_config
 from peftkit.errors import UserError
 from peftkit.hardware import GPU
-from peftkit.plan import arguments_of, choose, placement_of, plan
-from peftkit.zero_memory import PLACEMENTS
+from peftkit.plan import arguments_of, choose, plan
+from peftkit.zero_memory import PLACEMENTS, placement_of
 
 
 @pytest.fixture
@@ -30,7 +30,14 @@ def test_every_method_stage_and_checkpointing_is_planned_and_the_lightest_that_i
     assert by_method["full"].optimizer > 20 * by_method["lora"].optimizer
     assert by_method["qlora"].weights < by_method["lora"].weights
     assert by_method["qlora"].quantization > 0
-    adapters = plan(small, ranks=8, hardware=GPU, on_gpu=True)
+    computing = replace(GPU, launch=0)
+    whole, half = (
+        plan(small, ranks=8, hardware=computing, on_gpu=True, filled=share).rows[0].time.compute for share in (1, 0.5)
+    )
+    assert half == pytest.approx(whole / 2)
+    zero2 = replace(small, training={**small.training, "deepspeed": "zero2"})
+    adapters = plan(zero2, ranks=8, hardware=GPU, on_gpu=True)
+    assert adapters.rows[adapters.own].placement == "zero2"
     assert "would gain nothing" in adapters.why
 
 
@@ -106,7 +113,7 @@ def test_planning_joins_no_ranks(monkeypatch):
 
 def test_the_command(tmp_path, capsys, checkpoints):
     words = [
-        "plan", "recipes/lora_cls.py", "--gpus", "8", "--gpu-memory", "24GiB", "--rows", "1000", "--methods", "lora",
+        "plan", "recipes/lora_cls.py", "--gpus", "8", "--gpu-memory", "24GiB", "--methods", "lora",
         "--scaling", "--output", str(tmp_path / "plan.json"), "--model.name_or_path", str(checkpoints / "bert"),
     ]  # fmt: skip
     with pytest.raises(SystemExit) as ended:
@@ -117,6 +124,10 @@ def test_the_command(tmp_path, capsys, checkpoints):
     assert "1024" in said
     told = json.loads((tmp_path / "plan.json").read_text())
     assert told["rows"][told["chosen"]]["placement"] == "none"
+    assert told["own"] == told["chosen"]
+    # Docstrings are shorter than 128 tokens, and there are 2,520.
+    assert 0.1 < told["filled"] < 0.9
+    assert told["steps"] == 10
     assert len(told["scaling"]) == 2
 
 
@@ -125,6 +136,8 @@ def test_the_command(tmp_path, capsys, checkpoints):
     [
         (["--gpu-memory", "much"], "--gpu-memory much: not a size"),
         (["--gpus", "0"], "--gpus 0: must be more than 0"),
+        (["--gpu-memory", "1GiB"], "--gpu-memory 1GiB: must be more than the 1.00 GiB that libraries"),
+        (["--training.deepspeed", "zero9", "--gpus", "2"], "did you mean 'zero3'?; one of auto, zero1, "),
         (["--methods", "lara"], "unknown method 'lara'"),
         (["--output", "plan.txt"], "give a .json file"),
         (["--tflops", "10", "--speed-from", "runs/x"], "say one of them"),

@@ -31,6 +31,12 @@ def test_what_bounds_a_step():
     assert step_time(MODEL, STEP, BY_NAME["zero2_offload"], 8, 1, slow_memory).bound == "optimizer"
 
 
+def test_a_small_model_waits_for_its_operators():
+    slow = replace(GPU, launch=1.0)
+    assert step_time(MODEL, STEP, BY_NAME["none"], 1, 2, slow).compute == 2 * STEP.operators
+    assert step_time(MODEL, STEP, BY_NAME["none"], 1, 2, replace(GPU, launch=0)).compute == 2 * STEP.flops / GPU.flops
+
+
 def test_the_cores_of_a_cpu_do_not_compute_while_they_communicate():
     beside = step_time(MODEL, STEP, BY_NAME["zero3"], 8, 1, SLOW_NETWORK)
     after = step_time(MODEL, STEP, BY_NAME["zero3"], 8, 1, replace(SLOW_NETWORK, is_host=True))
