@@ -17,7 +17,7 @@ from peftkit.plan import arguments_of, read_config
 from peftkit.run_plan import longest
 from peftkit.zero_memory import placement_of, rank_memory
 
-MEASURED = Path(__file__).resolve().parent / "results" / "h200.json"
+RESULTS = Path(__file__).resolve().parent / "results"
 # What ds_configs/zero2.json left to DeepSpeed when this was measured.
 BUCKET_THEN = 500_000_000
 
@@ -25,11 +25,8 @@ BUCKET_THEN = 500_000_000
 def planned(row: dict, data: Path) -> int:
     """Bytes that the plan gives a measured run at its peak."""
     recipe = dict_to_recipe(row["recipe"])
-    model = "demo-seq2seq" if row["run"].startswith("seq2seq") else "demo"
-    place = row["data"] if row["data"].startswith("demo") else str(data / row["data"])
-    recipe = replace(
-        recipe, model=replace(recipe.model, name_or_path=model), data=replace(recipe.data, path=place)
-    )  # fmt: skip
+    if not recipe.data.path.startswith("demo"):
+        recipe = replace(recipe, data=replace(recipe.data, path=str(data / row["data"])))
     splits = load_splits(recipe.data, recipe.task)
     encoded = recipe.task.encode(splits.train, load_tokenizer(recipe.model, recipe.task), splits.labels)
     config = recipe.training.get("deepspeed")
@@ -46,13 +43,18 @@ def planned(row: dict, data: Path) -> int:
 
 
 def main() -> None:
-    """Print the table."""
+    """Write the result and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     words = parser.parse_args()
+    rows = [
+        {"run": row["run"], "planned": planned(row, words.data), "measured": row["memory"]["allocated_peak"]}
+        for row in json.loads((RESULTS / "h200.json").read_text())["rows"]
+    ]
+    (RESULTS / "planned_gpu.json").write_text(json.dumps({"rows": rows}, indent=2) + "\n")
     print("| run | planned | measured | error |\n| --- | ---: | ---: | ---: |")
-    for row in json.loads(MEASURED.read_text())["rows"]:
-        plan, measured = planned(row, words.data), row["memory"]["allocated_peak"]
+    for row in rows:
+        plan, measured = row["planned"], row["measured"]
         print(f"| {row['run']} | {plan / 2**20:,.0f} MiB | {measured / 2**20:,.0f} MiB | {plan / measured - 1:+.1%} |")
 
 

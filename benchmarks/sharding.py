@@ -76,7 +76,7 @@ def commands(place: str, sharding: str, recipe: Path, words: list[str]) -> list[
 
 def train(method: str, place: str, sharding: str, data: Path, steps: int, work: Path) -> dict:
     """Train once, or read what was trained."""
-    folder = work / f"{method}-{place}-{sharding}"
+    folder = work / f"{method}-{place}-{sharding}-{steps}"
     if not (folder / "report.json").exists():
         words = [
             "--data.path", str(data), "--training.max_steps", str(steps), "--data.max_train_samples", str(32 * steps),
@@ -87,12 +87,16 @@ def train(method: str, place: str, sharding: str, data: Path, steps: int, work: 
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         environment |= {"GLOO_SOCKET_IFNAME": "veth"} if place == "hosts" else {}
         recipe = HERE.parent / "recipes" / f"{method}_cls.py"
-        log = (work / f"{folder.name}.log").open("w")
-        started = [
-            subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-            for command in commands(place, sharding, recipe, words)
-        ]
-        codes = [process.wait(900) for process in started]
+        with (work / f"{folder.name}.log").open("w") as log:
+            started = [
+                subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+                for command in commands(place, sharding, recipe, words)
+            ]
+            try:
+                codes = [process.wait(900) for process in started]
+            finally:
+                for process in started:
+                    process.kill()
         if any(codes):
             raise SystemExit(f"failed: {work / folder.name}.log")
     report = json.loads((folder / "report.json").read_text())
@@ -111,6 +115,20 @@ def train(method: str, place: str, sharding: str, data: Path, steps: int, work: 
         "steps_per_second": steps / report["times"]["train"],
         "environment": report["environment"],
     }  # fmt: skip
+
+
+def planned_efficiency(method: str, data: Path, steps: int, work: Path) -> float:
+    """What the plan makes of two devices that divide the global batch, with the speed of the one-rank run."""
+    path = work / f"{method}-plan.json"
+    command = [
+        str(BIN / "peftkit"), "plan", str(HERE.parent / "recipes" / f"{method}_cls.py"), "--methods", method,
+        "--speed-from", str(work / f"{method}-1-none-{steps}"), "--scaling", "--output", str(path),
+        "--data.path", str(data), "--data.max_train_samples", str(32 * steps),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    tables = json.loads(path.read_text())["scaling"]
+    strong = next(rows for title, rows in tables.items() if title.startswith("strong"))
+    return next(row["efficiency"] for row in strong if row["devices"] == 2)
 
 
 def main() -> None:
@@ -144,7 +162,11 @@ def main() -> None:
     for row in rows:
         other = unsharded[row["method"], row["place"]]
         row["loss_apart"] = max(abs(a - b) for a, b in zip(row["losses"], other, strict=True))
-    result = {"data": words.data.resolve().name, "steps": words.steps, "environment": environment, "rows": rows}
+    efficiency = {method: planned_efficiency(method, words.data, words.steps, words.work) for method in LEARNING_RATES}
+    result = {
+        "data": words.data.resolve().name, "steps": words.steps, "environment": environment, "rows": rows,
+        "planned_efficiency": efficiency,
+    }  # fmt: skip
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     heads = (
         "method | on | sharding | last loss | apart | accuracy | optimizer state | planned | peak | planned | steps/s"
@@ -154,12 +176,19 @@ def main() -> None:
     on = {"1": "1 rank", "2": "2 ranks", "hosts": "2 hosts"}
     for row in rows:
         planned = row["planned_optimizer"]
+        stage = row["sharding"].removeprefix("zero").replace("_", ", ")
+        apart = f"{row['loss_apart']:.0e}" if row["loss_apart"] else ""
         print(
-            f"| {row['method']} | {on[row['place']]} | {row['sharding']} | {row['losses'][-1]:.4f} | "
-            f"{row['loss_apart']:.0e} | {row['accuracy']:.4f} | {max(row['optimizer']) / 1e6:.1f} MB | "
+            f"| {row['method']} | {on[row['place']]} | {stage} | {row['losses'][-1]:.4f} | "
+            f"{apart} | {row['accuracy']:.4f} | {max(row['optimizer']) / 1e6:.1f} MB | "
             f"{'' if planned is None else f'{planned / 1e6:.1f} MB'} | {row['process_peak'] / 2**20:,.0f} MiB | "
             f"{row['planned_peak'] / 2**20:,.0f} MiB | {row['steps_per_second']:.2f} |"
         )
+    print("\n| method | efficiency of two devices, planned | 2 ranks | 2 hosts |\n| --- | ---: | ---: | ---: |")
+    speed = {(row["method"], row["place"]): row["steps_per_second"] for row in rows if row["sharding"] == "none"}
+    for method, share in efficiency.items():
+        measured = [speed[method, place] / speed[method, "1"] / 2 for place in places[1:]]
+        print(f"| {method} | {share:.1%} | {' | '.join(f'{value:.0%}' for value in measured)} |")
 
 
 if __name__ == "__main__":

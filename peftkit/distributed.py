@@ -85,10 +85,10 @@ def deepspeed_config(name: str | dict[str, Any]) -> dict[str, Any]:
             except ValueError as error:
                 raise UserError(f"training.deepspeed: {name}: not JSON ({error})") from None
     known = sorted(path.stem for path in config_folder().glob("*.json"))
-    near = difflib.get_close_matches(str(name), known, n=1)
+    near = difflib.get_close_matches(Path(name).stem, [*known, "auto"], n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     raise UserError(
-        f"training.deepspeed (--ds): {name}: no such file{hint}; one of auto, {', '.join(known)}, or a config's path"
+        f"training.deepspeed (--ds): {name}: no such file; take auto, {', '.join(known)}, or a config's path{hint}"
     )
 
 
@@ -197,7 +197,7 @@ def is_one_of_several() -> bool:
 
 
 def check_same(fingerprint: str, sharding: str, can_load_best: bool) -> None:
-    """Raise UserError, on every rank, when one has read other rows than rank 0, shards otherwise, or can't load.
+    """Raise UserError, on every rank, when one differs from rank 0: in its rows, its sharding, or what it can load.
 
     Hosts need not share their files, nor have the same memory; but a rank that does not see the best checkpoint would
     go on with its last weights.

@@ -43,7 +43,9 @@ GPU = Hardware(
     host_link=12e9, host_bandwidth=25e9, devices_per_host=8,
 )  # fmt: skip
 """What is assumed of a GPU of which nothing is known: PCIe between devices, 25 Gbit/s a device between hosts."""
-CPU = replace(GPU, launch=0, memory_bandwidth=8e9, bandwidth=1e9, host_link=8e9, host_bandwidth=8e9, is_host=True)
+CPU = replace(
+    GPU, flops=50e9, launch=0, memory_bandwidth=8e9, bandwidth=1e9, host_link=8e9, host_bandwidth=8e9, is_host=True
+)
 
 
 def local_hardware() -> tuple[Hardware, bool]:

@@ -14,14 +14,13 @@ from peftkit.hardware import Hardware
 from peftkit.memory_trace import ModelMemory, trace
 from peftkit.methods import Method
 from peftkit.model import loading, source
+from peftkit.plan_choice import PlanRow, advice, choose, fits
 from peftkit.recipe import ModelConfig, Recipe
 from peftkit.scaling import of_rows
-from peftkit.step_time import StepTime, step_time
-from peftkit.zero_memory import PLACEMENTS, Placement, RankMemory, placement_of, rank_memory
+from peftkit.step_time import step_time
+from peftkit.zero_memory import PLACEMENTS, Placement, placement_of, rank_memory
 
 LARGEST_BATCH = 65536
-TIGHT = 0.05
-"""Share of a device's memory that should be left over: fragments can take as much."""
 # Words of the recipe on which neither memory nor time of a step depends, or that want the hardware at hand.
 LEFT_OUT = {"deepspeed", "report_to", "use_cpu", "fp16", "bf16", "tf32", "hub_token", "push_to_hub", "torch_compile"}
 
@@ -36,31 +35,6 @@ class Traced:
     def under(self, placement: Placement) -> ModelMemory:
         """The one of a placement."""
         return self.deepspeed if placement.stage else self.plain
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanRow:
-    """One way to train.
-
-    Attributes:
-        method: The method's name.
-        placement: `none`, or the config in `ds_configs`.
-        checkpointing: Whether activations are computed again in the backward pass.
-        memory: Bytes of a rank.
-        time: Seconds of an optimizer step.
-        fits: Whether the peak leaves room on the device. A GPU's host is taken to have room for what is offloaded.
-        largest_batch: Most rows of a rank's batch that fit; 0 when one row does not.
-        hours: Of the whole training; None when the number of rows is not known.
-    """
-
-    method: str
-    placement: str
-    checkpointing: bool
-    memory: RankMemory
-    time: StepTime
-    fits: bool
-    largest_batch: int
-    hours: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +82,16 @@ def plan(
     of it. Raises UserError when the config can't be had.
     """
     config = read_config(recipe.model)
+    told = recipe.training.get("deepspeed")
+    placement = None if told == "auto" else placement_of(None if told is None else deepspeed_config(told))
     traced: dict[tuple[str, bool], Traced] = {}
     failed: dict[str, str] = {}
     for method in methods or (recipe.method,):
-        for again in checkpointing:
+        for recompute in checkpointing:
             try:
-                traced[method.name, again] = traced_method(recipe, config, method, again, labels, on_gpu, filled)
+                traced[method.name, recompute] = traced_method(
+                    recipe, config, method, recompute, labels, on_gpu, filled
+                )
             except UserError:
                 raise
             except Exception as error:
@@ -124,9 +102,9 @@ def plan(
     arguments = arguments_of(recipe)
     steps = _steps(arguments, ranks, train_rows)
     rows = tuple(
-        _row(name, one.under(placement), again, placement, ranks, arguments, hardware, steps)
-        for (name, again), one in traced.items()
-        for placement in (PLACEMENTS if ranks > 1 else [one for one in PLACEMENTS if one.stage in (0, 3)])
+        _row(name, one.under(place), recompute, place, ranks, arguments, hardware, steps)
+        for (name, recompute), one in traced.items()
+        for place in (PLACEMENTS if ranks > 1 else [one for one in PLACEMENTS if one.stage in (0, 3)])
     )
     chosen = choose(rows)
     return Plan(
@@ -139,8 +117,9 @@ def plan(
             "rows": arguments.per_device_train_batch_size, "micro_batches": arguments.gradient_accumulation_steps,
             **{field: getattr(recipe.task, field) for field in recipe.task.length_fields},
         },
-        filled=filled, steps=steps, hardware=hardware, rows=rows, chosen=chosen, own=_own(recipe, arguments, rows),
-        why=_why(rows, chosen, ranks, hardware),
+        filled=filled, steps=steps, hardware=hardware, rows=rows, chosen=chosen,
+        own=_own(recipe, placement, arguments, rows),
+        why=advice(rows, chosen, ranks, hardware),
         not_traced=failed,
     )  # fmt: skip
 
@@ -210,95 +189,31 @@ def _row(
     taken = step_time(memory, step, placement, ranks, arguments.gradient_accumulation_steps, hardware)
     return PlanRow(
         method=method, placement=placement.name, checkpointing=checkpointing, memory=needed, time=taken,
-        fits=_fits(needed, hardware),
+        fits=fits(needed, hardware),
         largest_batch=_largest_batch(memory, placement, ranks, hardware),
         hours=None if steps is None else steps * taken.seconds / 3600,
     )  # fmt: skip
 
 
-def _needed(memory: RankMemory, hardware: Hardware) -> int:
-    """Bytes of the device; where that is the host itself, what is offloaded stays there."""
-    return memory.peak + (memory.host if hardware.is_host else 0)
-
-
-def _fits(memory: RankMemory, hardware: Hardware) -> bool:
-    return _needed(memory, hardware) + hardware.reserved <= hardware.memory
-
-
 def _largest_batch(memory: ModelMemory, placement: Placement, ranks: int, hardware: Hardware) -> int:
     """Most rows that fit, on the line through the two traced batches."""
 
-    def fits(rows: int) -> bool:
-        return _fits(rank_memory(memory, of_rows(memory.steps, rows), placement, ranks), hardware)
+    def can_be(rows: int) -> bool:
+        return fits(rank_memory(memory, of_rows(memory.steps, rows), placement, ranks), hardware)
 
     low, high = 0, LARGEST_BATCH
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        low, high = (middle, high) if can_be(middle) else (low, middle - 1)
     return low
 
 
-def choose(rows: Sequence[PlanRow]) -> int | None:
-    """Index of the fastest row that fits; of those as fast within 2 % and a millisecond, the simplest."""
-    fitting = [index for index, row in enumerate(rows) if row.fits]
-    if not fitting:
+def _own(
+    recipe: Recipe, placement: Placement | None, arguments: TrainingArguments, rows: Sequence[PlanRow]
+) -> int | None:
+    """Index of the row that is the recipe as it stands, in `placement`."""
+    if placement not in PLACEMENTS:
         return None
-    fastest = min(rows[index].time.seconds for index in fitting)
-    order = [placement.name for placement in PLACEMENTS]
-    return min(
-        (index for index in fitting if rows[index].time.seconds <= 1.02 * fastest + 1e-3),
-        key=lambda index: (order.index(rows[index].placement), rows[index].checkpointing, index),
-    )
-
-
-def _own(recipe: Recipe, arguments: TrainingArguments, rows: Sequence[PlanRow]) -> int | None:
-    """Index of the row that is the recipe as it stands."""
-    config = recipe.training.get("deepspeed")
-    if config == "auto":
-        return None
-    placement = placement_of(None if config is None else deepspeed_config(config)).name
-    wanted = recipe.method.name, placement, bool(arguments.activation_checkpointing)
+    wanted = recipe.method.name, placement.name, bool(arguments.activation_checkpointing)
     same = [index for index, row in enumerate(rows) if (row.method, row.placement, row.checkpointing) == wanted]
     return same[0] if same else None
-
-
-def least(rows: Sequence[PlanRow], hardware: Hardware) -> int:
-    """Index of the row that needs the least memory of the device."""
-    return min(range(len(rows)), key=lambda index: _needed(rows[index].memory, hardware))
-
-
-def _size(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
-
-
-def _why(rows: Sequence[PlanRow], chosen: int | None, ranks: int, hardware: Hardware) -> str:
-    room = f"{_size(hardware.memory)} a device, {_size(hardware.reserved)} of it reserved"
-    if chosen is None:
-        row = rows[least(rows, hardware)]
-        return (
-            f"nothing fits in {room}: the least is {_said(row)} with {_size(row.memory.peak)}; "
-            "take a smaller batch, shorter rows or more devices"
-        )
-    row = rows[chosen]
-    same = [other for other in rows if other.method == row.method and other.checkpointing == row.checkpointing]
-    plain = next((other for other in same if other.placement == "none"), None)
-    said = f"{_said(row)}: {_size(row.memory.peak)} of {room}; the fastest that fits"
-    if ranks > 1 and row.placement == "none":
-        saved = [other for other in same if other.placement in ("zero1", "zero2")]
-        most = max((row.memory.optimizer - other.memory.optimizer for other in saved), default=0)
-        if most < 0.02 * row.memory.peak:
-            said += f"; ZeRO-1 and 2 would gain nothing: at most {_size(max(0, most))} of optimizer state a rank"
-    elif plain is not None and row.placement != "none" and not plain.fits:
-        said += f", since without sharding it would be {_size(plain.memory.peak)}"
-    left = hardware.memory - hardware.reserved - _needed(row.memory, hardware)
-    if left < TIGHT * hardware.memory:
-        said += f"; tight: {_size(left)} are left for what was not counted"
-    if len({other.method for other in rows}) > 1:
-        said += "; what accuracy a method loses, peftkit compare tells"
-    return said
-
-
-def _said(row: PlanRow) -> str:
-    checkpointing = " with activation checkpointing" if row.checkpointing else ""
-    stage = "no sharding" if row.placement == "none" else row.placement
-    return f"{row.method}, {stage}{checkpointing}"

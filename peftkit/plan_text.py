@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from peftkit.hardware import Hardware
-from peftkit.plan import Plan, PlanRow
+from peftkit.plan import Plan
+from peftkit.plan_choice import PlanRow
 from peftkit.scaling import ScalingRow
 
 HEADS = (
@@ -41,8 +42,9 @@ def plan_text(plan: Plan) -> str:
 
 def assumed(hardware: Hardware) -> str:
     """The hardware in one line."""
+    operator = f"at least {hardware.launch * 1e6:.3g} us an operator, " if hardware.launch else ""
     return (
-        f"a device reaches {hardware.flops / 1e12:.3g} TFLOP/s, at least {hardware.launch * 1e6:.3g} us an operator, "
+        f"a device reaches {hardware.flops / 1e12:.3g} TFLOP/s, {operator}"
         f"memory {hardware.memory_bandwidth / 1e9:.4g} GB/s; "
         f"{hardware.bandwidth / 1e9:.4g} GB/s between devices, {hardware.network / 1e9:.4g} between hosts of "
         f"{hardware.devices_per_host}, {hardware.host_link / 1e9:.4g} to the host; "

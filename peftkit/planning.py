@@ -22,6 +22,7 @@ from peftkit.plan import Plan, arguments_of, plan, read_config, traced_method
 from peftkit.plan_text import plan_text, scaling_text
 from peftkit.recipe import Recipe
 from peftkit.report import read_report
+from peftkit.run_plan import row_lengths
 from peftkit.scaling import ScalingRow, strong_scaling, weak_scaling
 from peftkit.zero_memory import PLACEMENTS
 
@@ -64,7 +65,7 @@ def planned(recipe: Recipe, methods: Sequence[str], asked: Asked, output: Path |
         if (value := getattr(asked, name)) is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be more than 0")
     hardware, on_gpu = _hardware(asked)
-    data = _data(recipe, asked.rows)
+    data = known_data(recipe, asked.rows)
     found = plan(
         recipe, ranks=asked.gpus or 1, hardware=hardware, on_gpu=on_gpu, labels=data.labels, train_rows=data.rows,
         filled=data.filled, methods=[named_method(word, recipe.method) for word in methods],
@@ -88,6 +89,9 @@ def _hardware(asked: Asked) -> tuple[Hardware, bool]:
         hardware, on_gpu = local_hardware()
     else:
         hardware, on_gpu = replace(GPU, memory=memory or GPU.memory), True
+    if hardware.memory <= hardware.reserved:
+        taken = f"{hardware.reserved / 2**30:.2f} GiB that libraries and fragments take"
+        raise UserError(f"--gpu-memory {asked.gpu_memory or hardware.memory}: must be more than the {taken}")
     given: dict[str, Any] = {
         "flops": asked.tflops and asked.tflops * 1e12,
         "bandwidth": asked.bandwidth and asked.bandwidth * 1e9,
@@ -98,9 +102,6 @@ def _hardware(asked: Asked) -> tuple[Hardware, bool]:
         if asked.tflops is not None:
             raise UserError("--tflops and --speed-from: say one of them")
         given["flops"] = reached(asked.speed_from, on_gpu)
-    if hardware.memory <= hardware.reserved:
-        taken = f"{hardware.reserved / 2**30:.2f} GiB that libraries and fragments take"
-        raise UserError(f"--gpu-memory {asked.gpu_memory}: must be more than the {taken}")
     return replace(hardware, **{name: value for name, value in given.items() if value is not None}), on_gpu
 
 
@@ -114,18 +115,24 @@ def reached(folder: Path, on_gpu: bool) -> float:
     if report.status != "complete" or report.environment.get("processes") != 1:
         raise UserError(f"--speed-from {folder}: must be a complete run of one process")
     recipe = dict_to_recipe(report.recipe)
-    if bool(report.environment.get("gpus")) != on_gpu:
+    if (bool(report.environment.get("gpus")) and not recipe.training.get("use_cpu")) != on_gpu:
         there, here = ("a CPU", "GPUs") if on_gpu else ("a GPU", "a CPU")
         raise UserError(f"--speed-from {folder}: trained on {there}, and this plan is for {here}; say --tflops N")
-    found = trace(
-        read_config(recipe.model), recipe.task, recipe.method, arguments_of(recipe), labels=report.data["labels"],
-        dtype=recipe.model.dtype, rows=(1,), on_gpu=on_gpu,
-    )  # fmt: skip
+    config = read_config(recipe.model)
+    try:
+        found = trace(
+            config, recipe.task, recipe.method, arguments_of(recipe), labels=report.data["labels"],
+            dtype=recipe.model.dtype, rows=(1,), on_gpu=on_gpu,
+        )  # fmt: skip
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--speed-from {folder}: a step can't be traced without values; say --tflops N") from error
     return found.steps[0].flops / getattr(recipe.task, recipe.task.length_fields[0]) * report.times["tokens_per_second"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Data:
+class KnownData:
     """What a plan takes from the data: training rows, label names, and the share of the full length that rows have."""
 
     rows: int | None
@@ -133,25 +140,31 @@ class _Data:
     filled: float = 1
 
 
-def _data(recipe: Recipe, rows: int | None) -> _Data:
+def known_data(recipe: Recipe, rows: int | None) -> KnownData:
     """The recipe's data, where it is at hand and `rows` does not say how many there are."""
     if rows is not None:
-        return _Data(rows=rows)
+        return KnownData(rows=rows)
     try:
         splits = load_splits(recipe.data, recipe.task)
     except UserError as error:
         logger.warning("the data is not read, so there are no hours; --rows N tells how many there are (%s)", error)
-        return _Data(rows=None)
-    found = _Data(rows=len(splits.train), labels=splits.labels or ("0", "1"))
+        return KnownData(rows=None)
+    found = KnownData(rows=len(splits.train), labels=splits.labels or ("0", "1"))
     try:
         tokenizer = load_tokenizer(recipe.model, recipe.task)
-        drawn = splits.train.shuffle(seed=recipe.data.seed).select(range(min(DRAWN, len(splits.train))))
-        tokens = recipe.task.encode(drawn, tokenizer, splits.labels).with_format("arrow")["input_ids"][:]
-        mean = pyarrow.compute.mean(pyarrow.compute.list_value_length(tokens)).as_py()
     except UserError as error:
         logger.warning("rows are taken to be of full length for time too (%s)", error)
         return found
-    return replace(found, filled=min(1, mean / getattr(recipe.task, recipe.task.length_fields[0])))
+    drawn = splits.train.shuffle(seed=recipe.data.seed).select(range(min(DRAWN, len(splits.train))))
+    encoded = recipe.task.encode(drawn, tokenizer, splits.labels)
+    lengths = row_lengths(recipe, encoded)
+    tokens = sum(pyarrow.compute.mean(each).as_py() for each in lengths.values())
+    return replace(
+        found,
+        # A long text of entities is several rows.
+        rows=round(len(splits.train) * len(encoded) / len(drawn)),
+        filled=min(1, tokens / sum(getattr(recipe.task, field) for field in lengths)),
+    )
 
 
 def _scaling(recipe: Recipe, found: Plan, labels: Sequence[str], on_gpu: bool) -> dict[str, list[ScalingRow]]:

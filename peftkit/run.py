@@ -33,6 +33,7 @@ from peftkit.recipe import Recipe
 from peftkit.report import FILE_NAME, Report, read_report
 from peftkit.round_trip import check
 from peftkit.run_plan import planned_run
+from peftkit.run_words import say
 from peftkit.scoring import Scoring
 from peftkit.sharding_choice import settled
 from peftkit.tasks import Task
@@ -110,7 +111,7 @@ def run(
                 if trial:
                     checkpoint.remove_all(folder)
         if is_rank_zero():
-            _say(recipe, report, folder)
+            say(recipe, report, folder)
     except (Exception, KeyboardInterrupt) as error:
         status = (
             "out_of_memory" if measure.is_out_of_memory(error)
@@ -279,30 +280,6 @@ def _run(
         )  # fmt: skip
         learned = None if trial else fitted.task
     return report, learned
-
-
-def _say(recipe: Recipe, report: Report, folder: Path) -> None:
-    split = "validation" if report.status == "trial" else "test"
-    shown = ", ".join(f"{name} {report.metrics[split][name]:.4f}" for name in recipe.task.main_metrics)
-    if "ece" in report.metrics[split]:
-        shown += f", calibration error {report.metrics[split]['ece']:.4f}"
-    logger.info("%s: audit %s; %s: %s", recipe.name, report.audit.get("verdict"), split, shown)
-    if "peak" in report.plan:
-        kind = "allocated_peak" if "allocated_peak" in report.memory else "process_peak"
-        planned = report.plan.get("process_peak", report.plan["peak"])
-        whose = "on the GPU" if kind == "allocated_peak" else "of the process, libraries included"
-        logger.info(
-            "peak memory %s: planned for the longest rows %.2f GiB, measured %.2f",
-            whose, planned / 2**30, report.memory[kind] / 2**30,
-        )  # fmt: skip
-    if report.round_trip:
-        back = report.round_trip
-        logger.info(
-            "read back by a fresh process: largest logit difference %.2g on %d held-out rows (tolerance %.2g), "
-            "%.4g %% of answers the same",
-            back["difference"], back["rows"], back["tolerance"], 100 * back["label_agreement"],
-        )  # fmt: skip
-    logger.info("run saved in %s", folder)
 
 
 def _without_home(checks: dict[str, Any]) -> dict[str, Any]:

@@ -48,8 +48,13 @@ def planned_run(
 
 def longest(recipe: Recipe, train: Dataset) -> dict[str, int]:
     """The task's lengths in tokens, as far as the encoded rows make use of them."""
-    arrays = train.with_format("arrow")
+    return {field: pyarrow.compute.max(lengths).as_py() for field, lengths in row_lengths(recipe, train).items()}
+
+
+def row_lengths(recipe: Recipe, encoded: Dataset) -> dict[str, Any]:
+    """The number of tokens of each encoded row, by the field of the task that limits it."""
+    arrays = encoded.with_format("arrow")
     return {
-        field: pyarrow.compute.max(pyarrow.compute.list_value_length(arrays[column][:])).as_py()
+        field: pyarrow.compute.list_value_length(arrays[column][:])
         for field, column in zip(recipe.task.length_fields, ("input_ids", "labels"), strict=False)
     }

@@ -10,7 +10,8 @@ from peftkit.distributed import deepspeed_config, processes, weights_type
 from peftkit.errors import UserError
 from peftkit.hardware import CPU, GPU
 from peftkit.log import logger
-from peftkit.plan import arguments_of, least, plan
+from peftkit.plan import arguments_of, plan
+from peftkit.plan_choice import least
 from peftkit.recipe import Recipe
 from peftkit.zero_memory import placement_of
 

@@ -112,8 +112,8 @@ def rank_memory(memory: ModelMemory, step: StepMemory, placement: Placement, ran
     element = memory.gradients // max(1, memory.trainable)
     bucket = memory.width**2 if placement.bucket is None else placement.bucket
     buffers = placement.buckets * bucket * element
-    if placement.stage == 3:
-        # The layer at work and the next one, which is gathered ahead.
+    if placement.stage == 3 and (ranks > 1 or placement.offload_param):
+        # The layer at work and the next one, which is gathered ahead; alone a rank has them whole.
         buffers += 2 * memory.largest_layer
     host = 0
     if placement.offload_optimizer:

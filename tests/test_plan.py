@@ -3,12 +3,18 @@ from dataclasses import replace
 
 import pytest
 
-from peftkit import Recipe, SequenceClassification, full, lora, qlora
+from peftkit import Recipe, Seq2Seq, SequenceClassification, TokenClassification, full, lora, qlora
 from peftkit.cli import main
+from peftkit.data import load_splits
 from peftkit.distributed import deepspeed_config
 from peftkit.errors import UserError
 from peftkit.hardware import GPU
-from peftkit.plan import arguments_of, choose, plan
+from peftkit.model import load_tokenizer
+from peftkit.parsing import recipe_to_dict
+from peftkit.plan import arguments_of, plan
+from peftkit.plan_choice import choose
+from peftkit.planning import known_data
+from peftkit.report import Report
 from peftkit.zero_memory import PLACEMENTS, placement_of
 
 
@@ -30,6 +36,7 @@ def test_every_method_stage_and_checkpointing_is_planned_and_the_lightest_that_i
     assert by_method["full"].optimizer > 20 * by_method["lora"].optimizer
     assert by_method["qlora"].weights < by_method["lora"].weights
     assert by_method["qlora"].quantization > 0
+    assert "peftkit compare tells" in found.why
     computing = replace(GPU, launch=0)
     whole, half = (
         plan(small, ranks=8, hardware=computing, on_gpu=True, filled=share).rows[0].time.compute for share in (1, 0.5)
@@ -38,6 +45,10 @@ def test_every_method_stage_and_checkpointing_is_planned_and_the_lightest_that_i
     zero2 = replace(small, training={**small.training, "deepspeed": "zero2"})
     adapters = plan(zero2, ranks=8, hardware=GPU, on_gpu=True)
     assert adapters.rows[adapters.own].placement == "zero2"
+    assert "peftkit compare tells" not in adapters.why
+    other = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000}}
+    unlike = replace(small, training={**small.training, "deepspeed": other})
+    assert plan(unlike, ranks=8, hardware=GPU, on_gpu=True).own is None
     assert "would gain nothing" in adapters.why
 
 
@@ -49,6 +60,8 @@ def test_what_does_not_fit_is_sharded_and_then_said_not_to_fit(small):
     tight = plan(wide, hardware=replace(buckets, memory=needed["none"] - 1), **options)
     assert tight.rows[tight.chosen].placement == "zero3"
     assert "without sharding it would be" in tight.why
+    edge = plan(wide, hardware=replace(buckets, memory=needed["none"]), **options)
+    assert "; tight: 0.0 MiB are left" in edge.why
     none = plan(wide, hardware=replace(buckets, memory=1000), **options)
     assert none.chosen is None
     assert none.why.startswith("nothing fits")
@@ -92,6 +105,13 @@ def test_choosing_prefers_less_within_two_percent(small):
     assert rows[choose(rows)].placement == "none"
     assert choose([replace(row, fits=False) for row in rows]) is None
 
+    def after(factor):
+        slower = replace(rows[0].time, update=rows[1].time.update + factor * rows[1].time.seconds)
+        return choose([replace(rows[0], time=slower), *rows[1:]])
+
+    assert rows[after(0.08)].placement == "none"
+    assert rows[after(0.15)].placement != "none"
+
 
 def test_words_of_other_hardware_do_not_stop_a_plan():
     recipe = Recipe(training={"bf16": True, "deepspeed": "zero2", "gradient_checkpointing": True})
@@ -121,6 +141,7 @@ def test_the_command(tmp_path, capsys, checkpoints):
     assert ended.value.code == 0
     said = capsys.readouterr().out
     assert "choose   lora, no sharding" in said
+    assert "lora * +  none" in said
     assert "1024" in said
     told = json.loads((tmp_path / "plan.json").read_text())
     assert told["rows"][told["chosen"]]["placement"] == "none"
@@ -131,13 +152,42 @@ def test_the_command(tmp_path, capsys, checkpoints):
     assert len(told["scaling"]) == 2
 
 
+def test_the_speed_of_a_cpu_is_no_gpus(tmp_path, capsys, small):
+    environment = {"processes": 1, "gpus": []}
+    report = Report(
+        name="run", method="full", status="complete", recipe=recipe_to_dict(small), environment=environment
+    )  # fmt: skip
+    report.write(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "recipes/lora_cls.py", "--rows", "10", "--gpus", "2", "--speed-from", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "trained on a CPU, and this plan is for GPUs; say --tflops N" in capsys.readouterr().err
+
+
+def test_time_is_of_the_rows_as_they_are(small_recipe):
+    task = Seq2Seq(max_source_length=64, max_target_length=16)
+    recipe = small_recipe("t5", task=task, path="demo-summaries")
+    found = known_data(recipe, None)
+    assert found.rows == 96
+    # Sources and targets count by their tokens.
+    encoded = task.encode(load_splits(recipe.data, task).train, load_tokenizer(recipe.model, task), ())
+    tokens = sum(len(row["input_ids"]) + len(row["labels"]) for row in encoded)
+    assert found.filled == pytest.approx(tokens / 96 / 80)
+    assert known_data(recipe, 7).filled == 1
+
+
+def test_parts_of_a_long_text_are_rows(small_recipe):
+    recipe = small_recipe(task=TokenClassification(max_length=16, stride=4), path="demo-entities")
+    assert known_data(recipe, None).rows > 96
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
         (["--gpu-memory", "much"], "--gpu-memory much: not a size"),
         (["--gpus", "0"], "--gpus 0: must be more than 0"),
         (["--gpu-memory", "1GiB"], "--gpu-memory 1GiB: must be more than the 1.00 GiB that libraries"),
-        (["--training.deepspeed", "zero9", "--gpus", "2"], "did you mean 'zero3'?; one of auto, zero1, "),
+        (["--training.deepspeed", "zero9", "--gpus", "2"], "zero9: no such file; take auto, zero1, "),
         (["--methods", "lara"], "unknown method 'lara'"),
         (["--output", "plan.txt"], "give a .json file"),
         (["--tflops", "10", "--speed-from", "runs/x"], "say one of them"),

@@ -1,15 +1,18 @@
 from dataclasses import replace
 
 import psutil
+import pytest
 
 from peftkit import Quantization, full, lora, qlora
 from peftkit.sharding_choice import settled
 
 
-def test_what_fits_is_not_sharded(small_recipe, monkeypatch):
+@pytest.mark.parametrize("method", [full(), lora()], ids=lambda method: method.name)
+def test_what_fits_is_not_sharded(method, small_recipe, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    recipe = settled(small_recipe(method=lora(), deepspeed="auto", use_cpu=True))
-    assert "deepspeed" not in recipe.training
+    recipe = small_recipe(method=method, deepspeed="auto", use_cpu=True, per_device_train_batch_size=32)
+    recipe = replace(recipe, model=replace(recipe.model, name_or_path="demo"))
+    assert "deepspeed" not in settled(recipe).training
 
 
 def test_a_cpu_offloads_nothing_though_nothing_fits(small_recipe, monkeypatch):
