@@ -169,7 +169,7 @@ def main() -> None:
     }  # fmt: skip
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     heads = (
-        "method | on | sharding | last loss | apart | accuracy | optimizer state | planned | peak | planned | steps/s"
+        "method | on | ZeRO | last loss | apart | accuracy | optimizer state | planned | peak | planned | steps/s"
     )
     print(f"\n| {heads} |")
     print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
