@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from peftkit.data import load_splits
-from peftkit.distributed import deepspeed_config
 from peftkit.memory_trace import trace
 from peftkit.model import load_tokenizer
 from peftkit.parsing import dict_to_recipe
@@ -36,7 +35,7 @@ def planned(row: dict, data: Path) -> int:
         labels=splits.labels, dtype=recipe.model.dtype, rows=(arguments.per_device_train_batch_size,), on_gpu=True,
         deepspeed=config is not None,
     )  # fmt: skip
-    placement = placement_of(None if config is None else deepspeed_config(config))
+    placement = placement_of(config)
     if placement.stage == 2:
         placement = replace(placement, bucket=BUCKET_THEN)
     return rank_memory(memory, memory.steps[0], placement, 1).peak

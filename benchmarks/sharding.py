@@ -168,9 +168,7 @@ def main() -> None:
         "planned_efficiency": efficiency,
     }  # fmt: skip
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    heads = (
-        "method | on | ZeRO | last loss | apart | accuracy | optimizer state | planned | peak | planned | steps/s"
-    )
+    heads = "method | on | ZeRO | last loss | apart | accuracy | optimizer state | planned | peak | planned | steps/s"
     print(f"\n| {heads} |")
     print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     on = {"1": "1 rank", "2": "2 ranks", "hosts": "2 hosts"}

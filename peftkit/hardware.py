@@ -46,6 +46,7 @@ GPU = Hardware(
 CPU = replace(
     GPU, flops=50e9, launch=0, memory_bandwidth=8e9, bandwidth=1e9, host_link=8e9, host_bandwidth=8e9, is_host=True
 )
+"""What is assumed of a rank on one core of a server."""
 
 
 def local_hardware() -> tuple[Hardware, bool]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import AutoConfig, TrainingArguments
 
-from peftkit.distributed import deepspeed_config
 from peftkit.errors import UserError
 from peftkit.hardware import Hardware
 from peftkit.memory_trace import ModelMemory, trace
@@ -83,7 +82,7 @@ def plan(
     """
     config = read_config(recipe.model)
     told = recipe.training.get("deepspeed")
-    placement = None if told == "auto" else placement_of(None if told is None else deepspeed_config(told))
+    placement = None if told == "auto" else placement_of(told)
     traced: dict[tuple[str, bool], Traced] = {}
     failed: dict[str, str] = {}
     for method in methods or (recipe.method,):

@@ -9,7 +9,6 @@ import pyarrow.compute
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from peftkit.distributed import deepspeed_config
 from peftkit.memory_trace import trace
 from peftkit.model import without_zero3
 from peftkit.recipe import Recipe
@@ -29,7 +28,7 @@ def planned_run(
     try:
         task = replace(recipe.task, **longest(recipe, train))  # type: ignore[type-var]
         words = recipe.training.get("deepspeed")
-        placement = placement_of(None if words is None else deepspeed_config(words))
+        placement = placement_of(words)
         with without_zero3():
             memory = trace(
                 config, task, recipe.method, arguments, labels=labels, dtype=recipe.model.dtype, rows=(rows,),

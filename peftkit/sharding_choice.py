@@ -6,7 +6,7 @@ from dataclasses import replace
 import psutil
 import torch
 
-from peftkit.distributed import deepspeed_config, processes, weights_type
+from peftkit.distributed import processes, weights_type
 from peftkit.errors import UserError
 from peftkit.hardware import CPU, GPU
 from peftkit.log import logger
@@ -52,7 +52,7 @@ def _chosen(recipe: Recipe) -> str | None:
 def _shardable(recipe: Recipe) -> Recipe:
     """ZeRO-3 shards float types alone: packed bits are stored as the type of the weights beside them."""
     quantization, name = recipe.method.quantization, recipe.training.get("deepspeed")
-    if quantization is None or name is None or placement_of(deepspeed_config(name)).stage < 3:
+    if quantization is None or name is None or placement_of(name).stage < 3:
         return recipe
     right = weights_type(recipe)
     if right == AUTO:

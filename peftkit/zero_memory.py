@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from peftkit.distributed import deepspeed_config
 from peftkit.memory_trace import ModelMemory, StepMemory
 
 MASTER_BYTES = 4
@@ -40,11 +41,11 @@ PLACEMENTS = (
 )
 
 
-def placement_of(config: dict[str, Any] | None) -> Placement:
-    """Where a DeepSpeed config puts the model's states."""
+def placement_of(config: str | dict[str, Any] | None) -> Placement:
+    """Where a DeepSpeed config, or its name, puts the model's states; None is no DeepSpeed. Raises UserError."""
     if config is None:
         return PLACEMENTS[0]
-    zero = config.get("zero_optimization", {})
+    zero = deepspeed_config(config).get("zero_optimization", {})
     bucket, stage = zero.get("reduce_bucket_size", 500_000_000), int(zero.get("stage", 0))
     optimizer, param = (_offloaded(zero.get(f"offload_{part}")) for part in ("optimizer", "param"))
     return Placement(

@@ -6,7 +6,7 @@ from peftkit.zero_memory import PLACEMENTS, model_states, rank_memory
 STEP = StepMemory(rows=8, forward=500, backward=900, kept=0, released=600, update=300, flops=10**9, operators=100)
 MODEL = ModelMemory(
     total=1000, trainable=100, weights=4000, quantization=0, trained_weights=400, gradients=400, optimizer=800,
-    master_optimizer=800,     largest_layer=50, width=4, steps=(STEP,),
+    master_optimizer=800, largest_layer=50, width=4, steps=(STEP,),
 )  # fmt: skip
 BY_NAME = {placement.name: placement for placement in PLACEMENTS}
 
