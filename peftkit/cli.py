@@ -76,7 +76,9 @@ def _report(chosen: argparse.Namespace, words: list[str]) -> None:
     from peftkit.pages.write import report_text, write_report
 
     if chosen.format == "html":
-        print(write_report(chosen.folders, output=chosen.output, examples=chosen.examples))
+        print(
+            write_report(chosen.folders, output=chosen.output, examples=chosen.examples, reload_data=chosen.reload_data)
+        )
         return
     if chosen.output is not None and chosen.output.exists():
         raise UserError(f"--output {chosen.output}: already exists; name another file or remove it")
@@ -117,7 +119,7 @@ def _export(chosen: argparse.Namespace, words: list[str]) -> None:
         check_login(chosen.push_to_hub)
     export(
         chosen.run, chosen.out, form=chosen.format, dtype=chosen.dtype, merge=chosen.merge, int8=chosen.int8,
-        tolerance=chosen.tolerance, trust_remote_code=chosen.trust_remote_code,
+        tolerance=chosen.tolerance, trust_remote_code=chosen.trust_remote_code, reload_data=chosen.reload_data,
     )  # fmt: skip
     if chosen.push_to_hub:
         push(chosen.out, chosen.push_to_hub, private=chosen.private)
@@ -132,7 +134,7 @@ def _combine(chosen: argparse.Namespace, words: list[str]) -> None:
         raise UserError(f"--weights: '{chosen.weights}' is not numbers with commas between") from None
     combine(
         chosen.runs, chosen.out, weights=weights, combination_type=chosen.combination_type, density=chosen.density,
-        trust_remote_code=chosen.trust_remote_code,
+        trust_remote_code=chosen.trust_remote_code, reload_data=chosen.reload_data,
     )  # fmt: skip
 
 

@@ -144,6 +144,11 @@ def parser() -> argparse.ArgumentParser:
         predict.add_argument(
             f"--{name}", metavar="COLUMN", help=f"the column of the {name}, when not the one trained on"
         )
+    for command in (report, export, combine):
+        command.add_argument(
+            "--reload_data", "--reload-data", action="store_true",
+            help="read a run's data again where its folder names a database or the Hub; local files need no option",
+        )  # fmt: skip
     for command in (export, combine, predict):
         command.add_argument("--trust_remote_code", action="store_true", help="run code that the base model brings")
     return found

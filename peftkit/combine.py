@@ -14,7 +14,7 @@ from peft.utils import ModulesToSaveWrapper
 
 from peftkit import measure
 from peftkit.asking import kept_of, outputs_of
-from peftkit.data import Splits, load_splits
+from peftkit.data import Splits, reload_splits
 from peftkit.errors import UserError
 from peftkit.files import new_folder
 from peftkit.log import logger
@@ -51,12 +51,14 @@ def combine(
     combination_type: str = "cat",
     density: float | None = None,
     trust_remote_code: bool = False,
+    reload_data: bool = False,
 ) -> list[FormRow]:
     """Write to `out` a run whose adapter is the runs' adapters added up by `weights` (equal ones when not given).
 
     `combination_type` and `density` are those of peft's `add_weighted_adapter`: `cat` is exact, and its rank is the sum
     of theirs; `svd` is near it at the largest one's rank. Heads are averaged by the same weights. Each run and the
-    combination are scored on the first run's validation rows, the combination also on its test rows. Raises UserError
+    combination are scored on the first run's validation rows, the combination also on its test rows. `reload_data`
+    allows to read that data where it is remote: a database, the Hub. Raises UserError
     for runs that don't fit each other, naming both, and NotReproducedError.
     """
     if len(runs) < 2:
@@ -72,16 +74,17 @@ def combine(
     for other in saved[1:]:
         _check_fit(saved[0], other)
     first, report = saved[0], read_report(runs[0])
-    splits = load_splits(first.recipe.data, first.task)
-    if splits.fingerprint != report.data["fingerprint"]:
-        raise UserError(f"{runs[0]}: its data has changed since training, so nothing can be scored on it")
+    try:
+        splits = reload_splits(first.recipe.data, first.task, report.data["fingerprint"], allow_remote=reload_data)
+    except UserError as error:
+        raise UserError(f"{runs[0]}: {error}") from error
     batch, outputs = read_held_out(first.folder)
     counted = {name: tensor for name, tensor in outputs.items() if name == "counted"}
     with new_folder(out) as folder:
         model: Any = load_model(first)
         for place, other in enumerate(saved[1:], 1):
             model.load_adapter(str(other.folder), adapter_name=_name(place))
-        look = ValidationLook.of(first, report, model, batch)
+        look = ValidationLook.of(first, report, model, batch, reload_data=reload_data)
         rows = []
         for place, run in enumerate(runs):
             model.set_adapter(_name(place))

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from peftkit.errors import UserError
 from peftkit.recipe import DataConfig
-from peftkit.sources import DEMOS, load_rows, several_files, shown_path, split_file
+from peftkit.sources import DEMOS, is_remote, load_rows, several_files, shown_path, split_file
 from peftkit.tasks import Task
 
 HELD_OUT_SHARE = 0.15
@@ -67,6 +67,21 @@ def load_splits(config: DataConfig, task: Task) -> Splits:
         more = f" (and {len(problems) - 1} more; peftkit check lists them)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{more}")
     return complete_splits(config, task, found, labels)
+
+
+def reload_splits(config: DataConfig, task: Task, fingerprint: str, *, allow_remote: bool) -> Splits:
+    """Load the data of a finished run again.
+
+    A run folder may come from someone else. Only with `allow_remote` is a query run, or a database, the Hub or an
+    address contacted because the folder names it. Raises UserError for data that is remote, missing or changed.
+    """
+    if is_remote(config) and not allow_remote:
+        kind = "a database" if config.sql is not None else "remote data"
+        raise UserError(f"data.path: {shown_path(config)}: the run folder names {kind}; pass --reload_data to read it")
+    splits = load_splits(config, task)
+    if splits.fingerprint != fingerprint:
+        raise UserError(f"data.path: {shown_path(config)}: the data has changed since training")
+    return splits
 
 
 def complete_splits(config: DataConfig, task: Task, found: Mapping[str, Dataset], labels: tuple[str, ...]) -> Splits:

@@ -30,6 +30,7 @@ def export(
     int8: bool = False,
     tolerance: float | None = None,
     trust_remote_code: bool = False,
+    reload_data: bool = False,
 ) -> Receipt:
     """Write what the run trained to `out`, and prove it.
 
@@ -44,6 +45,7 @@ def export(
         tolerance: The largest difference of a logit that passes. Unless given 1e-4 of the largest logit, or where
             16-bit arithmetic takes part 5e-2 of it; of logits below 1 as of 1.
         trust_remote_code: Run code that the base brings.
+        reload_data: Read the run's data again where it is remote (a database, the Hub), to score on validation.
 
     Raises NotReproducedError when the export is not what was trained, and UserError; `out` then does not appear.
     """
@@ -56,7 +58,9 @@ def export(
         kind = saved.recipe.method.kind.upper()
         logger.warning("%s adds no weights that could be merged: the adapter is exported", kind)
         form = "adapter"
-    origin = Origin(saved=saved, report=read_report(run), batch=batch, live=live, tolerance=tolerance)
+    origin = Origin(
+        saved=saved, report=read_report(run), batch=batch, live=live, tolerance=tolerance, reload_data=reload_data
+    )
     with new_folder(out) as folder:
         adapter = form == "adapter"
         written = "float32" if form == "onnx" else dtype

@@ -121,7 +121,7 @@ def export_merged(origin: Origin, folder: Path, dtype: str, merge: str) -> Recei
     rows: list[FormRow] = []
     look = None
     if quantized or dtype != as_trained:
-        look = ValidationLook.of(saved, origin.report, model, origin.batch)
+        look = ValidationLook.of(saved, origin.report, model, origin.batch, reload_data=origin.reload_data)
         rows.append(look.row("as trained, not merged", model, None))
     # One model at a time: what is merged next maps the base's files anew.
     del model
@@ -194,7 +194,7 @@ def export_onnx(origin: Origin, folder: Path, receipt: Receipt, int8: bool) -> R
     check("export: the model in ONNX Runtime", exported, origin.allowed(half=False))
     forms: list[FormRow] = []
     if int8:
-        look = ValidationLook.of(saved, origin.report, merged, origin.batch)
+        look = ValidationLook.of(saved, origin.report, merged, origin.batch, reload_data=origin.reload_data)
         forms.append(look.row("merged, in float32", merged, weight_bytes(folder)))
         forms.append(look.row("as ONNX, in float32", model, size))
         model, size = written(True)

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import runpy
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +142,7 @@ def dict_to_recipe(plain: Mapping[str, Any]) -> Recipe:
     for path in dotted_paths(plain):
         if path not in names and not path.startswith(inside):
             raise UserError(f"unknown field '{path}'{nearest(path, names)}")
+    _check_class_paths(plain)
     plain = dict(plain)
     if isinstance(task := plain.get("task"), Mapping) and isinstance(name := task.get("class_path"), str):
         plain["task"] = {**task, "class_path": _full_task(name)}
@@ -151,6 +153,20 @@ def dict_to_recipe(plain: Mapping[str, Any]) -> Recipe:
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(one_line(str(error), names)) from None
     return _to_recipe(config, base)
+
+
+def _check_class_paths(plain: Any, field: str = "") -> None:
+    """Raise UserError for a class of a module that is not loaded: the parser would import and so run that module."""
+    if isinstance(plain, Mapping):
+        for name, value in plain.items():
+            _check_class_paths(value, field if name == "class_path" else f"{field}.{name}".removeprefix("."))
+            # A parser takes a bare string for a class too.
+            is_class = name == "class_path" or f"{field}.{name}" in (".task", "method.peft")
+            module = value.rpartition(".")[0] if is_class and isinstance(value, str) else ""
+            if module and module.split(".")[0] not in ("peft", "peftkit") and module not in sys.modules:
+                raise UserError(
+                    f"{field or name}: '{value}' is not a class of peft or peftkit; import it in a .py recipe"
+                )
 
 
 def _full_task(name: str) -> str:

@@ -61,6 +61,7 @@ class Origin:
     batch: Mapping[str, torch.Tensor]
     live: Mapping[str, torch.Tensor]
     tolerance: float | None
+    reload_data: bool = False
 
     def compared_live(self, found: Mapping[str, torch.Tensor]) -> Difference:
         """How far outputs are from those of the live model."""

@@ -13,6 +13,7 @@ from typing import Any
 import pandas
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from huggingface_hub import DatasetCard
 
 from peftkit.demo.docstrings import load_docstrings
 from peftkit.demo.entities import load_entities
@@ -58,7 +59,7 @@ def load_rows(config: DataConfig) -> DatasetDict:
                 saved = load_from_disk(str(path))
                 return saved if isinstance(saved, DatasetDict) else DatasetDict({config.train_split: saved})
             return _folder(str(path), config.name)
-        if config.path.startswith((".", "/", "~")) or path.suffix in (*TABLES, *BUILDERS):
+        if _is_local(config.path):
             raise UserError(f"data.path: {config.path}: no such file or folder")
         return load_dataset(config.path, config.name, revision=config.revision)
     except UserError:
@@ -77,6 +78,24 @@ def load_rows(config: DataConfig) -> DatasetDict:
         cause = error.__cause__ or error
         said = without_password(" ".join(str(cause).split())[:300])
         raise UserError(f"data.path: {shown_path(config)}: can't be read: {said}") from error
+
+
+def is_remote(config: DataConfig) -> bool:
+    """Whether reading the rows runs a query, or opens a connection: to a database, the Hub or an address."""
+    if config.sql is not None:
+        return True
+    if config.data_files is not None or config.path in DEMOS:
+        return False
+    path = Path(config.path).expanduser()
+    if not path.is_dir():
+        return not path.exists() and not _is_local(config.path)
+    card = path / "README.md"
+    # The metadata of a local folder may list files by their address.
+    return card.is_file() and "://" in str(DatasetCard.load(card, ignore_metadata_errors=True).data.get("configs"))
+
+
+def _is_local(path: str) -> bool:
+    return path.startswith((".", "/", "~")) or Path(path).suffix in (*TABLES, *BUILDERS)
 
 
 def _file(path: Path, split: str) -> Dataset:

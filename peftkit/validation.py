@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from peftkit.asking import LogitSample, answers_of, logits_of, sampled_logits
-from peftkit.data import load_splits
+from peftkit.data import reload_splits
 from peftkit.errors import UserError
 from peftkit.log import logger
 from peftkit.report import Report
@@ -49,13 +49,13 @@ class ValidationLook:
     sample: LogitSample
 
     @classmethod
-    def of(cls, saved: SavedRun, report: Report, model: Any, batch: Mapping[str, torch.Tensor]) -> "ValidationLook":
-        """Look at validation with the first form; where the data has gone or changed, at the held-out `batch`."""
-        task, recipe = saved.task, saved.recipe
+    def of(
+        cls, saved: SavedRun, report: Report, model: Any, batch: Mapping[str, torch.Tensor], *, reload_data: bool
+    ) -> "ValidationLook":
+        """Look at validation with the first form; where the data can't be had, at the held-out `batch`."""
+        task = saved.task
         try:
-            splits = load_splits(recipe.data, task)
-            if splits.fingerprint != report.data["fingerprint"]:
-                raise UserError("the data has changed since training")
+            splits = reload_splits(saved.recipe.data, task, report.data["fingerprint"], allow_remote=reload_data)
         except UserError as error:
             logger.warning(
                 "forms are compared on %d held-out rows alone, without scores: %s", len(batch["input_ids"]), error

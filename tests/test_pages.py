@@ -144,7 +144,7 @@ def test_data_that_has_changed_since_is_not_shown(folders, tmp_path):
         assert "the data has changed since" in text
         rows.unlink()
         text = write_report(folders, output=tmp_path / "b.html").read_text(encoding="utf-8")
-        assert "the data is not at hand" in text
+        assert "no such file or folder" in text
     finally:
         rows.write_text(kept)
 
@@ -180,3 +180,16 @@ def test_generated_texts_stand_side_by_side(small_recipe, tmp_path):
     text = write_report(folders, output=tmp_path / "page.html").read_text(encoding="utf-8")
     assert text.count('class="example"') >= 1
     assert "ROUGE-L" in text
+
+
+def test_a_page_runs_no_query_that_a_run_folder_names(folders, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PEFTKIT_TEST_TOKEN", "secret")
+    copies = [shutil.copytree(folder, tmp_path / folder.name) for folder in folders]
+    for folder in copies:
+        report = json.loads((folder / "report.json").read_text())
+        report["recipe"]["data"] = {"path": "sqlite:///leak-$PEFTKIT_TEST_TOKEN.db", "sql": "select 1 as text"}
+        (folder / "report.json").write_text(json.dumps(report))
+    page = write_report(copies, output=tmp_path / "page.html")
+    assert TRICKS[4] not in page.read_text(encoding="utf-8")
+    assert not list(tmp_path.glob("leak*"))

@@ -7,7 +7,15 @@ from peft import IA3Config, LoraConfig
 
 from peftkit import DataConfig, Method, ModelConfig, Quantization, Recipe, SequenceClassification, full, lora, qlora
 from peftkit.errors import UserError
-from peftkit.parsing import build_parser, parse_recipe, read_recipe, recipe_to_dict, recipe_to_yaml, split_resume
+from peftkit.parsing import (
+    build_parser,
+    dict_to_recipe,
+    parse_recipe,
+    read_recipe,
+    recipe_to_dict,
+    recipe_to_yaml,
+    split_resume,
+)
 from peftkit.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -217,3 +225,19 @@ def test_every_task_goes_to_yaml_and_back(tmp_path, kind):
 )
 def test_the_word_resume_is_no_field_of_a_recipe(words, kept, resume):
     assert split_resume(words) == (kept, resume)
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {"task": {"class_path": "intruder.Task"}},
+        {"task": "intruder.Task"},
+        {"method": {"peft": {"class_path": "intruder.Config", "init_args": {"r": 1}}}},
+        {"method": {"peft": "intruder.Config"}},
+    ],
+)
+def test_reading_a_recipe_imports_no_module_that_it_names(tmp_path, monkeypatch, plain):
+    (tmp_path / "intruder.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"is not a class of peft or peftkit|is no task"):
+        dict_to_recipe(plain)

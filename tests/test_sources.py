@@ -6,9 +6,9 @@ from datasets import Dataset, DatasetDict
 from test_data import load, rows, write
 
 from peftkit import DataConfig, MultiLabelClassification, SequenceClassification, SequenceRegression
-from peftkit.data import load_splits
+from peftkit.data import load_splits, reload_splits
 from peftkit.errors import UserError
-from peftkit.sources import load_rows
+from peftkit.sources import is_remote, load_rows
 
 TASK = SequenceClassification()
 
@@ -184,3 +184,46 @@ def test_a_folder_of_tables_is_read_as_a_table_is(tmp_path):
 def test_rows_saved_by_datasets_without_splits(tmp_path):
     Dataset.from_list(rows(60)).save_to_disk(tmp_path / "d")
     assert sum(len(found) for found in load(tmp_path / "d").rows.values()) == 60
+
+
+class TestDataOfARunFolder:
+    """What `reload_splits` does with a data path that a run folder, perhaps someone else's, names."""
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"path": "leak-$PEFTKIT_TEST_TOKEN.db", "sql": "select 1 as text, 2 as label"},
+            {"path": "sqlite:///leak-$PEFTKIT_TEST_TOKEN.db", "sql": "select 1 as text, 2 as label"},
+            {"path": "someone/reviews"},
+            {"path": "https://example.invalid/rows"},
+            {"path": "hf://datasets/someone/reviews"},
+        ],
+    )
+    def test_remote_data_is_not_read_without_permission(self, tmp_path, monkeypatch, config):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PEFTKIT_TEST_TOKEN", "secret")
+        with pytest.raises(UserError, match=r"the run folder names .*; pass --reload_data to read it"):
+            reload_splits(DataConfig(**config), TASK, "", allow_remote=False)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_query_runs_with_permission(self, database):
+        config = DataConfig(path=str(database), sql="select text, label from reviews where year = 2020")
+        fingerprint = load_splits(config, TASK).fingerprint
+        with pytest.raises(UserError, match="--reload_data"):
+            reload_splits(config, TASK, fingerprint, allow_remote=False)
+        assert reload_splits(config, TASK, fingerprint, allow_remote=True).fingerprint == fingerprint
+        with pytest.raises(UserError, match="changed since training"):
+            reload_splits(config, TASK, "another", allow_remote=True)
+
+    def test_a_local_folder_may_name_addresses(self, tmp_path):
+        write(tmp_path / "train.jsonl", rows(60))
+        assert not is_remote(DataConfig(path=str(tmp_path)))
+        (tmp_path / "README.md").write_text(
+            "---\nconfigs:\n- config_name: default\n  data_files: https://example.invalid/train.jsonl\n---\n"
+        )
+        assert is_remote(DataConfig(path=str(tmp_path)))
+
+    def test_local_files_need_no_permission(self, tmp_path):
+        path = write(tmp_path / "a.jsonl", rows(60))
+        config = DataConfig(path=str(path))
+        assert reload_splits(config, TASK, load(path).fingerprint, allow_remote=False).labels

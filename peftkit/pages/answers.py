@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from peftkit.data import load_splits
+from peftkit.data import reload_splits
 from peftkit.errors import UserError
+from peftkit.files import text_without_home
 from peftkit.gathered import Gathered, read_predictions, task_of
 from peftkit.log import logger
 from peftkit.parsing import dict_to_recipe
@@ -57,8 +58,11 @@ class Answers:
     without_text: str | None = None
 
 
-def read_answers(gathered: Gathered, examples: int) -> Answers:
-    """Read every run's predictions; of those that rows disagree on, so many examples with their text from the data."""
+def read_answers(gathered: Gathered, examples: int, *, reload_data: bool = False) -> Answers:
+    """Read every run's predictions; of those that rows disagree on, so many examples with their text from the data.
+
+    Remote data is read only with `reload_data`.
+    """
     confusions: dict[str, Counter] = {}
     scores: dict[str, dict[str, dict[str, float]]] = {}
     class_rows: dict[str, int] = {}
@@ -95,7 +99,7 @@ def read_answers(gathered: Gathered, examples: int) -> Answers:
         return Answers()
     report, numbers, _ = first
     differing = _differing(list(said.values()), list(hits.values()))
-    texts, why = _texts(report, numbers) if examples and differing else (None, None)
+    texts, why = _texts(report, numbers, reload_data) if examples and differing else (None, None)
     shown = [
         Example(
             number=numbers[place], text=None if texts is None else texts[place], right=right[place],
@@ -118,14 +122,14 @@ def _differing(said: Sequence[Sequence[str]], hits: Sequence[Sequence[bool]]) ->
     return sorted((place for place, count in enumerate(kinds) if count > 1), key=lambda place: (-kinds[place], place))
 
 
-def _texts(report: Report, numbers: Sequence[int]) -> tuple[list[str] | None, str | None]:
+def _texts(report: Report, numbers: Sequence[int], reload_data: bool) -> tuple[list[str] | None, str | None]:
     """What each test row asks, from the data that the run was made on; or why that is not to be had."""
     recipe = dict_to_recipe(report.recipe)
     try:
-        splits = load_splits(recipe.data, recipe.task)
+        splits = reload_splits(recipe.data, recipe.task, report.data["fingerprint"], allow_remote=reload_data)
     except (UserError, OSError) as error:
         logger.info("examples are shown without their text: %s", error)
-        return None, "the data is not at hand"
-    if splits.fingerprint != report.data["fingerprint"] or list(splits.origins["test"][1]) != list(numbers):
-        return None, "the data has changed since"
+        return None, text_without_home(str(error).split(": ", 2)[-1])
+    if list(splits.origins["test"][1]) != list(numbers):
+        return None, "the data has changed since training"
     return recipe.task.texts(splits.test), None

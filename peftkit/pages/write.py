@@ -23,11 +23,13 @@ PICTURES = "pictures"
 EXAMPLES = 20
 
 
-def write_report(folders: Sequence[Path], *, output: Path | None = None, examples: int = EXAMPLES) -> Path:
+def write_report(
+    folders: Sequence[Path], *, output: Path | None = None, examples: int = EXAMPLES, reload_data: bool = False
+) -> Path:
     """Write the page of a comparison, or of runs, and its pictures beside it; returns the page's file.
 
     A comparison's goes into its folder, that of loose runs to `report.html` here, unless `output` names a new file.
-    Raises UserError.
+    Example texts of remote data are read only with `reload_data`. Raises UserError.
     """
     if examples < 0:
         raise UserError("--examples: must be 0 or more")
@@ -37,7 +39,7 @@ def write_report(folders: Sequence[Path], *, output: Path | None = None, example
         place = output.expanduser()
     if place.exists() and (output is not None or gathered.folder is None):
         raise UserError(f"{place}: already exists; name another file with --output or remove it")
-    _write(place, "html", gathered, find(gathered), examples)
+    _write(place, "html", gathered, find(gathered), examples, reload_data)
     return place
 
 
@@ -48,12 +50,15 @@ def report_text(folders: Sequence[Path], form: str) -> str:
 
 
 def write_all(folder: Path) -> Findings:
-    """Write a comparison in every format into its folder; returns its findings. Of a page that fails it warns."""
+    """Write a comparison in every format into its folder; returns its findings. Of a page that fails it warns.
+
+    The comparison is the caller's own: its data is read again wherever it lies.
+    """
     gathered = gather([folder])
     findings = find(gathered)
     for form in NAMES:
         try:
-            _write(folder / NAMES[form], form, gathered, findings, EXAMPLES)
+            _write(folder / NAMES[form], form, gathered, findings, EXAMPLES, True)
         except UserError as error:
             # One that an earlier time made would tell of other numbers.
             (folder / NAMES[form]).unlink(missing_ok=True)
@@ -69,11 +74,11 @@ def _text(form: str, gathered: Gathered, findings: Findings) -> str:
     return json.dumps(finite(dataclasses.asdict(findings)), indent=2, ensure_ascii=False) + "\n"
 
 
-def _write(place: Path, form: str, gathered: Gathered, findings: Findings, examples: int) -> None:
+def _write(place: Path, form: str, gathered: Gathered, findings: Findings, examples: int, reload_data: bool) -> None:
     if form != "html":
         write_text(place, _text(form, gathered, findings))
         return
-    answers = read_answers(gathered, examples)
+    answers = read_answers(gathered, examples, reload_data=reload_data)
     specs = pictures(findings, gathered, answers.confusions)
     drawn = draw(specs)
     # Beside a page of another name they have another name too.
