@@ -11,7 +11,7 @@ from peftkit.errors import UserError, exit_code_of
 
 def _train(chosen: argparse.Namespace, words: list[str]) -> None:
     from peftkit import Recipe, main
-    from peftkit.parsing import read_recipe
+    from peftkit.parsing import recipe_for_command
 
     if chosen.help:
         words = [*words, "--help"]
@@ -20,7 +20,7 @@ def _train(chosen: argparse.Namespace, words: list[str]) -> None:
     sys.argv[0] = "peftkit train RECIPE"
     if chosen.local_rank is not None:
         words = [*words, f"--local_rank={chosen.local_rank}"]
-    main(Recipe() if chosen.recipe is None else read_recipe(chosen.recipe), words)
+    main(Recipe() if chosen.recipe is None else recipe_for_command(chosen.recipe, words), words)
 
 
 def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
@@ -28,7 +28,7 @@ def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
     from peftkit.contenders import METHOD, folder_name, parse_over
     from peftkit.distributed import spelled_out
     from peftkit.pages.write import NAMES, PICTURES, write_all
-    from peftkit.parsing import parse_recipe, read_recipe
+    from peftkit.parsing import parse_recipe, recipe_for_command
 
     rates = {}
     for word in filter(None, chosen.learning_rates.split(",")):
@@ -45,7 +45,7 @@ def _compare(chosen: argparse.Namespace, words: list[str]) -> None:
         over = {METHOD: [word.strip() for word in words_of_methods.split(",") if word.strip()], **over}
         if not over[METHOD]:
             raise UserError("--methods: names none")
-    recipe = parse_recipe(spelled_out(words), read_recipe(chosen.recipe), prog="peftkit compare RECIPE")
+    recipe = parse_recipe(spelled_out(words), recipe_for_command(chosen.recipe, words), prog="peftkit compare RECIPE")
     if chosen.quick and (chosen.trials or 1, chosen.seeds or 1) != (1, 1):
         raise UserError("--quick: is one trial and one seed; leave out --trials and --seeds")
     usual = 1 if chosen.quick else 3
@@ -91,17 +91,22 @@ def _report(chosen: argparse.Namespace, words: list[str]) -> None:
 
 def _check(chosen: argparse.Namespace, words: list[str]) -> None:
     from peftkit.check import check
-    from peftkit.parsing import parse_recipe, read_recipe
+    from peftkit.parsing import parse_recipe, recipe_for_command
 
-    print(check(parse_recipe(words, read_recipe(chosen.recipe), prog="peftkit check RECIPE"), chosen.output))
+    print(
+        check(
+            parse_recipe(words, recipe_for_command(chosen.recipe, words), prog="peftkit check RECIPE"),
+            chosen.output,
+        )
+    )
 
 
 def _plan(chosen: argparse.Namespace, words: list[str]) -> None:
     from peftkit.distributed import spelled_out
-    from peftkit.parsing import parse_recipe, read_recipe
+    from peftkit.parsing import parse_recipe, recipe_for_command
     from peftkit.planning import Asked, planned
 
-    recipe = parse_recipe(spelled_out(words), read_recipe(chosen.recipe), prog="peftkit plan RECIPE")
+    recipe = parse_recipe(spelled_out(words), recipe_for_command(chosen.recipe, words), prog="peftkit plan RECIPE")
     asked = Asked(
         gpus=chosen.gpus, gpu_memory=chosen.gpu_memory, rows=chosen.rows, tflops=chosen.tflops,
         speed_from=chosen.speed_from, bandwidth=chosen.bandwidth, network=chosen.network,

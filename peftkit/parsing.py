@@ -23,6 +23,8 @@ from peftkit.plain_values import as_class, as_homeless, as_plain, default_of, di
 from peftkit.recipe import DataConfig, ModelConfig, Recipe
 from peftkit.tasks import TASKS, Task
 
+TRUST = "--model.trust_remote_code"
+
 jsonargparse.set_parsing_settings(subclasses_enabled=[PeftConfig, *TASKS])
 
 
@@ -128,6 +130,21 @@ def read_recipe(path: str | Path) -> Recipe:
         return dict_to_recipe(plain)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def recipe_for_command(path: str | Path, words: Sequence[str]) -> Recipe:
+    """As `read_recipe`, for a command line whose other arguments are `words`.
+
+    Raises UserError for a YAML file that turns `model.trust_remote_code` on: only the command line or Python may.
+    """
+    recipe = read_recipe(path)
+    if not recipe.model.trust_remote_code or Path(path).suffix == ".py":
+        return recipe
+    if not any(word.split("=")[0] == TRUST for word in words):
+        raise UserError(
+            f"{path}: model.trust_remote_code is true in a file; pass {TRUST} true to run the model's code"
+        )
+    return replace(recipe, model=replace(recipe.model, trust_remote_code=False))
 
 
 def dict_to_recipe(plain: Mapping[str, Any]) -> Recipe:

@@ -17,7 +17,8 @@ class ModelConfig:
             `demo-seq2seq`: the very small T5 that peftkit brings.
         revision: Branch, tag or commit on the hub.
         dtype: What the weights are loaded as: `float32`, `bfloat16`, `float16`, or `auto`, as the checkpoint has them.
-        trust_remote_code: Run code that the checkpoint brings. Only for a source that you trust.
+        trust_remote_code: Run code that the checkpoint brings. Only for a source that you trust. Accepted from the
+            command line and from Python, not from a YAML file.
     """
 
     name_or_path: str = "demo"

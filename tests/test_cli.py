@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -95,3 +96,21 @@ def test_train_help_lists_the_recipes_fields(capsys, request, monkeypatch):
     assert code == 0
     assert "--training.max_steps" in output.out
     assert "--method.peft.lora_alpha (default: 16)" in output.out
+
+
+@pytest.mark.parametrize("command", ["train", "check", "plan", "compare"])
+def test_a_recipe_file_cannot_turn_on_remote_code(tmp_path, capsys, command):
+    model = tmp_path / "model"
+    model.mkdir()
+    trap = tmp_path / "trap"
+    (model / "config.json").write_text(
+        json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}, "architectures": ["Own"]})
+    )
+    (model / "own.py").write_text(f"open({str(trap)!r}, 'w').close()\nraise SystemExit\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {{name_or_path: {model}, trust_remote_code: true}}\n")
+    with pytest.raises(SystemExit) as ended:
+        main([command, str(recipe)])
+    assert ended.value.code == 2
+    assert "pass --model.trust_remote_code true" in capsys.readouterr().err
+    assert not trap.exists()
