@@ -23,7 +23,7 @@ from peftkit.measure import environment
 from peftkit.parsing import recipe_to_dict
 from peftkit.processes import Place, PlannedRun, places, run_all
 from peftkit.progress import Progress
-from peftkit.recipe import Recipe
+from peftkit.recipe import Recipe, check_name
 from peftkit.report import FILE_NAME, read_report
 
 PLAN = "comparison.json"
@@ -75,6 +75,7 @@ def compare(
     Rows are the combinations of the values in `over`. The same comparison begun before is continued. A run that fails
     is a report that says why. Raises UserError for what can be put right before anything is trained.
     """
+    check_name(recipe.name)
     budget = budget or Budget()
     output = None if output is None else output.expanduser()
     rows = contenders(recipe, over, learning_rates)

@@ -20,7 +20,7 @@ from peftkit.explain import fields_help, meanings, nearest, one_line
 from peftkit.files import without_home, without_password
 from peftkit.methods import Method, Quantization
 from peftkit.plain_values import as_class, as_homeless, as_plain, default_of, differences, dotted_paths
-from peftkit.recipe import DataConfig, ModelConfig, Recipe
+from peftkit.recipe import DataConfig, ModelConfig, Recipe, check_name
 from peftkit.tasks import TASKS, Task
 
 TRUST = "--model.trust_remote_code"
@@ -100,6 +100,7 @@ def parse_recipe(words: Sequence[str], base: Recipe, prog: str = "recipe") -> Re
     recipe = _to_recipe(parser.parse_args(list(words)), replace(base, training={**base.training, **named}))
     if "method.name" not in given and base.method.name == base.method.kind:
         recipe = replace(recipe, method=replace(recipe.method, name=""))
+    check_name(recipe.name)
     return recipe
 
 
@@ -141,9 +142,7 @@ def recipe_for_command(path: str | Path, words: Sequence[str]) -> Recipe:
     if not recipe.model.trust_remote_code or Path(path).suffix == ".py":
         return recipe
     if not any(word.split("=")[0] == TRUST for word in words):
-        raise UserError(
-            f"{path}: model.trust_remote_code is true in a file; pass {TRUST} true to run the model's code"
-        )
+        raise UserError(f"{path}: model.trust_remote_code is true in a file; pass {TRUST} true to run the model's code")
     return replace(recipe, model=replace(recipe.model, trust_remote_code=False))
 
 

@@ -1,11 +1,16 @@
 """A recipe is one value: the whole of a run."""
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from peftkit.errors import UserError
 from peftkit.methods import Method
 from peftkit.tasks import SequenceClassification, Task
+
+# In bytes of UTF-8; a file system takes 255, and a number is added to the name of a second run.
+LONGEST_NAME = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +84,14 @@ class Recipe:
     task: Task = field(default_factory=SequenceClassification)
     method: Method = field(default_factory=Method)
     training: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_name(name: str) -> None:
+    """Raise UserError for a name that is no plain name of a folder: a run is saved in `runs/NAME`."""
+    bad = [char for char in name if char in "/\\" or unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+    if bad:
+        raise UserError(f"name: contains {bad[0]!a} (expected the plain name of a folder); use another name")
+    if not name.strip() or name in (".", ".."):
+        raise UserError(f"name: '{name}' is not the name of a folder; use another name")
+    if (length := len(name.encode())) > LONGEST_NAME:
+        raise UserError(f"name: is too long (expected at most {LONGEST_NAME} bytes, got {length}); use a shorter name")

@@ -29,7 +29,7 @@ from peftkit.log import is_rank_zero, logger, set_up_logging
 from peftkit.model import check_precision, load_base, load_tokenizer, positions
 from peftkit.parsing import parse_recipe, recipe_to_dict, split_resume
 from peftkit.read_back import allowed, live_outputs, read_back
-from peftkit.recipe import Recipe
+from peftkit.recipe import Recipe, check_name
 from peftkit.report import FILE_NAME, Report, read_report
 from peftkit.round_trip import check
 from peftkit.run_plan import planned_run
@@ -83,6 +83,7 @@ def run(
     put right and AuditError when the model did not train as it should. A run that fails leaves a report with its
     status, and its checkpoints; a finished run is never overwritten.
     """
+    check_name(recipe.name)
     recipe = settled(recipe)
     folder = run_folder.choose(recipe)
     start = checkpoint.chosen(folder, resume)

@@ -47,7 +47,7 @@ def folders(checkpoints, tmp_path_factory):
     file = folder / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     recipe = Recipe(
-        name=TRICKS[0], model=ModelConfig(name_or_path=str(checkpoints / "bert")), data=DataConfig(path=str(file)),
+        name=TRICKS[1], model=ModelConfig(name_or_path=str(checkpoints / "bert")), data=DataConfig(path=str(file)),
         task=SequenceClassification(max_length=32),
         training={
             "max_steps": 6, "per_device_train_batch_size": 8, "seed": 3, "report_to": "none", "disable_tqdm": True,

@@ -6,6 +6,7 @@ import yaml
 from peft import IA3Config, LoraConfig
 
 from peftkit import DataConfig, Method, ModelConfig, Quantization, Recipe, SequenceClassification, full, lora, qlora
+from peftkit.compare import compare
 from peftkit.errors import UserError
 from peftkit.parsing import (
     build_parser,
@@ -16,6 +17,7 @@ from peftkit.parsing import (
     recipe_to_yaml,
     split_resume,
 )
+from peftkit.run import run
 from peftkit.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -241,3 +243,35 @@ def test_reading_a_recipe_imports_no_module_that_it_names(tmp_path, monkeypatch,
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"is not a class of peft or peftkit|is no task"):
         dict_to_recipe(plain)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "  ",
+        ".",
+        "..",
+        "../escape",
+        "/tmp/escape",
+        "a/b",
+        "a\\b",
+        "a\x1b[31mb",
+        "a\nb",
+        "\u202eabc",
+        "x" * 300,
+        "é" * 101,
+    ],
+)
+def test_a_name_is_the_plain_name_of_a_folder(name):
+    with pytest.raises(UserError, match=r"^name: "):
+        parse_recipe([f"--name={name}"], LORA)
+    with pytest.raises(UserError, match=r"^name: "):
+        run(Recipe(name=name))
+    with pytest.raises(UserError, match=r"^name: "):
+        compare(Recipe(name=name), {})
+
+
+@pytest.mark.parametrize("name", ["été 2024", "lora-r=8", "<b>", "名前", ".hidden"])
+def test_a_name_may_hold_what_a_folder_name_may(name):
+    assert parse_recipe([f"--name={name}"], LORA).name == name
