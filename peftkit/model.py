@@ -135,6 +135,36 @@ def load_base(
     return BaseModel(model=model, missing_keys=frozenset(missing), head=head_modules(model, missing), unused=unused)
 
 
+def labels_of_checkpoint(config: ModelConfig, task: Task, labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels in the order of the checkpoint's own head, where the checkpoint is a classifier of the same labels.
+
+    Its head is used as it is: row i of its weights belongs to label i of its config. Names are compared without regard
+    to case and surrounding space. A head of as many other labels is used too, and a warning is logged.
+    """
+    if len(labels) < 2:
+        return tuple(labels)
+    with loading(config):
+        found = AutoConfig.from_pretrained(
+            source(config), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    model_class = task.auto_model._model_mapping.get(type(found), None)
+    has_head = getattr(model_class, "__name__", None) in (found.architectures or ())
+    if not has_head or found.num_labels != len(labels):
+        return tuple(labels)
+    names = [str(found.id2label[index]) for index in sorted(found.id2label)]
+    by_name = {name.strip().casefold(): name for name in labels}
+    ordered = tuple(by_name.get(name.strip().casefold(), "") for name in names)
+    if len(by_name) == len(labels) and set(ordered) == set(labels):
+        if ordered != tuple(labels):
+            logger.info("label order taken from the checkpoint's head: %s", ", ".join(ordered))
+        return ordered
+    logger.warning(
+        "the checkpoint's head was trained for the labels %s; its rows are used in this order for %s",
+        ", ".join(names), ", ".join(labels),
+    )  # fmt: skip
+    return tuple(labels)
+
+
 def check_precision(model: PreTrainedModel, quantization: Quantization | None, arguments: TrainingArguments) -> None:
     """Raise UserError for a model that is known to overflow in the float16 that it is to be trained or scored in."""
     kinds = {model.config.model_type, getattr(getattr(model.config, "decoder", None), "model_type", "")}

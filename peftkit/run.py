@@ -26,7 +26,7 @@ from peftkit.errors import (
 )
 from peftkit.files import text_without_home, without_home
 from peftkit.log import is_rank_zero, logger, set_up_logging
-from peftkit.model import check_precision, load_base, load_tokenizer, positions
+from peftkit.model import check_precision, labels_of_checkpoint, load_base, load_tokenizer, positions
 from peftkit.parsing import parse_recipe, recipe_to_dict, split_resume
 from peftkit.read_back import allowed, live_outputs, read_back
 from peftkit.recipe import Recipe, check_name
@@ -165,6 +165,7 @@ def _run(
     for decision in splits.decisions:
         logger.info("%s", decision)
     tokenizer = load_tokenizer(recipe.model, task)
+    splits = replace(splits, labels=labels_of_checkpoint(recipe.model, task, splits.labels))
     checks = check_data(splits, task, tokenizer, positions(recipe.model)) if is_rank_zero() else Checks()
     for warning in checks.warnings:
         logger.warning("data: %s", warning)

@@ -65,6 +65,8 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
             raise UserError(
                 f"training.{word}: must be {str(needed).lower()}, or evaluation would lose its answers; leave it out"
             )
+    if given.get("resume_from_checkpoint"):
+        raise UserError("training.resume_from_checkpoint: is not used; pass --resume PATH instead")
     if given.get("auto_find_batch_size") and distributed.processes() > 1:
         raise UserError("training.auto_find_batch_size: one rank can't try again without the others; name the batch")
     use_cpu = bool(given.get("use_cpu")) or not torch.accelerator.is_available()

@@ -14,11 +14,19 @@ from transformers import (
     TrainingArguments,
 )
 
-from peftkit import ModelConfig, Quantization, Seq2Seq, SequenceClassification
+from peftkit import (
+    ModelConfig,
+    MultiLabelClassification,
+    Quantization,
+    Seq2Seq,
+    SequenceClassification,
+    TokenClassification,
+)
 from peftkit.errors import UserError
 from peftkit.model import (
     check_precision,
     head_modules,
+    labels_of_checkpoint,
     load_base,
     load_finished,
     load_tokenizer,
@@ -207,3 +215,26 @@ def test_positions_are_known_before_weights(checkpoints, tmp_path):
     assert positions(ModelConfig(name_or_path=str(tmp_path))) == 512
     for architecture, limit in (("bert", 512), ("roberta", 513), ("t5", None), ("gpt2", 512)):
         assert positions(ModelConfig(name_or_path=str(checkpoints / architecture))) == limit
+
+
+@pytest.mark.parametrize("task", [SequenceClassification(), MultiLabelClassification(), TokenClassification()])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta"])
+def test_labels_follow_the_head_of_the_checkpoint(checkpoints, tmp_path, caplog, task, architecture):
+    order = {0: "pos", 1: "neg", 2: "neutral"}
+    model = task.auto_model.from_pretrained(
+        checkpoints / architecture, id2label=order, label2id={name: index for index, name in order.items()}
+    )
+    model.save_pretrained(tmp_path)
+    config = ModelConfig(name_or_path=str(tmp_path))
+    caplog.set_level("INFO", logger="peftkit")
+    by_name = ("neg", "neutral", "pos")
+    assert labels_of_checkpoint(config, task, by_name) == ("pos", "neg", "neutral")
+    assert "label order taken from the checkpoint's head: pos, neg, neutral" in caplog.text
+    assert labels_of_checkpoint(config, task, ("Neg", "Neutral", "Pos")) == ("Pos", "Neg", "Neutral")
+    # Another number of labels gets a new head; without a head there is no order to keep.
+    assert labels_of_checkpoint(config, task, ("neg", "pos")) == ("neg", "pos")
+    bare = ModelConfig(name_or_path=str(checkpoints / architecture))
+    assert labels_of_checkpoint(bare, task, by_name) == by_name
+    assert "trained for the labels" not in caplog.text
+    assert labels_of_checkpoint(config, task, ("a", "b", "c")) == ("a", "b", "c")
+    assert "trained for the labels pos, neg, neutral; its rows are used in this order for a, b, c" in caplog.text

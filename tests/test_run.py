@@ -220,3 +220,27 @@ def test_a_rank_that_ends_after_another_leaves_the_cause_in_the_report(ranks, ke
     assert not run_module._was_told(tmp_path, ValueError("its own"))
     os.utime(tmp_path / "report.json", (0, 0))
     assert not run_module._was_told(tmp_path, error)
+
+
+def test_a_trained_classifier_as_the_base_keeps_its_answers(small_recipe, tmp_path):
+    first = small_recipe("bert", full())
+    labels = run(first).data["labels"]
+    order = [labels[-1], *labels[:-1]]
+    reordered = replace(first.task, label_names=order)
+    run(replace(first, task=reordered, training={**first.training, "output_dir": str(tmp_path / "reordered")}))
+    base = replace(first.model, name_or_path=str(tmp_path / "reordered"))
+    training = {**first.training, "output_dir": str(tmp_path / "again"), "learning_rate": 1e-9, "max_steps": 1}
+    report = run(replace(first, model=base, training=training))
+    assert report.data["labels"] == order
+    assert report.head == []
+
+    def answers(name):
+        lines = (tmp_path / name / "predictions.jsonl").read_text().splitlines()
+        return [json.loads(line)["label"] for line in lines]
+
+    assert answers("again") == answers("reordered")
+
+
+def test_a_checkpoint_named_as_a_training_argument_is_refused(small_recipe, tmp_path):
+    with pytest.raises(UserError, match=r"training\.resume_from_checkpoint: .*; pass --resume PATH instead"):
+        run(small_recipe(resume_from_checkpoint=str(tmp_path)))
