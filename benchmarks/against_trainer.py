@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from peftkit.demo.model import demo_model_folder
-from peftkit.measure import environment
+from peftkit.models.demo import demo_model_folder
+from peftkit.system.environment import environment
 
 HERE = Path(__file__).resolve().parent
 

@@ -17,15 +17,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig
 
-from peftkit.demo.model import demo_model_folder
-from peftkit.measure import environment
+from peftkit.models.demo import demo_model_folder
+from peftkit.system.environment import environment
 
 RESULT = Path(__file__).resolve().parent / "results" / "big_merge.json"
 # A line of Python in the process that is measured, after what it does.
-PEAK = "; import peftkit.measure; print('peak', peftkit.measure.process_peak_bytes())"
+PEAK = "; import peftkit.system.environment; print('peak', peftkit.system.environment.process_peak_bytes())"
 OURS = (
-    "from pathlib import Path; from peftkit.log import set_up_logging; set_up_logging(); "
-    "from peftkit.export import export; export(Path({run!r}), Path({out!r}))"
+    "from pathlib import Path; from peftkit.system.logging import set_up_logging; set_up_logging(); "
+    "from peftkit.export.exporter import export; export(Path({run!r}), Path({out!r}))"
 )
 USUAL = (
     "from transformers import AutoModelForSequenceClassification as M; from peft import PeftModel; "

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tasks import HERE, ROWS, commands
 
-from peftkit.measure import environment
+from peftkit.system.environment import environment
 
 RESULT = HERE / "results" / "merges.json"
 NAMES = ("sst2_sentences", "trec", "mrpc", "wnut17", "stsb", "e2e_nlg")
@@ -29,7 +29,7 @@ def measured(name: str, seed: int, words: argparse.Namespace) -> list[dict]:
     if not report.exists():
         subprocess.run([str(word) for word in command], check=True)
     shutil.rmtree(out, ignore_errors=True)
-    export = [sys.executable, "-m", "peftkit.cli", "export", run, out, "--merge", "4bit"]
+    export = [sys.executable, "-m", "peftkit", "export", run, out, "--merge", "4bit"]
     subprocess.run([str(word) for word in export], check=True)
     receipt = json.loads((out / "receipt.json").read_text())
     return receipt["forms"]

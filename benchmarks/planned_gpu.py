@@ -8,13 +8,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from peftkit.data import load_splits
-from peftkit.memory_trace import trace
-from peftkit.model import load_tokenizer
-from peftkit.parsing import dict_to_recipe
-from peftkit.plan import arguments_of, read_config
-from peftkit.run_plan import longest
-from peftkit.zero_memory import placement_of, rank_memory
+from peftkit.data.splits import load_splits
+from peftkit.models.loading import load_tokenizer
+from peftkit.planning.planner import arguments_of, read_config
+from peftkit.planning.run_estimate import longest
+from peftkit.planning.tracing import trace
+from peftkit.planning.zero import placement_of, rank_memory
+from peftkit.recipe.parser import dict_to_recipe
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # What ds_configs/zero2.json left to DeepSpeed when this was measured.

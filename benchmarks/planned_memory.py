@@ -68,11 +68,11 @@ def measure(recipe: Any) -> dict[str, int]:
     from datasets import Dataset
     from torch.profiler import ProfilerActivity, profile
 
-    from peftkit import methods
-    from peftkit.blank_model import held_bytes
-    from peftkit.measure import optimizer_bytes
-    from peftkit.model import load_base, load_tokenizer
-    from peftkit.training import make_trainer, training_arguments
+    from peftkit.models.loading import load_base, load_tokenizer
+    from peftkit.planning.meta_model import held_bytes
+    from peftkit.recipe import method as methods
+    from peftkit.system.environment import optimizer_bytes
+    from peftkit.training.trainer import make_trainer, training_arguments
 
     tokenizer = load_tokenizer(recipe.model, recipe.task)
     labels = ("a", "b")
@@ -99,9 +99,9 @@ def measure(recipe: Any) -> dict[str, int]:
 
 def planned(recipe: Any, model: str) -> dict[str, int]:
     """What the plan says of it."""
-    from peftkit.memory_trace import trace
-    from peftkit.plan import arguments_of
-    from peftkit.zero_memory import PLACEMENTS, rank_memory
+    from peftkit.planning.planner import arguments_of
+    from peftkit.planning.tracing import trace
+    from peftkit.planning.zero import PLACEMENTS, rank_memory
 
     arguments = arguments_of(recipe)
     rows = [recipe.training["per_device_train_batch_size"]]
@@ -125,7 +125,7 @@ def checkpoint(model: str, place: Path) -> Path:
     from transformers import AutoModel, AutoModelForSeq2SeqLM
 
     from peftkit import ModelConfig, SequenceClassification
-    from peftkit.model import load_tokenizer
+    from peftkit.models.loading import load_tokenizer
 
     folder = place / model
     if not folder.exists():
@@ -150,8 +150,8 @@ def main() -> None:
     if words.case:
         case(words)
         return
-    from peftkit.files import write_json
-    from peftkit.measure import environment
+    from peftkit.system.environment import environment
+    from peftkit.system.files import write_json
 
     found = json.loads(words.result.read_text()) if words.result.exists() else {"cases": []}
     found["environment"] = environment()

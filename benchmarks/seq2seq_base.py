@@ -4,7 +4,7 @@
 
 Rows, vocabulary and random weights are made first, unless WORK has them; peftkit's own full fine-tuning trains them.
 Two jobs are learned, told by a prefix: `restore:` a text of which words are masked, and `summarize:` the body of a
-docstring. WORK/base is the run; WORK/shipped goes, with a card, to peftkit/demo/seq2seq_base.
+docstring. WORK/base is the run; WORK/shipped goes, with a card, to peftkit/models/seq2seq_base.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from peftkit import DataConfig, ModelConfig, Recipe, Seq2Seq, full
-from peftkit.demo.docstrings import LIBRARIES, documented, modules, place_of, prose
-from peftkit.demo.summaries import summaries
-from peftkit.log import set_up_logging
-from peftkit.metrics.text import text_metrics
-from peftkit.run import run
+from peftkit.data.demo.docstrings import LIBRARIES, documented, modules, place_of, prose
+from peftkit.data.demo.summaries import summaries
+from peftkit.metrics.generation import text_metrics
+from peftkit.system.logging import set_up_logging
+from peftkit.training.run import run
 
 # Installed with peftkit; of the first seven, modules from 0.5 on are left to the demo's data.
 PACKAGES = [

@@ -25,8 +25,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from peftkit.demo.model import demo_model_folder
-from peftkit.measure import environment
+from peftkit.models.demo import demo_model_folder
+from peftkit.system.environment import environment
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "tasks.json"
@@ -197,7 +197,7 @@ def commands(name: str, row: Row, method: str, seed: int, words: argparse.Namesp
     return {
         "trainer": (plain, theirs),
         "peftkit": (
-            [sys.executable, "-m", "peftkit.cli", "train", ours],
+            [sys.executable, "-m", "peftkit", "train", ours],
             Path(recipe["training"]["output_dir"]) / "report.json",
         ),
     }  # fmt: skip

@@ -5,10 +5,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from peftkit.methods import Method, Quantization, full, lora, qlora
-    from peftkit.predictor import load
-    from peftkit.recipe import DataConfig, ModelConfig, Recipe
-    from peftkit.run import main
+    from peftkit.prediction.predictor import load
+    from peftkit.recipe.method import Method, Quantization, full, lora, qlora
+    from peftkit.recipe.schema import DataConfig, ModelConfig, Recipe
     from peftkit.tasks import (
         MultiLabelClassification,
         Seq2Seq,
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
         SequenceRegression,
         TokenClassification,
     )
+    from peftkit.training.run import main
 
 __version__ = "0.1.0"
 
@@ -23,21 +23,21 @@ __version__ = "0.1.0"
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOMES = {
-    "DataConfig": "recipe",
-    "Method": "methods",
-    "ModelConfig": "recipe",
+    "DataConfig": "recipe.schema",
+    "Method": "recipe.method",
+    "ModelConfig": "recipe.schema",
     "MultiLabelClassification": "tasks",
-    "Quantization": "methods",
-    "Recipe": "recipe",
+    "Quantization": "recipe.method",
+    "Recipe": "recipe.schema",
     "Seq2Seq": "tasks",
     "SequenceClassification": "tasks",
     "SequenceRegression": "tasks",
     "TokenClassification": "tasks",
-    "full": "methods",
-    "load": "predictor",
-    "lora": "methods",
-    "main": "run",
-    "qlora": "methods",
+    "full": "recipe.method",
+    "load": "prediction.predictor",
+    "lora": "recipe.method",
+    "main": "training.run",
+    "qlora": "recipe.method",
 }
 
 __all__ = [

@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from peftkit import DataConfig, Method, ModelConfig, Recipe, SequenceClassification, lora
-from peftkit.demo.model import demo_model_folder
-from peftkit.log import set_up_logging
+from peftkit.models.demo import demo_model_folder
+from peftkit.system.logging import set_up_logging
 from peftkit.tasks import Task
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,1 +1,4 @@
-"""Scores of the field's own packages as `evaluate` modules that need no network, and their intervals. A file a kind."""
+"""Metrics, confidence intervals and significance tests.
+
+Functions of predictions and references; no model, tokenizer or dataset is used here.
+"""

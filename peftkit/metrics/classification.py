@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Features, Value
 from sklearn.metrics import accuracy_score, f1_score
 
-from peftkit.metrics.intervals import Statistic
+from peftkit.metrics.bootstrap import Statistic
 
 SCIKIT_LEARN = "Pedregosa et al., Scikit-learn: Machine Learning in Python, JMLR 12, 2011"
 

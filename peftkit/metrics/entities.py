@@ -10,7 +10,7 @@ from datasets import Features, List, Value
 from seqeval.metrics import classification_report
 from seqeval.metrics.sequence_labeling import get_entities
 
-from peftkit.metrics.intervals import Statistic
+from peftkit.metrics.bootstrap import Statistic
 
 
 class EntityScores(evaluate.Metric):

@@ -9,8 +9,8 @@ from scipy.sparse import csr_matrix
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from peftkit.metrics.bootstrap import Statistic
 from peftkit.metrics.classification import SCIKIT_LEARN
-from peftkit.metrics.intervals import Statistic
 
 
 class MultiLabelScores(evaluate.Metric):

@@ -9,7 +9,7 @@ from datasets import Features, Value
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
-from peftkit.metrics.intervals import Statistic
+from peftkit.metrics.bootstrap import Statistic
 
 
 class RegressionScores(evaluate.Metric):

@@ -12,12 +12,12 @@ from scipy.sparse import csc_matrix
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from peftkit.errors import UserError
+from peftkit.metrics.bootstrap import Statistic
 from peftkit.metrics.classification import class_scores
-from peftkit.metrics.intervals import Statistic
 from peftkit.metrics.multi_label import multi_label_metrics, multi_label_statistics
-from peftkit.tasks.label_names import check_label_names, distinct_names, label_name, numbers_by_name, unknown_label
-from peftkit.tasks.plain_task import at, first_output, reduced_loss
-from peftkit.tasks.text_task import TextTask, is_text_classifier
+from peftkit.tasks.default import at, first_output, reduced_loss
+from peftkit.tasks.labels import check_label_names, distinct_names, label_name, numbers_by_name, unknown_label
+from peftkit.tasks.text import TextTask, is_text_classifier
 
 # A label of few rows may score best at a threshold that answers it everywhere; no threshold lies outside.
 LOWEST, HIGHEST = 0.05, 0.95

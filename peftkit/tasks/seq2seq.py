@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from peftkit.errors import UserError
-from peftkit.metrics.intervals import Statistic
-from peftkit.metrics.text import TOKENIZERS, bleu_interval, text_metrics, text_statistics
-from peftkit.tasks.plain_task import IGNORED, PlainTask, at, blank_text, text_problems
-from peftkit.tasks.token_mean import Seq2SeqTokenTrainer
+from peftkit.metrics.bootstrap import Statistic
+from peftkit.metrics.generation import TOKENIZERS, bleu_interval, text_metrics, text_statistics
+from peftkit.tasks.default import IGNORED, PlainTask, at, blank_text, text_problems
+from peftkit.tasks.token_loss import Seq2SeqTokenTrainer
 
 # Logits of a whole vocabulary are large: of a held-out batch so many rows are kept, and numbers in all.
 HELD_OUT_ROWS = 4

@@ -12,18 +12,18 @@ from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
 from peftkit.errors import UserError
+from peftkit.metrics.bootstrap import Statistic
 from peftkit.metrics.calibration import best_temperature, expected_calibration_error
 from peftkit.metrics.classification import class_scores, classification_metrics, classification_statistics
-from peftkit.metrics.intervals import Statistic
-from peftkit.tasks.label_names import (
+from peftkit.tasks.default import at, first_output, reduced_loss
+from peftkit.tasks.labels import (
     check_label_names,
     class_weight_tensor,
     distinct_names,
     label_name,
     unknown_label,
 )
-from peftkit.tasks.plain_task import at, first_output, reduced_loss
-from peftkit.tasks.text_task import TextTask, is_text_classifier
+from peftkit.tasks.text import TextTask, is_text_classifier
 
 # Of more labels, evaluation keeps a row's largest logits so many: the logits of all would fill the memory.
 MOST_KEPT = 64

@@ -10,10 +10,10 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.metrics.intervals import Statistic
+from peftkit.metrics.bootstrap import Statistic
 from peftkit.metrics.regression import regression_metrics, regression_statistics
-from peftkit.tasks.plain_task import at, first_output
-from peftkit.tasks.text_task import TextTask, is_text_classifier
+from peftkit.tasks.default import at, first_output
+from peftkit.tasks.text import TextTask, is_text_classifier
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from peftkit.errors import UserError
+from peftkit.metrics.bootstrap import Statistic
 from peftkit.metrics.entities import (
     entity_metrics,
     entity_statistics,
@@ -25,11 +26,10 @@ from peftkit.metrics.entities import (
     shown_entities,
     type_confusions,
 )
-from peftkit.metrics.intervals import Statistic
-from peftkit.tasks.label_names import check_label_names, label_name, unknown_label
-from peftkit.tasks.plain_task import IGNORED, PlainTask, at, blank_text, first_output, kind_of
-from peftkit.tasks.token_mean import TokenTrainer
-from peftkit.tasks.word_parts import OUTSIDE, joined_spans, parts, placed, repaired, word_spans
+from peftkit.tasks.default import IGNORED, PlainTask, at, blank_text, first_output, kind_of
+from peftkit.tasks.labels import check_label_names, label_name, unknown_label
+from peftkit.tasks.token_loss import TokenTrainer
+from peftkit.tasks.word_alignment import OUTSIDE, joined_spans, parts, placed, repaired, word_spans
 
 NO_WORD = -1
 # The column of a text that was given whole and then split into words.

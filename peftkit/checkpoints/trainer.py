@@ -1,0 +1,220 @@
+"""A Trainer whose checkpoints are the same plain files whatever shards the training, and which goes on from them."""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import Trainer
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import rotate_checkpoints
+
+from peftkit.checkpoints import files
+from peftkit.checkpoints.manifest import ABOUT, REPLACED, About, read_about, remove_unfinished
+from peftkit.checkpoints.optimizer_state import Keeper, Sharded, keeper
+from peftkit.checkpoints.rng_state import rng_state, set_rng_state
+from peftkit.checkpoints.safetensors_writer import entry, write_tensors
+from peftkit.distributed import process_group as distributed
+from peftkit.system.files import write_json
+
+RNG, STATE = "rng.safetensors", "trainer_state.json"
+
+
+class ResumableTrainer(Trainer):
+    """Put before any class of Trainer's, it takes over what that writes and reads as a checkpoint, and nothing else.
+
+    Attributes:
+        identity: What makes the run this run; goes into every checkpoint.
+        resumed: The checkpoints that the run went on from, the first first.
+    """
+
+    identity: Mapping[str, Any] = {}
+    resumed: Sequence[dict[str, Any]] = ()
+    _epoch_rng: Mapping[str, torch.Tensor] = {}
+    _began = 0.0
+    _seconds_before = 0.0
+    _from: Path | None = None
+
+    # Writing.
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Fill a folder under a hidden name and rename it; every rank takes part, rank 0 writes."""
+        self.store_flos()
+        run = Path(self._get_output_dir(trial=trial))
+        final = run / f"checkpoint-{self.state.global_step}"
+        temporary = run / f".{final.name}"
+        writes = self.args.should_save
+        if writes:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self._write(temporary if writes else None)
+        if writes:
+            if final.exists():
+                replaced = run / f".{final.name}{REPLACED}"
+                shutil.rmtree(replaced, ignore_errors=True)
+                final.rename(replaced)
+                temporary.rename(final)
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                temporary.rename(final)
+        distributed.meet()
+        self._find_best(run)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        if writes:
+            limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+            rotate_checkpoints(output_dir=str(run), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
+
+    def _find_best(self, run: Path) -> None:
+        best = run / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+
+    def _keeper(self) -> Keeper:
+        assert self.model is not None
+        return keeper(self.optimizer, self.model)
+
+    def _scaler(self, kept: Keeper) -> Any:
+        if isinstance(kept, Sharded):
+            return getattr(kept.zero, "loss_scaler", None)
+        return getattr(self.accelerator, "scaler", None)
+
+    def _write(self, folder: Path | None) -> None:
+        """Ask every rank for its part; where `folder` is given, write it there."""
+        model: Any = self.model
+        kept = self._keeper()
+        files.write_weights(folder, model, kept)
+        if not self.args.save_only_model:
+            files.write_optimizer(folder, model, kept)
+            self._write_rng(folder)
+        if folder is None:
+            return
+        if not self.args.save_only_model:
+            files.write_schedule(folder, self.lr_scheduler)
+            files.write_scaler(folder, self._scaler(kept))
+        # As the Trainer has it: what callbacks keep goes into its own state.
+        for one in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(one, ExportableState):
+                self.state.stateful_callbacks[type(one).__name__] = one.state()  # type: ignore[index, call-overload]
+        # Its place is told by its step; a path would be another one's on another machine.
+        dataclasses.replace(self.state, best_model_checkpoint=None).save_to_json(str(folder / STATE))
+        write_json(folder / ABOUT, dataclasses.asdict(self._about(folder)))
+
+    def _about(self, folder: Path) -> About:
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        config = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
+        devices = {part: (config.get(f"offload_{part}") or {}).get("device") for part in ("optimizer", "param")}
+        return About(
+            step=self.state.global_step, processes=self.args.world_size,
+            zero_stage=None if plugin is None else config.get("stage", 0),
+            offload=[part for part, device in devices.items() if device not in (None, "none")],
+            per_rank_batch=self._train_batch_size * self.args.gradient_accumulation_steps,
+            resumable=not self.args.save_only_model, seconds=time.time() - self._began, recipe=self.identity,
+            resumed=list(self.resumed), files={path.name: path.stat().st_size for path in folder.iterdir()},
+        )  # fmt: skip
+
+    def _write_rng(self, folder: Path | None) -> None:
+        """Generators of every rank, now and at the epoch's begin, and the loss that is not logged yet."""
+        mine = {f"now.{name}": value for name, value in rng_state().items()}
+        mine |= {f"epoch.{name}": value for name, value in self._epoch_rng.items()}
+        mine["loss"] = self._tr_loss.detach().cpu()
+        every: list[Any] = [mine]
+        if self.args.world_size > 1:
+            every = [None] * self.args.world_size
+            torch.distributed.all_gather_object(every, mine)
+        if folder is not None:
+            logged = {
+                "total_loss": torch.tensor(self._total_loss_scalar, dtype=torch.float64),
+                "last_logged": torch.tensor(self._globalstep_last_logged),
+            }
+            named = {f"{rank}.{name}": value for rank, one in enumerate(every) for name, value in one.items()}
+            write_tensors(folder / RNG, [entry(name, value) for name, value in (named | logged).items()])
+
+    # Reading.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing yet: weights are loaded once the model is where it will be trained."""
+
+    def _init_training_state(
+        self, max_steps: int, per_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """The Trainer's, with this run's own intervals of logging and saving, and the best checkpoint found again."""
+        found = super()._init_training_state(max_steps, per_epoch, epochs, resume_from_checkpoint, trial)
+        self.state.compute_steps(self.args, max_steps)
+        if resume_from_checkpoint is not None:
+            self._find_best(Path(resume_from_checkpoint).parent)
+        return found
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """The Trainer's without a checkpoint, which is then read: weights, optimizer, schedule, scale."""
+        if self.args.should_save:
+            remove_unfinished(Path(self._get_output_dir(trial=None)))
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            folder = self._from = Path(resume_from_checkpoint)
+            self._seconds_before = read_about(folder).seconds
+            model: Any = self.model
+            kept = self._keeper()
+            files.read_optimizer(folder, model, kept)
+            files.read_weights(folder, model, kept)
+            files.read_schedule(folder, self.lr_scheduler)
+            files.read_scaler(folder, self._scaler(kept))
+        return prepared
+
+    def _load_best_model(self) -> None:
+        """The weights of the best checkpoint, into the model as it is trained."""
+        model: Any = self.model
+        files.read_weights(Path(str(self.state.best_model_checkpoint)), model, self._keeper())
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """This rank's generators as they stood at the step; a rank that was not there takes rank 0's."""
+        if checkpoint is not None:
+            set_rng_state(self._rank_part(Path(checkpoint), "now."))
+
+    def _rank_part(self, folder: Path, prefix: str) -> dict[str, torch.Tensor]:
+        with safe_open(folder / RNG, framework="pt") as file:
+            names = list(file.keys())
+            rank = self.args.process_index if f"{self.args.process_index}.now.torch" in names else 0
+            start = f"{rank}.{prefix}"
+            return {name.removeprefix(start): file.get_tensor(name) for name in names if name.startswith(start)}
+
+    def _run_epoch(self, **how: Any) -> None:  # type: ignore[override]
+        """The Trainer's, from where the checkpoint stood; nothing where all steps are done already."""
+        how["start_time"] -= self._seconds_before
+        self._began = how["start_time"]
+        folder = self._go_on()
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        if folder is not None:
+            # The order of an epoch's rows may depend on the generators as they stood when it began.
+            within = how["steps_trained_in_current_epoch"] > 0
+            set_rng_state(self._rank_part(folder, "epoch." if within else "now."))
+        self._epoch_rng = rng_state()
+        super()._run_epoch(**how)
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        """The Trainer's, whose figures are then those of the whole run."""
+        self._go_on()
+        return super()._finalize_training(trial, num_train_samples, start_time - self._seconds_before)
+
+    def _go_on(self) -> Path | None:
+        """The sums of loss and steps as they stood, the first time that it is asked; the folder they came from."""
+        folder, self._from = self._from, None
+        if folder is None:
+            return None
+        about = read_about(folder)
+        with safe_open(folder / RNG, framework="pt") as file:
+            same = about.processes == self.args.world_size
+            ranks = [self.args.process_index] if same else range(about.processes)
+            # Elsewhere each rank takes the mean, whose mean over the ranks is the same.
+            pending = torch.stack([file.get_tensor(f"{rank}.loss") for rank in ranks]).mean()
+            self._tr_loss = pending.to(self.args.device)
+            self._total_loss_scalar = file.get_tensor("total_loss").item()
+            self._globalstep_last_logged = file.get_tensor("last_logged").item()
+        self._initial_global_step, self._initial_num_input_tokens_seen = 0, 0
+        return folder

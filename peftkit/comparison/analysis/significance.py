@@ -1,0 +1,66 @@
+"""Every two rows on the same test rows: by how much they differ, and whether that is significant."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from peftkit.comparison.analysis.types import Pair, RowFindings, is_score, metric_name
+from peftkit.comparison.results import GatheredRow, read_predictions, task_of
+from peftkit.metrics.significance import ALPHA, holm, paired_difference, resampled
+
+# At the least; of many pairs so many more that the smallest p-value, adjusted for all, is half of what is significant.
+RESAMPLES = 2000
+
+
+def all_pairs(
+    gathered: Sequence[GatheredRow], rows: Sequence[RowFindings], metrics: tuple[str, ...]
+) -> tuple[list[Pair], str | None]:
+    """Every two rows that were tested on the same test rows; and a sentence when some were not."""
+    scored = {row.name: row for row in rows if row.scores and is_score(row.scores[metrics[0]].mean)}
+    statistics: dict[str, list[Any]] = {}
+    tested: dict[str, Any] = {}
+    for row in gathered:
+        if row.name not in scored:
+            continue
+        for folder, report in row.complete.items():
+            numbers, references, answers = read_predictions(folder)
+            statistics.setdefault(row.name, []).append(task_of(report).statistics(answers, references)[metrics[0]])
+            tested.setdefault(row.name, (numbers, references))
+    combinations = list(itertools.combinations(scored, 2))
+    wanted = max(RESAMPLES, math.ceil(4 / ALPHA) * len(combinations))
+    drawn: dict[str, np.ndarray] = {}
+    found = []
+    for one, other in combinations:
+        if tested[one] != tested[other]:
+            continue
+        for name in (one, other):
+            if name not in drawn:
+                drawn[name] = resampled(statistics[name], len(tested[name][0]), n_resamples=wanted)
+        means = {name: scored[name].scores[metrics[0]].mean or 0.0 for name in (one, other)}
+        if means[other] > means[one]:
+            one, other = other, one
+        found.append((one, other, paired_difference(drawn[one], drawn[other], (means[one], means[other]))))
+    adjusted = holm([difference.p_value for *_, difference in found])
+    pairs = []
+    for (one, other, difference), p_adjusted in zip(found, adjusted, strict=True):
+        significant = p_adjusted < ALPHA
+        low, high = (100 * end for end in difference.ci95)
+        told = f"{100 * difference.mean:.1f} points of {metric_name(metrics[0])}, 95 % interval {low:.1f} to {high:.1f}"
+        told += f", adjusted p = {p_adjusted:.3f}" if p_adjusted >= 0.001 else ", adjusted p < 0.001"
+        sentence = (
+            f"{one} is better than {other}: {told}." if significant
+            else f"No significant difference between {one} and {other}: {told}."
+        )  # fmt: skip
+        pairs.append(
+            Pair(
+                first=one, second=other, difference=difference.mean, ci95=difference.ci95,
+                p_value=difference.p_value, p_adjusted=p_adjusted, significant=significant, sentence=sentence,
+            )
+        )  # fmt: skip
+    untested = None
+    if len(found) < len(combinations):
+        untested = "Some rows were not tested on the same data as others: between those no difference can be tested."
+    return pairs, untested

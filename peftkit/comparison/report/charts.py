@@ -1,0 +1,219 @@
+"""Pictures as Vega-Lite specifications, which a page draws, and of which PNG and SVG are made."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from peftkit.comparison.analysis import Findings, metric_name
+from peftkit.comparison.results import Gathered, GatheredRow
+
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+# Okabe and Ito's colours, told apart also by the colour-blind; shapes tell the same again.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-left", "triangle-right")
+# Counts are written into the cells of a confusion matrix up to so many classes, and it is drawn up to so many.
+WRITTEN_CLASSES, DRAWN_CLASSES = 12, 40
+QUICK = "quick: one setting, one seed"
+PICTURE_SIZE = {"width": 560, "height": 340}
+
+
+def pictures(findings: Findings, gathered: Gathered, confusions: Mapping[str, Counter]) -> dict[str, dict[str, Any]]:
+    """Every picture that there is something to draw for, by its name."""
+    names = [row.name for row in findings.rows]
+    metric = findings.metrics[0] if findings.metrics else ""
+    found = {"memory": memory_picture(findings)}
+    for along, title in (("tokens", "training tokens"), ("seconds", "seconds of training")):
+        found[f"validation-over-{along}"] = curve_picture(
+            gathered.rows, names, along, title, f"eval_{metric}", f"validation {metric_name(metric)}"
+        )
+        found[f"loss-over-{along}"] = curve_picture(gathered.rows, names, along, title, "loss", "training loss")
+    for place, (name, counts) in enumerate(confusions.items()):
+        found[f"confusion-{place + 1}"] = confusion_picture(name, counts)
+    drawn = {name: picture for name, picture in found.items() if picture is not None}
+    if findings.quick:
+        for picture in drawn.values():
+            picture["title"] = {"text": picture.get("title", findings.name), "subtitle": QUICK}
+    return drawn
+
+
+def _by_row(names: Sequence[str]) -> dict[str, Any]:
+    """Colour and shape of each row, the same in every picture."""
+    colours = [COLOURS[place % len(COLOURS)] for place in range(len(names))]
+    shapes = [SHAPES[place % len(SHAPES)] for place in range(len(names))]
+    legend = {"orient": "bottom", "columns": 3, "title": None, "labelLimit": 260, "symbolOpacity": 1}
+    return {
+        "color": {"field": "row", "type": "nominal", "scale": {"domain": names, "range": colours}, "legend": legend},
+        "shape": {"field": "row", "type": "nominal", "scale": {"domain": names, "range": shapes}, "legend": legend},
+    }
+
+
+def memory_picture(findings: Findings) -> dict[str, Any] | None:
+    """Test score against peak memory, a point a row with its interval, and the front that no row is better than."""
+    if not findings.metrics:
+        return None
+    metric = findings.metrics[0]
+    points: list[dict[str, Any]] = []
+    for row in findings.rows:
+        score = row.scores.get(metric)
+        if score is None or score.mean is None:
+            continue
+        low, high = score.ci95 or (score.mean, score.mean)
+        memory = row.memory[findings.memory_kind] / 2**20
+        points.append({"row": row.name, "memory": memory, "score": score.mean, "low": low, "high": high})
+    if not points:
+        return None
+    for point in points:
+        point["front"] = not any(
+            other["memory"] <= point["memory"] and other["score"] >= point["score"]
+            and (other["memory"], other["score"]) != (point["memory"], point["score"])
+            for other in points
+        )  # fmt: skip
+    whose = "allocated on the GPU" if findings.memory_kind == "allocated_peak" else "of the process"
+    x = {"field": "memory", "type": "quantitative", "title": f"peak memory {whose}, MiB", "scale": {"zero": False}}
+    y = {
+        "field": "score", "type": "quantitative", "title": f"test {metric_name(metric)}, 95 % interval",
+        "scale": {"zero": False},
+    }  # fmt: skip
+    looks = _by_row([row.name for row in findings.rows])
+    on_front = ", ".join(point["row"] for point in points if point["front"])
+    tooltip = [
+        {"field": "row", "title": "row"},
+        {"field": "score", "title": metric_name(metric), "format": ".4f"},
+        {"field": "low", "title": "from", "format": ".4f"},
+        {"field": "high", "title": "to", "format": ".4f"},
+        {"field": "memory", "title": "MiB", "format": ",.0f"},
+    ]
+    return {
+        "$schema": SCHEMA,
+        "description": f"Test {metric_name(metric)} against peak memory. On the Pareto front: {on_front}.",
+        "data": {"values": points},
+        **PICTURE_SIZE,
+        "layer": [
+            {
+                "transform": [{"filter": "datum.front"}],
+                "mark": {"type": "line", "interpolate": "step-after", "strokeDash": [5, 4], "color": "#888"},
+                "encoding": {"x": x, "y": y, "order": {"field": "memory"}},
+            },
+            {
+                "mark": {"type": "rule", "strokeWidth": 1.5},
+                "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": looks["color"]},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
+                "encoding": {"x": x, "y": y, "tooltip": tooltip, **looks},
+            },
+        ],
+    }
+
+
+def _curve(row: GatheredRow, field: str) -> list[dict[str, float]]:
+    """Per step, the mean over seeds of tokens, seconds and the value, and the value's least and greatest."""
+    by_step: dict[int, list[tuple[float, float, float]]] = {}
+    for report in row.runs.values():
+        for logged in report.history:
+            if logged.get(field) is not None and "seconds" in logged:
+                seen = (logged.get("num_input_tokens_seen", 0), logged["seconds"], logged[field])
+                by_step.setdefault(logged["step"], []).append(seen)
+    found = []
+    for step in sorted(by_step):
+        tokens, seconds, values = np.array(by_step[step], dtype=float).T
+        found.append(
+            {
+                "step": step, "tokens": float(tokens.mean()), "seconds": float(seconds.mean()),
+                "value": float(values.mean()), "low": float(values.min()), "high": float(values.max()),
+                "seeds": len(values),
+            }
+        )  # fmt: skip
+    return found
+
+
+def curve_picture(
+    rows: Sequence[GatheredRow], names: Sequence[str], along: str, title: str, field: str, label: str
+) -> dict[str, Any] | None:
+    """A line a row, the mean over seeds, in a band from the least to the greatest seed."""
+    curves = {row.name: _curve(row, field) for row in rows}
+    # Of single points there is no course to see.
+    if all(len(points) < 2 for points in curves.values()):
+        return None
+    values = [{"row": name, **point} for name, points in curves.items() for point in points]
+    x = {"field": along, "type": "quantitative", "title": title}
+    y = {"field": "value", "type": "quantitative", "title": label, "scale": {"zero": False}}
+    looks = _by_row(names)
+    tooltip = [
+        {"field": "row", "title": "row"},
+        {"field": "value", "title": label, "format": ".4f"},
+        {"field": "low", "title": "least", "format": ".4f"},
+        {"field": "high", "title": "greatest", "format": ".4f"},
+        {"field": "step", "title": "step"},
+        {"field": "seeds", "title": "seeds"},
+    ]
+    return {
+        "$schema": SCHEMA,
+        "description": f"{label[0].upper()}{label[1:]} over {title}: the mean over seeds, in a band of all seeds.",
+        "data": {"values": values},
+        **PICTURE_SIZE,
+        "layer": [
+            {
+                "mark": {"type": "area", "opacity": 0.18},
+                "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": looks["color"]},
+            },
+            {"mark": {"type": "line"}, "encoding": {"x": x, "y": y, "color": looks["color"]}},
+            {
+                "mark": {"type": "point", "filled": True, "size": 45, "opacity": 1},
+                "encoding": {"x": x, "y": y, "tooltip": tooltip, **looks},
+            },
+        ],
+    }
+
+
+def confusion_picture(name: str, counts: Counter) -> dict[str, Any] | None:
+    """A row's answers against the right classes: shares of each right class, over all seeds."""
+    classes = sorted({kind for pair in counts for kind in pair})
+    if not classes or len(classes) > DRAWN_CLASSES:
+        return None
+    totals = Counter()  # type: Counter[str]
+    for (right, _), count in counts.items():
+        totals[right] += count
+    values = [
+        {
+            "right": right, "answered": answered, "count": counts.get((right, answered), 0),
+            "share": counts.get((right, answered), 0) / totals[right] if totals[right] else 0.0,
+        }
+        for right in classes for answered in classes
+    ]  # fmt: skip
+    x = {"field": "answered", "type": "nominal", "title": "answered", "sort": classes}
+    y = {"field": "right", "type": "nominal", "title": "right", "sort": classes}
+    cells: dict[str, Any] = {
+        "mark": {"type": "rect"},
+        "encoding": {
+            "x": x,
+            "y": y,
+            "color": {
+                "field": "share", "type": "quantitative", "scale": {"scheme": "blues", "domain": [0, 1]},
+                "legend": {"title": "share of the right class", "format": ".0%", "orient": "bottom"},
+            },
+            "tooltip": [
+                {"field": "right"}, {"field": "answered"}, {"field": "count"}, {"field": "share", "format": ".1%"},
+            ],
+        },
+    }  # fmt: skip
+    layers = [cells]
+    if len(classes) <= WRITTEN_CLASSES:
+        dark = {"condition": {"test": "datum.share > 0.55", "value": "white"}, "value": "black"}
+        layers.append(
+            {
+                "mark": {"type": "text", "fontSize": 11},
+                "encoding": {"x": x, "y": y, "text": {"field": "count"}, "color": dark},
+            }
+        )
+    return {
+        "$schema": SCHEMA,
+        "description": f"Confusion matrix of {name}: right classes down, answers across, over all seeds.",
+        "title": name,
+        "data": {"values": values},
+        "width": PICTURE_SIZE["width"],
+        "height": max(160, 26 * len(classes)),
+        "layer": layers,
+    }

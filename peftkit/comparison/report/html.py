@@ -1,0 +1,178 @@
+"""One self-contained page: no network, nothing from data or recipe unescaped."""
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+import peftkit
+from peftkit.comparison.analysis import Findings, RowFindings, metric_name
+from peftkit.comparison.report.predictions import Answers
+from peftkit.comparison.report.tables import Column, cost_columns, effort_columns, score_columns
+from peftkit.comparison.results import Gathered
+from peftkit.runs.report import Report
+
+HERE = Path(__file__).resolve().parent
+# Characters of a text that an example shows.
+LONGEST = 600
+MOST_MISTAKES = 15
+LOOKS = "validation-over-tokens"
+
+
+def page(
+    findings: Findings,
+    gathered: Gathered,
+    answers: Answers,
+    pictures: Mapping[str, Mapping[str, Any]],
+    library: str,
+) -> str:
+    """The page as HTML; `library` is the script that gives it `vegaEmbed`."""
+    script, style = ((HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    confusions = [name for name in pictures if name.startswith("confusion")]
+    curves = [name for name in pictures if "-over-" in name]
+    crowded = {} if confusions else _mistakes(answers.confusions)
+    classes = _class_table(findings, answers)
+    parts = [("answer", "Answer"), ("table", "Scores and cost")]
+    parts += [("memory", "Memory")] if "memory" in pictures else []
+    parts += [("differences", "Differences")] if findings.pairs else []
+    parts += [("curves", "Learning curves")] if curves else []
+    parts += [("classes", "Per class")] if classes["rows"] or confusions or crowded else []
+    parts += [("examples", "Examples"), ("runs", "Runs")]
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("page.html.jinja").render(
+        findings=findings,
+        metric=metric_name(findings.metrics[0]) if findings.metrics else "score",
+        tested=answers.tested,
+        parts=parts,
+        main=_table(findings, [*score_columns(findings), *cost_columns(findings)]),
+        effort=_table(findings, effort_columns(findings)),
+        pictures=dict(pictures),
+        curves=curves,
+        looks=_curve_table(pictures[LOOKS]) if LOOKS in pictures else None,
+        classes=classes,
+        confusions=confusions,
+        crowded=crowded,
+        answers=answers,
+        several=len(findings.rows) > 1,
+        longest=LONGEST,
+        trials=_trial_table(findings),
+        runs=[
+            _run(row.name, folder.name, report)
+            for row in gathered.rows for folder, report in row.runs.items()
+        ],
+        version=peftkit.__version__,
+        library=library,
+        script=script,
+        style=style,
+        policy=_policy(library, script),
+    )  # fmt: skip
+
+
+def _policy(*scripts: str) -> str:
+    """Only these scripts run, and nothing is fetched: what data might smuggle in would not."""
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
+
+
+def _head(title: str, meaning: str = "") -> dict[str, str]:
+    return {"title": title, "meaning": meaning}
+
+
+def _cell(text: str, value: float | None = None) -> dict[str, Any]:
+    return {"text": text, "value": value}
+
+
+def _table(findings: Findings, columns: list[Column]) -> dict[str, Any]:
+    def cells(row: RowFindings) -> list[dict[str, Any]]:
+        if not row.scores:
+            words = [_cell(row.status.replace("_", " "))]
+            return [_cell(row.name), *words, *(_cell("") for _ in columns[1:])]
+        return [_cell(row.name), *(_cell(column.shown(row), column.value(row)) for column in columns)]
+
+    return {
+        "heads": [_head("row"), *(_head(column.title, column.meaning) for column in columns)],
+        "rows": [{"cells": cells(row), "chosen": row.name == findings.recommended} for row in findings.rows],
+    }
+
+
+def _class_table(findings: Findings, answers: Answers) -> dict[str, Any]:
+    names = [row.name for row in findings.rows if row.name in answers.class_scores]
+    rows = []
+    for kind, count in sorted(answers.class_rows.items(), key=lambda item: (-item[1], item[0])):
+        scores = [answers.class_scores[name].get(kind, {}).get("f1") for name in names]
+        cells = [_cell("none") if score is None else _cell(f"{score:.3f}", score) for score in scores]
+        rows.append({"cells": [_cell(kind), _cell(f"{count:,}", count), *cells], "chosen": False})
+    return {"heads": [_head("class"), _head("test rows"), *(_head(f"F1, {name}") for name in names)], "rows": rows}
+
+
+def _trial_table(findings: Findings) -> dict[str, Any]:
+    rows = []
+    for row in findings.rows:
+        for number, tried in enumerate(row.tried, start=1):
+            rate, rank, score = tried["learning_rate"], tried["r"], tried["score"]
+            told = f"{score:.4f}" if score is not None else f"{tried['status'].replace('_', ' ')}: {tried['cause']}"
+            cells = [
+                _cell(row.name), _cell(str(number), number), _cell(f"{rate:g}", rate),
+                _cell("none" if rank is None else str(rank), rank), _cell(told, score),
+            ]  # fmt: skip
+            rows.append({"cells": cells, "chosen": (rate, rank) == (row.learning_rate, row.r)})
+    metric = metric_name(findings.metrics[0]) if findings.metrics else "score"
+    heads = [_head("row"), _head("trial"), _head("learning rate"), _head("rank"), _head(f"validation {metric}")]
+    return {"heads": heads, "rows": rows}
+
+
+def _curve_table(picture: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a learning curve, for those who do not see it."""
+    names = ("step", "tokens", "seconds", "value", "low", "high")
+    heads = ("row", "step", "tokens", "seconds", "mean", "least", "greatest")
+    rows = [
+        {
+            "cells": [_cell(point["row"]), *(_cell(f"{point[name]:,.5g}", point[name]) for name in names)],
+            "chosen": False,
+        }
+        for point in picture["data"]["values"]
+    ]
+    return {"heads": [_head(head) for head in heads], "rows": rows}
+
+
+def _mistakes(confusions: Mapping[str, Counter]) -> dict[str, list[tuple[str, str, int]]]:
+    """Of classes too many to draw, the mistakes made most often."""
+    return {
+        name: [
+            (right, answered, count)
+            for (right, answered), count in counts.most_common() if right != answered
+        ][:MOST_MISTAKES]
+        for name, counts in confusions.items()
+    }  # fmt: skip
+
+
+def _run(row: str, folder: str, report: Report) -> dict[str, Any]:
+    """What a reader needs to repeat a run."""
+    training = {name: value for name, value in report.recipe["training"].items() if name != "output_dir"}
+    recipe = {**report.recipe, "training": training}
+    here = report.environment
+    ranks = here.get("processes", 1)
+    launcher = "peftkit" if ranks == 1 else f"torchrun --nproc_per_node {ranks} -m peftkit"
+    facts = [
+        ("status", report.status.replace("_", " ")),
+        ("seed", report.seed),
+        ("data", f"SHA-256 {report.data['fingerprint']}" if report.data else "not read"),
+        ("rows", ", ".join(f"{count:,} {split}" for split, count in report.data.get("rows", {}).items())),
+        ("hardware", ", ".join(here.get("gpus", [])) or f"{here.get('cores')} cores of {here.get('cpu')}"),
+        ("Python", here.get("python")),
+        ("packages", ", ".join(f"{name} {version}" for name, version in here.get("packages", {}).items())),
+        ("audit", report.audit.get("verdict")),
+    ]
+    return {
+        "title": f"{row}, {folder}: {report.status.replace('_', ' ')}",
+        "error": report.error,
+        "command": f"{launcher} train recipe.yaml",
+        "recipe": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
+        "facts": [(name, value) for name, value in facts if value not in (None, "")],
+    }

@@ -1,0 +1,4 @@
+"""Process groups, ranks and DeepSpeed configuration.
+
+The memory estimates of ZeRO are in `planning`.
+"""

@@ -1,0 +1,202 @@
+"""An adapter into its base, layer by layer, and out to disk shard by shard: never a second copy of the model."""
+
+import ctypes
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightRenaming
+from transformers.pytorch_utils import Conv1D
+
+from peftkit.errors import UserError
+from peftkit.recipe.method import Quantization, plain_name
+
+# A file of weights holds up to this, and of a larger model a twentieth, within these bounds: what is in memory beside
+# the base.
+ONE_FILE = 500_000_000
+SMALLEST_FILE, LARGEST_FILE = 100_000_000, 5_000_000_000
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+BaseWeight = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+def write_merged(
+    model: PreTrainedModel | PeftModel, folder: Path, dtype: torch.dtype, base_weight: BaseWeight | None = None
+) -> None:
+    """Merge the adapter in float32 and write weights in `dtype`, config and generation settings; `model` is used up.
+
+    `base_weight` gives, by the name of a weight and its value, another value to merge onto. A model without an adapter
+    is written as it is. Weights that the base maps from its files are read once and let go; only a model whose
+    checkpoint holds other tensors than it has, or its own code, is merged as a whole. Raises UserError for an adapter
+    that peft can't merge.
+    """
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner.config.dtype = dtype
+    inner.config.architectures = [type(inner).__name__]
+    if _is_stored_otherwise(inner):
+        merged_whole(model, base_weight).to(dtype).save_pretrained(folder)
+        return
+    inner.config.save_pretrained(folder)
+    if inner.can_generate():
+        inner.generation_config.save_pretrained(folder)
+    writer = ShardWriter(folder, sum(tensor.numel() for tensor in inner.parameters()) * dtype.itemsize)
+    left_out = {*(inner._keys_to_ignore_on_save or ()), *inner.all_tied_weights_keys}
+    done: set[str] = set()
+
+    def write(name: str, tensor: torch.Tensor) -> None:
+        if name not in left_out:
+            writer.add(name, tensor.to(dtype) if tensor.is_floating_point() else tensor)
+        done.add(name)
+
+    for name, module in _merged_modules(model, inner, base_weight):
+        for own, tensor in module.state_dict(prefix=f"{name}.").items():
+            write(own, tensor)
+        for parameter in module.parameters():
+            parameter.data = torch.empty(0, dtype=parameter.dtype)
+    for name, tensor in inner.state_dict().items():
+        if name not in done:
+            write(name, base_weight(name, tensor) if base_weight is not None else tensor)
+    writer.finish()
+
+
+def merged_whole(model: PreTrainedModel | PeftModel, base_weight: BaseWeight | None = None) -> Any:
+    """The model with its adapter merged, in memory."""
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    for _ in _merged_modules(model, inner, base_weight):
+        pass
+    return inner
+
+
+def packed_weights(model: nn.Module) -> dict[str, bool]:
+    """The names, without peft's, of the weights that are in 4 bits; true for those that were transposed before."""
+    return {
+        plain_name(f"{name}.weight"): getattr(module, "source_cls", None) is Conv1D
+        for name, module in model.named_modules()
+        if type(module).__name__ == "Linear4bit"
+    }
+
+
+def dequantized(quantization: Quantization, packed_names: Mapping[str, bool], dtype: torch.dtype) -> BaseWeight:
+    """For `write_merged`: of the weights named as by `packed_weights`, what remains of them in 4 bits.
+
+    `dtype` is what they had before they were packed.
+    """
+    import bitsandbytes
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def weight(name: str, original: torch.Tensor) -> torch.Tensor:
+        if name not in packed_names:
+            return original
+        turned = packed_names[name]
+        values = (original.T if turned else original).to(dtype).contiguous().clone()
+        packed: Any = bitsandbytes.nn.Params4bit(
+            values, requires_grad=False, quant_type=quantization.bnb_4bit_quant_type,
+            compress_statistics=quantization.bnb_4bit_use_double_quant,
+            quant_storage=getattr(torch, quantization.bnb_4bit_quant_storage),
+        )  # fmt: skip
+        packed = packed.to(device)
+        found = bitsandbytes.functional.dequantize_4bit(packed.data, packed.quant_state).to("cpu", torch.float32)
+        return found.T.contiguous() if turned else found
+
+    return weight
+
+
+def _is_stored_otherwise(model: Any) -> bool:
+    """Whether the checkpoint's tensors are other than the model's, or its code comes along: the library then writes."""
+    conversions = getattr(model, "_weight_conversions", None) or ()
+    return model.is_remote_code() or any(not isinstance(one, WeightRenaming) for one in conversions)
+
+
+def _merged_modules(
+    model: PreTrainedModel | PeftModel, inner: nn.Module, base_weight: BaseWeight | None
+) -> Iterator[tuple[str, nn.Module]]:
+    """Each module that peft had wrapped, by name, when its plain and merged form has taken its place."""
+    if not isinstance(model, PeftModel):
+        return
+    wrapped: list[str] = []
+    for name, module in inner.named_modules():
+        mine = isinstance(module, ModulesToSaveWrapper) or hasattr(module, "base_layer")
+        if (mine or hasattr(module, "unload_and_optionally_merge_module")) and not _is_inside(name, wrapped):
+            wrapped.append(name)
+    try:
+        for name in wrapped:
+            layer: Any = inner.get_submodule(name)
+            if hasattr(layer, "unload_and_optionally_merge_module"):
+                plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+            else:
+                base = layer.get_base_layer()
+                if type(base).__name__ != "Linear4bit":
+                    weight = base.weight.data
+                    weight = weight if base_weight is None else base_weight(f"{name}.weight", weight)
+                    base.weight.data = weight.float()
+                layer.merge(safe_merge=True)
+                plain = layer.get_base_layer()
+            parent, _, child = name.rpartition(".")
+            setattr(inner.get_submodule(parent), child, plain)
+            yield name, plain
+    except (NotImplementedError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"export: peft can't merge this adapter ({reason}); take --format adapter") from error
+
+
+def _is_inside(name: str, outer: Sequence[str]) -> bool:
+    return any(name.startswith(f"{other}.") for other in outer)
+
+
+def _give_back_memory() -> None:
+    """Return freed memory to the system: the C library keeps what tensors of some megabytes leave behind."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+class ShardWriter:
+    """Collects tensors, and writes a file of safetensors whenever enough are there."""
+
+    def __init__(self, folder: Path, total: int) -> None:
+        self.folder = folder
+        self.most = total if total <= ONE_FILE else min(LARGEST_FILE, max(SMALLEST_FILE, total // 20))
+        self.waiting: dict[str, torch.Tensor] = {}
+        self.bytes = self.total = 0
+        self.files: list[list[str]] = []
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Take a tensor; what waits is written first if the file would grow too large with it."""
+        size = tensor.numel() * tensor.element_size()
+        if self.waiting and self.bytes + size > self.most:
+            self._write()
+        self.waiting[name] = tensor.contiguous()
+        self.bytes += size
+        self.total += size
+
+    def _write(self) -> None:
+        save_file(self.waiting, self.folder / f"part-{len(self.files)}", metadata={"format": "pt"})
+        self.files.append(list(self.waiting))
+        (self.folder / f"part-{len(self.files) - 1}").chmod(0o644)
+        self.waiting, self.bytes = {}, 0
+        _give_back_memory()
+
+    def finish(self) -> None:
+        """Write the rest, give the files their names, and an index where there are several."""
+        self._write()
+        if len(self.files) == 1:
+            os.replace(self.folder / "part-0", self.folder / WEIGHTS)
+            return
+        weight_map: dict[str, str] = {}
+        for number, names in enumerate(self.files):
+            file = f"model-{number + 1:05d}-of-{len(self.files):05d}.safetensors"
+            os.replace(self.folder / f"part-{number}", self.folder / file)
+            weight_map |= dict.fromkeys(names, file)
+        index = {"metadata": {"total_size": self.total}, "weight_map": dict(sorted(weight_map.items()))}
+        (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

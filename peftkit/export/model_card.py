@@ -1,0 +1,193 @@
+"""The README.md of an export, in the metadata format of the Hugging Face Hub."""
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from peftkit.data.sources import DEMOS
+from peftkit.export.comparison import FormRow, form_table
+from peftkit.recipe.parser import recipe_to_yaml
+from peftkit.recipe.schema import Recipe
+from peftkit.runs.manifest import CONTRACT
+from peftkit.runs.report import Report
+from peftkit.system.files import text_without_home, write_text
+
+PIPELINES = {"SEQ_CLS": "text-classification", "TOKEN_CLS": "token-classification"}
+# What the hub calls a metric, where it is another name.
+HUB_METRICS = {"f1_macro": "f1", "f1_micro": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}
+MIB = 2**20
+
+
+def write_card(
+    folder: Path, recipe: Recipe, report: Report, contract: Mapping[str, Any], receipt: Mapping[str, Any]
+) -> None:
+    """Write `README.md`: what it is, scores, cost, limits, how to repeat it, and the receipt."""
+    shipped, base = receipt["format"], contract["base"]
+    scores = report.metrics["test"]
+    of_hub = not _is_path(base["name_or_path"])
+    data = ModelCardData(
+        model_name=recipe.name,
+        library_name={"adapter": "peft", "onnx": "onnx"}.get(shipped, "transformers"),
+        base_model=base["name_or_path"] if of_hub else None,
+        base_model_relation=("adapter" if shipped == "adapter" else "finetune") if of_hub else None,
+        pipeline_tag=PIPELINES.get(recipe.task.task_type),
+        datasets=None if _is_path(recipe.data.path) else [recipe.data.path],
+        tags=["peftkit", recipe.method.name],
+        eval_results=[
+            EvalResult(
+                task_type=PIPELINES.get(recipe.task.task_type, "text-generation"),
+                dataset_type=recipe.data.path,
+                dataset_name=Path(recipe.data.path).name,
+                dataset_split=recipe.data.test_split,
+                metric_type=HUB_METRICS.get(name, name),
+                metric_name=name,
+                metric_value=round(scores[name], 6),
+            )
+            for name in recipe.task.main_metrics
+            # What was rounded to few bits has other scores; the body tells them.
+            if isinstance(scores.get(name), float) and receipt["dtype"] not in ("4bit", "int8")
+        ],
+    )
+    card = ModelCard(
+        f"---\n{data.to_yaml()}\n---\n\n{_body(recipe, report, contract, receipt)}", ignore_metadata_errors=True
+    )
+    write_text(folder / "README.md", card.content)
+
+
+def _body(recipe: Recipe, report: Report, contract: Mapping[str, Any], receipt: Mapping[str, Any]) -> str:
+    base = contract["base"]
+    commit = f", commit {base['revision']}" if base["revision"] else ""
+    sections = {
+        f"# {_plain(recipe.name)}": f"{_plain(base['name_or_path'])}{commit}, trained by the method "
+        f"{_plain(recipe.method.name)} with peftkit. Weights of the base: SHA-256 {base['sha256'] or 'not known'}.",
+        "## Use": _use(recipe, contract, receipt),
+        "## Scores": _scores(recipe, report),
+        "## Forms": _forms(receipt["forms"], receipt["shipped"]),
+        "## ONNX": _forms(receipt["onnx_forms"], "the last one" if receipt["onnx_forms"] else None),
+        "## Receipt": _receipt(receipt),
+        "## Data": _data(recipe, report, contract),
+        "## Cost": _cost(report),
+        "## Limits": _limits(report, receipt),
+        "## Repeat": "Save as `recipe.yaml`, and run `peftkit train recipe.yaml`:\n\n"
+        + _fenced(recipe_to_yaml(_repeatable(recipe)), "yaml"),
+    }
+    return "\n\n".join(f"{title}\n\n{text}" for title, text in sections.items() if text) + "\n"
+
+
+def _use(recipe: Recipe, contract: Mapping[str, Any], receipt: Mapping[str, Any]) -> str:
+    auto_class, base = contract["auto_class"], contract["base"]["name_or_path"]
+    if receipt["format"] == "onnx":
+        code = (
+            "import onnxruntime\nfrom transformers import AutoTokenizer\n\n"
+            'session = onnxruntime.InferenceSession("FOLDER/model.onnx")\n'
+            'tokens = AutoTokenizer.from_pretrained("FOLDER")(["a text"], return_tensors="np")\n'
+            'logits = session.run(["logits"], {one.name: tokens[one.name] for one in session.get_inputs()})[0]'
+        )
+    elif not contract["adapter"]:
+        code = (
+            f'from transformers import {auto_class}, AutoTokenizer\n\nmodel = {auto_class}.from_pretrained("FOLDER")\n'
+            'tokenizer = AutoTokenizer.from_pretrained("FOLDER")'
+        )
+    else:
+        quantization = contract["quantization"]
+        more, extra = (
+            ("", "") if quantization is None else (", BitsAndBytesConfig", ",\n    quantization_config=quantized")
+        )
+        code = (
+            f"from peft import PeftModel\nfrom transformers import AutoConfig, {auto_class}, AutoTokenizer{more}\n\n"
+            + (f"quantized = BitsAndBytesConfig(**{quantization!r})\n" if quantization else "")
+            + f'base = {auto_class}.from_pretrained(\n    {base!r}, config=AutoConfig.from_pretrained("FOLDER"),\n'
+            f'    dtype="{contract["dtype"]}", revision={contract["base"]["revision"]!r}, '
+            f"ignore_mismatched_sizes=True{extra},\n)\n"
+            'model = PeftModel.from_pretrained(base, "FOLDER")\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")'
+        )
+    prefix = getattr(recipe.task, "source_prefix", "")
+    before = f" Every text begins with {_plain(repr(prefix))}." if prefix else ""
+    return (
+        f"{_fenced(code, 'python')}\n\nOr `peftkit predict FOLDER FILE`: labels, thresholds, lengths and prefix stand "
+        f"in `{CONTRACT}`.{before}"
+    )
+
+
+def _scores(recipe: Recipe, report: Report) -> str:
+    rows = report.data["rows"]["test"]
+    lines = [f"On {rows:,} test rows, of the model as it was trained:", "", "| metric | score | 95 % interval |"]
+    lines.append("| --- | ---: | ---: |")
+    for name, value in report.metrics["test"].items():
+        if isinstance(value, float):
+            low_high = report.metrics["test"].get(f"{name}_ci95")
+            interval = "" if low_high is None else f"{low_high[0]:.4f} to {low_high[1]:.4f}"
+            lines.append(f"| {_plain(name)} | {value:.4f} | {interval} |")
+    return "\n".join(lines)
+
+
+def _forms(forms: Sequence[Mapping[str, Any]], shipped: str | None) -> str:
+    rows = [FormRow(**row) for row in forms]
+    return form_table(rows) + (f"\n\nThis folder holds: {shipped}." if shipped else "") if rows else ""
+
+
+def _receipt(receipt: Mapping[str, Any]) -> str:
+    texts = receipt["text_agreement"]
+    generated = "" if texts is None else f" The same text is generated for {texts:.1%} of them."
+    held = "in 8 bits it is scored, not held to a tolerance"
+    if receipt["tolerance"] is not None:
+        held = f"tolerance {receipt['tolerance']:.2g}"
+    by = "ONNX Runtime" if receipt["format"] == "onnx" else "a fresh process with plain libraries"
+    return (
+        f"Asked by {by}, on {receipt['rows']} held-out rows: the largest difference of a logit to the same weights "
+        f"before export is {receipt['exported_difference']:.2g} ({held}), to the model "
+        f"in memory at the end of training {receipt['live_difference']:.2g}; {receipt['label_agreement']:.2%} of the "
+        f"answers are the same.{generated} `receipt.json` has the figures."
+    )
+
+
+def _data(recipe: Recipe, report: Report, contract: Mapping[str, Any]) -> str:
+    rows = ", ".join(f"{count:,} {split}" for split, count in report.data["rows"].items())
+    labels = contract["labels"]
+    named = f" Labels, in the order of their ids: {_plain(', '.join(labels))}." if labels else ""
+    return f"{_plain(recipe.data.path)}: {rows} rows, SHA-256 {report.data['fingerprint']}.{named}"
+
+
+def _cost(report: Report) -> str:
+    here = report.environment
+    hardware = ", ".join(here.get("gpus") or ()) or here.get("cpu") or "CPU"
+    peak = ", ".join(f"{name.replace('_', ' ')} {size / MIB:,.0f} MiB" for name, size in report.memory.items())
+    return (
+        f"Training took {report.times['train']:,.0f} s of {report.times['total']:,.0f} s on {_plain(str(hardware))}, "
+        f"{here.get('processes', 1)} process(es); {peak}. {report.parameters['trainable']:,} of "
+        f"{report.parameters['total']:,} weights were trained."
+    )
+
+
+def _limits(report: Report, receipt: Mapping[str, Any]) -> str:
+    lines = ["The scores hold for texts like those test rows. The licences of the base and of the data apply."]
+    if receipt["forms"] or receipt["onnx_forms"]:
+        lines.append("They are of the model as it was trained; the table above tells what this form changes.")
+    lines += [f"Data: {text_without_home(warning)}." for warning in report.data["checks"]["warnings"]]
+    return "\n".join(f"- {_plain(line)}" for line in lines)
+
+
+def _repeatable(recipe: Recipe) -> Recipe:
+    """The recipe, without the folder that now holds its run."""
+    return replace(recipe, training={name: value for name, value in recipe.training.items() if name != "output_dir"})
+
+
+def _is_path(name: str) -> bool:
+    own = ("demo", "demo-seq2seq", *DEMOS)
+    return name.startswith((".", "/", "~")) or name in own or Path(name).expanduser().exists()
+
+
+def _plain(text: str) -> str:
+    """Text of the user's or of the data's, with nothing in it that Markdown or HTML would read as its own."""
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+
+
+def _fenced(code: str, language: str) -> str:
+    """A block of code, by a fence longer than any inside it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
+    return f"{fence}{language}\n{code.rstrip()}\n{fence}"

@@ -1,0 +1,88 @@
+"""Is one better than the other? Scores over seeds, and the same test rows drawn for both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from peftkit.metrics.bootstrap import AT_ONCE, Statistic
+
+ALPHA = 0.05
+
+
+def seed_interval(scores: Sequence[float]) -> list[float] | None:
+    """95 % interval `[low, high]` of the mean over seeds, by Student's t (Student 1908); None of fewer than two."""
+    if len(scores) < 2:
+        return None
+    mean, error = float(np.mean(scores)), float(stats.sem(scores))
+    if error == 0.0:
+        return [mean, mean]
+    low, high = stats.t.interval(1 - ALPHA, len(scores) - 1, loc=mean, scale=error)
+    return [float(low), float(high)]
+
+
+def resampled(runs: Sequence[Statistic], rows: int, *, n_resamples: int, seed: int = 0) -> np.ndarray:
+    """The score of each run on rows drawn with replacement, of shape (runs, n_resamples).
+
+    The draws are those of `scipy.stats.bootstrap` with the same seed; equal `rows` and `seed` draw equal rows.
+    """
+    rng = np.random.default_rng(seed)
+    at_once = max(1, AT_ONCE // rows)
+    scores: list[list[float]] = [[] for _ in runs]
+    for first in range(0, n_resamples, at_once):
+        for drawn in rng.integers(0, rows, (min(at_once, n_resamples - first), rows)):
+            for place, run in enumerate(runs):
+                scores[place].append(run(drawn))
+    return np.array(scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """By how much the first is over the second.
+
+    Attributes:
+        mean: Of their scores on all rows, over seeds.
+        ci95: `[low, high]`, by resampling.
+        p_value: Two-sided, of no difference.
+    """
+
+    mean: float
+    ci95: list[float]
+    p_value: float
+
+
+def paired_difference(
+    first: np.ndarray, second: np.ndarray, means: tuple[float, float], *, seed: int = 0
+) -> Difference:
+    """The difference of two methods from their `resampled` scores, each of shape (seeds, n_resamples), and its test.
+
+    Paired percentile bootstrap over rows (Efron and Tibshirani 1993, chapters 13 and 16): a resample draws the same
+    rows for both. It draws seeds too, of each method apart, so that a lucky seed is not taken for a better method.
+    """
+    # Not the stream that drew the rows.
+    rng = np.random.default_rng([seed, 1])
+
+    def over_seeds(scores: np.ndarray) -> np.ndarray:
+        seeds, resamples = scores.shape
+        drawn = rng.integers(0, seeds, (seeds, resamples))
+        return np.take_along_axis(scores, drawn, 0).mean(0)
+
+    found = over_seeds(first) - over_seeds(second)
+    found = found[np.isfinite(found)]
+    mean = means[0] - means[1]
+    if not len(found):
+        return Difference(mean=mean, ci95=[mean, mean], p_value=1.0)
+    low, high = np.percentile(found, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
+    # One more on each side: a resample can't show that something never happens (Davison and Hinkley 1997, section 4.2).
+    below, above = ((1 + np.sum(side)) / (1 + len(found)) for side in (found <= 0, found >= 0))
+    return Difference(mean=mean, ci95=[float(low), float(high)], p_value=float(min(1.0, 2 * min(below, above))))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for so many tests at once, by Holm's step-down method (Holm 1979)."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted

@@ -1,0 +1,128 @@
+"""A model asked for many rows at once: batches of like length, answers in the order of the rows."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from peftkit.tasks import Task
+from peftkit.tasks.default import IGNORED, first_output
+
+BATCH_SIZE = 32
+# So many numbers of logits are held for a comparison; of a vocabulary's, that is a few rows.
+MOST_NUMBERS = 20_000_000
+
+
+def answers_of(
+    model: Any, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]
+) -> list[Mapping[str, Any]]:
+    """The task's answer to each row."""
+    encoded = task.encode_inputs(rows, tokenizer)
+    return task.answer(kept_of(model, task, encoded, tokenizer, task.infer), encoded, rows, tokenizer, labels)
+
+
+@torch.no_grad()
+def kept_of(
+    model: Any,
+    task: Task,
+    encoded: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    read: Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor],
+) -> np.ndarray:
+    """What `read` makes of the model and each batch, a row an encoded row, in their order."""
+    collator = task.collator(tokenizer, model)
+    kept: list[Any] = [None] * len(encoded)
+    inputs = encoded.remove_columns("labels") if "labels" in encoded.column_names else encoded
+    for places in _by_length(encoded):
+        batch = _inputs(collator([inputs[place] for place in places]), model.device)
+        for place, found in zip(places, read(model, batch).cpu().numpy(), strict=True):
+            kept[place] = found
+    return _stacked(kept)
+
+
+def _by_length(encoded: Dataset) -> Iterator[list[int]]:
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    for start in range(0, len(order), BATCH_SIZE):
+        yield order[start : start + BATCH_SIZE]
+
+
+def _inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in batch.items() if tensor is not None}
+
+
+def _stacked(kept: list[Any]) -> np.ndarray:
+    """The rows as one array, those of fewer tokens filled up."""
+    longest = max(len(row) if np.ndim(row) else 0 for row in kept)
+    return np.stack(
+        [
+            np.pad(row, [(0, longest - len(row)), *[(0, 0)] * (row.ndim - 1)], constant_values=IGNORED)
+            if np.ndim(row)
+            else row
+            for row in kept
+        ]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitSample:
+    """Batches of held-out rows on which models are compared, and one model's outputs of them."""
+
+    batches: Sequence[Mapping[str, torch.Tensor]]
+    outputs: Sequence[Mapping[str, torch.Tensor]]
+
+
+@torch.no_grad()
+def sampled_logits(model: Any, task: Task, encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> LogitSample:
+    """Logits of encoded rows, from the first on, until the numbers held would be too many."""
+    collator = task.collator(tokenizer, model)
+    batches: list[Mapping[str, torch.Tensor]] = []
+    outputs: list[Mapping[str, torch.Tensor]] = []
+    for start in range(0, len(encoded), BATCH_SIZE):
+        batch = collator([encoded[row] for row in range(start, min(start + BATCH_SIZE, len(encoded)))])
+        inputs, counted = held_out(task, batch, model.config)
+        batches.append(inputs)
+        outputs.append({"logits": logits_of(model, inputs), **counted})
+        sizes = [one["logits"].numel() for one in outputs]
+        if sum(sizes) + sizes[-1] > MOST_NUMBERS:
+            break
+    return LogitSample(batches=batches, outputs=outputs)
+
+
+def held_out(
+    task: Task, batch: Mapping[str, Any], config: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Of a batch with labels, the inputs on which models are compared, and which of a target's tokens `counted`."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels" and tensor is not None}
+    inputs = dict(task.held_out(inputs, config))
+    if "decoder_input_ids" not in inputs:
+        return inputs, {}
+    rows, tokens = inputs["decoder_input_ids"].shape
+    return inputs, {"counted": batch["labels"][:rows, :tokens] != IGNORED}
+
+
+@torch.no_grad()
+def logits_of(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Logits in float32 on the CPU."""
+    return first_output(model(**_inputs(batch, model.device)).logits).float().cpu()
+
+
+@torch.no_grad()
+def outputs_of(
+    model: Any, batch: Mapping[str, torch.Tensor], device: torch.device | None = None, **how: Any
+) -> dict[str, torch.Tensor]:
+    """`logits`, and the token ids `generated`, without sampling, by a model that generates; -1 is padding.
+
+    `device` is where a model computes whose weights lie elsewhere; `how` are keywords of `generate`.
+    """
+    batch = _inputs(batch, device or model.device)
+    found = {"logits": first_output(model(**batch).logits).float().cpu()}
+    if "decoder_input_ids" in batch and hasattr(model, "generate"):
+        source = {name: tensor for name, tensor in batch.items() if not name.startswith("decoder_")}
+        found["generated"] = model.generate(**source, do_sample=False, **how).cpu()
+        found["generated"][found["generated"] == model.generation_config.pad_token_id] = -1
+    return found

@@ -1,0 +1,276 @@
+"""The tokenizer and the base model, quantized or not, and the head: what the checkpoint did not bring."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers.integrations.deepspeed as hf_deepspeed
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+from transformers.core_model_loading import WeightRenaming
+
+from peftkit.errors import AuditError, UserError
+from peftkit.models.demo import demo_model_folder
+from peftkit.models.encoder_decoder import starting_point
+from peftkit.recipe.method import Quantization
+from peftkit.recipe.schema import ModelConfig
+from peftkit.system.logging import logger
+from peftkit.tasks import Task
+
+# Their feed-forward layers exceed the range of float16: activations become infinite, the loss NaN.
+OVERFLOW_IN_FLOAT16 = {"t5", "mt5", "umt5", "longt5", "switch_transformers"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """A base model with its new head.
+
+    Attributes:
+        model: The model, its head freshly initialised.
+        missing_keys: Parameters the checkpoint did not bring, or brought in another shape.
+        head: The outermost modules that hold nothing but those, or the innermost that holds one of them.
+        unused: Modules that no output depends on: frozen, and nothing to adapt.
+    """
+
+    model: PreTrainedModel
+    missing_keys: frozenset[str]
+    head: tuple[str, ...]
+    unused: tuple[str, ...] = ()
+
+
+def source(config: ModelConfig) -> str:
+    """Where the weights come from: an installed folder of the demo, a local folder, or a hub id."""
+    if config.name_or_path in ("demo", "demo-seq2seq"):
+        return str(demo_model_folder(config.name_or_path))
+    path = Path(config.name_or_path).expanduser()
+    if path.exists():
+        return str(path)
+    if config.name_or_path.startswith((".", "/", "~")):
+        raise UserError(f"model.name_or_path: {config.name_or_path}: no such folder")
+    return config.name_or_path
+
+
+def load_tokenizer(config: ModelConfig, task: Task) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer, able to pad, on the right. Raises UserError when it can't be had."""
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    with loading(config):
+        tokenizer = AutoTokenizer.from_pretrained(source(config), **options)
+        if more := task.tokenizer_options(tokenizer):
+            tokenizer = AutoTokenizer.from_pretrained(source(config), **options, **more)
+    least = tokenizer.num_special_tokens_to_add(False) + 1
+    for field in task.length_fields:
+        if getattr(task, field) < least:
+            raise UserError(f"task.{field}: {getattr(task, field)} tokens hold no text; {least} is the least")
+    return make_paddable(tokenizer, config.name_or_path)
+
+
+def make_paddable(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a token to pad with, on the right. Raises UserError when it has none to take."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(f"model.name_or_path: {name}: its tokenizer has no token to pad with")
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.info("the tokenizer has no pad token: '%s' is used, in its config and the model's", tokenizer.eos_token)
+    # A decoder counts positions from the left: padded there, a text's logits would depend on its batch.
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_base(
+    config: ModelConfig,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Sequence[str],
+    quantization: Quantization | None = None,
+) -> BaseModel:
+    """Load the pretrained weights with a new head for `labels`; with `quantization` all but the head in 4 bits.
+
+    A checkpoint that is an encoder alone becomes an encoder-decoder where the task asks for one. Raises UserError when
+    the model can't be had or quantized.
+    """
+    options: dict[str, Any] = dict(
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        dtype=config.dtype,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **task.model_config(labels),
+    )
+    with loading(config), ExitStack() as stack:
+        # Sharded weights can't be written down as a checkpoint.
+        with without_zero3():
+            start = stack.enter_context(starting_point(source(config), task.auto_model, tokenizer, options))
+        if quantization is not None:
+            # The head must be known before anything is quantized; the meta device reads no weights.
+            with without_zero3():
+                skeleton, info = task.auto_model.from_pretrained(start.place, device_map="meta", **options)
+            if getattr(skeleton.config, "quantization_config", None) is not None:
+                raise UserError(
+                    f"model.name_or_path: {config.name_or_path} is quantized already; give its full-precision weights"
+                )
+            head = head_modules(skeleton, _missing(info) | start.missing_keys)
+            options["quantization_config"] = quantization.config((*head, *_output_embeddings(skeleton)))
+        model, info = task.auto_model.from_pretrained(start.place, **options)
+    for name in start.unused:
+        model.get_submodule(name).requires_grad_(False)
+    model.name_or_path = model.config._name_or_path = source(config)
+    task.prepare(model, tokenizer)
+    missing = (_missing(info) | start.missing_keys) & {name for name, _ in model.named_parameters()}
+    # The Trainer multiplies the loss by the number of ranks when it believes that the model divides it by them; these
+    # models' forward takes any keyword and divides by nothing.
+    model.accepts_loss_kwargs = False
+    # Under ZeRO-3 transformers keeps renamings that this checkpoint had no use for, and would save by the old names.
+    if conversions := getattr(model, "_weight_conversions", None):
+        model._weight_conversions = [c for c in conversions if c.was_used() or not isinstance(c, WeightRenaming)]
+    unused = tuple(name for name, _ in model.named_modules() if name.startswith(start.unused)) if start.unused else ()
+    return BaseModel(model=model, missing_keys=frozenset(missing), head=head_modules(model, missing), unused=unused)
+
+
+def labels_of_checkpoint(config: ModelConfig, task: Task, labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels in the order of the checkpoint's own head, where the checkpoint is a classifier of the same labels.
+
+    Its head is used as it is: row i of its weights belongs to label i of its config. Names are compared without regard
+    to case and surrounding space. A head of as many other labels is used too, and a warning is logged.
+    """
+    if len(labels) < 2:
+        return tuple(labels)
+    with loading(config):
+        found = AutoConfig.from_pretrained(
+            source(config), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    model_class = task.auto_model._model_mapping.get(type(found), None)
+    has_head = getattr(model_class, "__name__", None) in (found.architectures or ())
+    if not has_head or found.num_labels != len(labels):
+        return tuple(labels)
+    names = [str(found.id2label[index]) for index in sorted(found.id2label)]
+    by_name = {name.strip().casefold(): name for name in labels}
+    ordered = tuple(by_name.get(name.strip().casefold(), "") for name in names)
+    if len(by_name) == len(labels) and set(ordered) == set(labels):
+        if ordered != tuple(labels):
+            logger.info("label order taken from the checkpoint's head: %s", ", ".join(ordered))
+        return ordered
+    logger.warning(
+        "the checkpoint's head was trained for the labels %s; its rows are used in this order for %s",
+        ", ".join(names), ", ".join(labels),
+    )  # fmt: skip
+    return tuple(labels)
+
+
+def check_precision(model: PreTrainedModel, quantization: Quantization | None, arguments: TrainingArguments) -> None:
+    """Raise UserError for a model that is known to overflow in the float16 that it is to be trained or scored in."""
+    kinds = {model.config.model_type, getattr(getattr(model.config, "decoder", None), "model_type", "")}
+    if not kinds & OVERFLOW_IN_FLOAT16:
+        return
+    words = {
+        "training.fp16": arguments.fp16,
+        "training.fp16_full_eval": arguments.fp16_full_eval,
+        "method.quantization.bnb_4bit_compute_dtype": quantization and quantization.bnb_4bit_compute_dtype == "float16",
+        "model.dtype": model.dtype == torch.float16,
+    }
+    for word, asked in words.items():
+        if asked:
+            raise UserError(f"{word}: {model.config.model_type} overflows in float16; take bfloat16 or float32")
+
+
+def load_finished(folder: str | Path, task: Task, **options: Any) -> PreTrainedModel:
+    """Load a model that brings its head: what full fine-tuning or an export left. Raises UserError if it does not."""
+    try:
+        model, info = task.auto_model.from_pretrained(folder, output_loading_info=True, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: not a model that transformers can load ({_short(error)})") from error
+    if missing := _missing(info):
+        raise UserError(f"{folder}: lacks the weights {', '.join(sorted(missing))}; it is not a finished model")
+    return model
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model can read; None where positions are relative and nothing ends."""
+    config: Any = getattr(model.config, "encoder", model.config)
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    relative = getattr(config, "relative_attention_num_buckets", None) or not getattr(
+        config, "position_biased_input", True
+    )
+    if relative and not any(isinstance(module, torch.nn.Embedding) for module in tables):
+        return None
+    for module in tables:
+        # RoBERTa's first positions, up to the pad token's id, stand for padding.
+        if limit and getattr(module, "padding_idx", None) is not None:
+            return limit - module.padding_idx - 1
+    return limit
+
+
+def positions(config: ModelConfig) -> int | None:
+    """As `position_limit`, before any weight is read."""
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    # The head that is drawn later is to be the same as without this look.
+    with loading(config), without_zero3(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        found = AutoConfig.from_pretrained(source(config), revision=config.revision, **options)
+        # An encoder-decoder of two models has no plain class of its own; its encoder is what reads.
+        return position_limit(AutoModel.from_config(getattr(found, "encoder", found), **options))
+
+
+def head_modules(model: PreTrainedModel, missing_keys: set[str]) -> tuple[str, ...]:
+    """The modules to train, save and keep out of quantization, given the parameters the checkpoint did not bring.
+
+    Raises AuditError for a parameter that no module but the model itself holds.
+    """
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    found = set()
+    for key in missing_keys & names:
+        module = key.rpartition(".")[0]
+        if not module:
+            raise AuditError(f"head contract: parameter '{key}' belongs to no module and can't be saved by peft")
+        while above := module.rpartition(".")[0]:
+            if any(name.startswith(f"{above}.") and name not in missing_keys for name in names):
+                break
+            module = above
+        found.add(module)
+    return tuple(sorted(name for name in found if not any(name.startswith(f"{outer}.") for outer in found)))
+
+
+def _output_embeddings(model: PreTrainedModel) -> list[str]:
+    """The module that speaks the vocabulary: tied to the embeddings, which can't be in 4 bits."""
+    output = model.get_output_embeddings()
+    return [name for name, module in model.named_modules() if output is not None and module is output]
+
+
+def _missing(info: dict[str, Any]) -> set[str]:
+    return set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
+
+
+@contextmanager
+def without_zero3() -> Iterator[None]:
+    """Load without sharding: the meta device and ZeRO-3 exclude each other."""
+    kept = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = kept
+
+
+@contextmanager
+def loading(config: ModelConfig) -> Iterator[None]:
+    """Raise as UserError what the libraries raise for a model that can't be had."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        name = config.name_or_path
+        place = "" if Path(source(config)).exists() else "no folder here, and from the hub it "
+        raise UserError(f"model.name_or_path: {name}: {place}can't be loaded: {_short(error)}") from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

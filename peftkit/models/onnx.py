@@ -1,0 +1,163 @@
+"""An ordinary model as ONNX, and an ONNX file asked as a model is; the library's own exporter does the work."""
+
+import contextlib
+import copy
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedModel
+
+from peftkit.errors import UserError
+from peftkit.tasks.default import first_output
+
+FILE = "model.onnx"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime", "transformers.exporters")
+# A dimension of 1, and for some models of 2, would be traced as one that never changes.
+LEAST_ROWS = 2
+LEAST_LENGTH = 8
+
+
+def write_onnx(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], folder: Path, *, int8: bool = False) -> None:
+    """Write the forward pass of a float32 model on the CPU to `folder`: inputs as in `batch`, logits out.
+
+    Batch and lengths are free. `model.onnx` has its weights beside it in `model.onnx.data`; `config.json` and the
+    library's `export.json` come with them. With `int8` the weights of matrix products and embeddings are integers,
+    activations are quantized as they come. The model stays as it was. Raises UserError where the library can't do it
+    or lacks a package.
+    """
+    with _quiet():
+        _require_packages()
+        from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+        from transformers.exporters import OnnxConfig, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+        from transformers.exporters.exporter_onnx import OnnxExporter
+
+        # A scale for each column halves the error. In 8 bits, sums would overflow on processors without VNNI.
+        how = OnnxRuntimeDynamicConfig(per_channel=True, reduce_range=True)
+        config = OnnxConfig(dynamic=True, quantizer=OnnxRuntimeQuantizer(how) if int8 else None)
+        sample: dict[str, Any] = {name: _enlarged(tensor) for name, tensor in batch.items()}
+        kind = type(model).__name__
+        try:
+            with _giving_logits(model):
+                exported = OnnxExporter().export(model, sample, config)
+        except Exception as error:
+            raise UserError(f"export: {kind} can't become ONNX: {_reason(error)}") from error
+        if fixed := _fixed_size(exported.program):
+            raise UserError(f"export: {kind} can't become ONNX: it would read {fixed} only")
+        # The stack trace of every node has the paths of this machine.
+        ClearMetadataAndDocStringPass()(exported.program)
+        exported.config = copy.deepcopy(model.config)
+        exported.config.architectures = [kind]
+        exported.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class OnnxOutput:
+    """What an ONNX model returns.
+
+    Attributes:
+        logits: In float32, on the CPU.
+    """
+
+    logits: torch.Tensor
+
+
+class OnnxModel:
+    """The ONNX file of a folder in ONNX Runtime on the CPU, called as a model is: `model(**batch).logits`.
+
+    Inputs that the graph does not take are dropped. It has no `generate`.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, folder: Path) -> None:
+        _require_packages()
+        import onnxruntime
+
+        self.config: Any = AutoConfig.from_pretrained(folder)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(folder / FILE, options, providers=["CPUExecutionProvider"])
+        self._inputs = [value.name for value in self._session.get_inputs()]
+
+    def __call__(self, **batch: torch.Tensor) -> OnnxOutput:
+        """The logits of a batch."""
+        (logits,) = self._session.run(["logits"], {name: batch[name].cpu().numpy() for name in self._inputs})
+        return OnnxOutput(logits=torch.from_numpy(logits))
+
+
+def _require_packages() -> None:
+    try:
+        for name in PACKAGES:
+            importlib.import_module(name)
+    except ImportError as error:
+        raise UserError("export: ONNX needs more packages: pip install 'peftkit[onnx]'") from error
+
+
+def _enlarged(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, whole rows and whole texts repeated until no dimension is small: each row keeps as many ends."""
+    rows, length = tensor.shape
+    return tensor.repeat(-(-LEAST_ROWS // rows), -(-LEAST_LENGTH // length))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing of what the libraries print, log or warn of: progress, versions, what another package would add."""
+    disabled, handlers = logging.root.manager.disable, list(logging.root.handlers)
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        # The quantizer gives the root logger a handler if it has none, and that would write to what was thrown away.
+        logging.root.handlers[:] = handlers
+
+
+@contextlib.contextmanager
+def _giving_logits(model: Any) -> Iterator[None]:
+    """The model in evaluation mode, returning its logits alone; afterwards as it was."""
+    own = dict(vars(model))
+    training = [module for module in model.modules() if module.training]
+    forward = model.forward
+    model.forward = lambda **inputs: {"logits": first_output(forward(**inputs).logits)}
+    model.eval()
+    try:
+        yield
+    finally:
+        # The library leaves a forward on the instance, which would hide that of the class.
+        if "forward" in own:
+            model.forward = own["forward"]
+        else:
+            del model.forward
+        for module in training:
+            module.training = True
+
+
+def _fixed_size(program: Any) -> str:
+    """An input of the graph with a dimension that became a constant, which the library does not tell; or nothing."""
+    for value in program.graph.inputs:
+        sizes = [str(size) for size in value.shape]
+        if any(size.isdecimal() for size in sizes):
+            return f"{value.name} of {' x '.join(size if size.isdecimal() else 'any' for size in sizes)}"
+    return ""
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what lies at the bottom of an error; those above it tell how to report it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {' '.join(line.split())}"[:300]

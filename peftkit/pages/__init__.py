@@ -1,1 +1,0 @@
-"""What a comparison is shown as: a page, tables, pictures."""

@@ -1,0 +1,64 @@
+"""What the recipe leaves open about sharding, settled before training arguments are made."""
+
+import os
+from dataclasses import replace
+
+import psutil
+import torch
+
+from peftkit.distributed.process_group import processes, weights_type
+from peftkit.errors import UserError
+from peftkit.planning.hardware import CPU, GPU
+from peftkit.planning.planner import arguments_of, plan
+from peftkit.planning.selection import least
+from peftkit.planning.zero import placement_of
+from peftkit.recipe.schema import Recipe
+from peftkit.system.logging import logger
+
+AUTO = "auto"
+
+
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with a DeepSpeed config of `ds_configs` where it says `auto`, and with bits that ZeRO-3 can shard.
+
+    Chosen from the plan, for as many ranks as were started and the memory of this host's devices. Raises UserError.
+    """
+    if recipe.training.get("deepspeed") == AUTO:
+        words = {name: value for name, value in recipe.training.items() if name != "deepspeed"}
+        if (config := _chosen(recipe)) is not None:
+            words["deepspeed"] = config
+        recipe = replace(recipe, training=words)
+    return _shardable(recipe)
+
+
+def _chosen(recipe: Recipe) -> str | None:
+    ranks = processes()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks)
+    on_gpu = torch.cuda.is_available() and not recipe.training.get("use_cpu")
+    if on_gpu:
+        hardware = replace(GPU, memory=torch.cuda.get_device_properties(0).total_memory)
+    else:
+        hardware = replace(CPU, memory=psutil.virtual_memory().total // here)
+    hardware = replace(hardware, devices_per_host=here)
+    found = plan(
+        recipe, ranks=ranks, hardware=hardware, on_gpu=on_gpu,
+        checkpointing=(bool(arguments_of(recipe).activation_checkpointing),),
+    )  # fmt: skip
+    row = found.rows[least(found.rows, hardware) if found.chosen is None else found.chosen]
+    logger.info("deepspeed auto, %d rank%s: %s", ranks, "s" * (ranks > 1), found.why)
+    return None if row.placement == "none" else f"ds_configs/{row.placement}.json"
+
+
+def _shardable(recipe: Recipe) -> Recipe:
+    """ZeRO-3 shards float types alone: packed bits are stored as the type of the weights beside them."""
+    quantization, name = recipe.method.quantization, recipe.training.get("deepspeed")
+    if quantization is None or name is None or placement_of(name).stage < 3:
+        return recipe
+    right = weights_type(recipe)
+    if right == AUTO:
+        raise UserError("model.dtype: auto: ZeRO-3 must know the type beside 4-bit weights; name it")
+    if quantization.bnb_4bit_quant_storage != "uint8":
+        return recipe
+    logger.info("ZeRO-3 with 4-bit weights: method.quantization.bnb_4bit_quant_storage is %s", right)
+    quantization = replace(quantization, bnb_4bit_quant_storage=right)
+    return replace(recipe, method=replace(recipe.method, quantization=quantization))

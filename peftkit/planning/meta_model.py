@@ -1,0 +1,184 @@
+"""A model ready to train that has shapes and no values: made from its config alone."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from bitsandbytes.functional import QuantState
+from bitsandbytes.nn import Linear4bit, Params4bit
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, TrainingArguments
+
+from peftkit.models.encoder_decoder import paired_config
+from peftkit.recipe import method as methods
+from peftkit.recipe.method import Method, Quantization
+from peftkit.tasks import Task
+
+BLOCK = 64
+"""Weights that share a scale in 4 bits (QLoRA paper, section 3)."""
+SCALES_BLOCK = 256
+"""Scales that share a scale under double quantization (the same)."""
+
+
+def blank_model(
+    config: Any, task: Task, method: Method, arguments: TrainingArguments, labels: Sequence[str], dtype: str,
+    head: Sequence[str] | None, on_gpu: bool,
+) -> Any:  # fmt: skip
+    """The model that `config` describes with the task's head and the method applied, on the device `meta`.
+
+    `dtype` is what the weights are loaded in; `on_gpu` decides what `auto` means for the 4-bit layers' compute dtype.
+    Without `head`, modules outside of the base model are taken for it. Raises UserError when the method does not fit.
+    """
+    with torch.device("meta"):
+        return _adapted(config, task, method, arguments, labels, dtype, head, on_gpu)
+
+
+def _adapted(
+    config: Any, task: Task, method: Method, arguments: TrainingArguments, labels: Sequence[str], dtype: str,
+    head: Sequence[str] | None, on_gpu: bool,
+) -> Any:  # fmt: skip
+    config = copy.deepcopy(config)
+    if task.auto_model is AutoModelForSeq2SeqLM:
+        config = paired_config(config)
+    for name, value in task.model_config(labels).items():
+        setattr(config, name, value)
+    loaded = config.dtype if dtype == "auto" else getattr(torch, dtype)
+    model: PreTrainedModel = task.auto_model.from_config(config, dtype=loaded or torch.float32)
+    model.config.pad_token_id = 0 if model.config.pad_token_id is None else model.config.pad_token_id
+    if head is None:
+        head = head_by_name(model)
+    if method.quantization is not None:
+        _quantize(model, method.quantization, on_gpu, tuple(head))
+    adapted = methods.apply(method, model, tuple(head), task.task_type).train()
+    if arguments.activation_checkpointing:
+        # Random numbers would be drawn again by a state that fake tensors do not have.
+        adapted.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    return adapted
+
+
+def place(model: torch.nn.Module, half: torch.dtype | None = None) -> None:
+    """Move the model from the device that nothing can be computed on to one where shapes are followed.
+
+    With `half` all but packed weights become that type, as DeepSpeed has it in mixed precision.
+    """
+    moved: dict[int, Any] = {}
+
+    def fake(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype)
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        return fake(tensor, half if tensor.is_floating_point() else None)
+
+    for module in model.modules():
+        for name, own in module._parameters.items():
+            if own is not None and id(own) not in moved:
+                packed = isinstance(own, Params4bit)
+                held = fake(own) if packed else cast(own)
+                placed: Any = torch.nn.Parameter(held, requires_grad=own.requires_grad)
+                if isinstance(own, Params4bit):
+                    placed.quant_state = _placed_state(own.quant_state, fake)
+                moved[id(own)] = placed
+            # Looked up by what it was: tied weights stay one.
+            module._parameters[name] = None if own is None else moved[id(own)]
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else cast(buffer)
+
+
+def _placed_state(state: QuantState, fake: Callable[[torch.Tensor], torch.Tensor]) -> QuantState:
+    placed = copy.copy(state)
+    for name in ("absmax", "code", "offset"):
+        if isinstance(held := getattr(state, name, None), torch.Tensor):
+            setattr(placed, name, fake(held))
+    if state.state2 is not None:
+        placed.state2 = _placed_state(state.state2, fake)
+    return placed
+
+
+def head_by_name(model: PreTrainedModel) -> tuple[str, ...]:
+    """Modules that the task adds to the base model, by its prefix; none for a model that brings its own head."""
+    if model.get_output_embeddings() is not None:
+        return ()
+    prefix = model.base_model_prefix
+    return tuple(
+        name for name, module in model.named_children() if name != prefix and any(True for _ in module.parameters())
+    )
+
+
+def _quantize(model: PreTrainedModel, quantization: Quantization, on_gpu: bool, skipped: tuple[str, ...]) -> None:
+    """Replace linear layers by 4-bit ones, as `from_pretrained` does: packed bits and scales by their shapes."""
+    output = model.get_output_embeddings()
+    in_float32 = set(model._keep_in_fp32_modules or ())
+    compute = quantization.bnb_4bit_compute_dtype
+    if compute == "auto":
+        compute = "bfloat16" if on_gpu else "float32"
+    storage = getattr(torch, quantization.bnb_4bit_quant_storage)
+    double = quantization.bnb_4bit_use_double_quant
+    for name, module in list(model.named_modules()):
+        # T5 asks for its `wo` in float32.
+        kept = module is output or bool(in_float32 & set(name.split(".")))
+        kept = kept or any(name == one or name.startswith(f"{one}.") for one in skipped)
+        if type(module) is not torch.nn.Linear or kept:
+            continue
+        packed: Any = Linear4bit(
+            module.in_features, module.out_features, bias=module.bias is not None, compress_statistics=double,
+            compute_dtype=getattr(torch, compute), quant_type=quantization.bnb_4bit_quant_type, quant_storage=storage,
+        )  # fmt: skip
+        count = module.weight.numel()
+        scales = -(-count // BLOCK)
+        state = QuantState(
+            absmax=torch.empty(scales, dtype=torch.uint8 if double else torch.float32),
+            shape=module.weight.shape, code=torch.empty(16), blocksize=BLOCK,
+            quant_type=quantization.bnb_4bit_quant_type, dtype=module.weight.dtype,
+            offset=torch.empty(()) if double else None,
+            state2=QuantState(
+                absmax=torch.empty(-(-scales // SCALES_BLOCK)), code=torch.empty(256), blocksize=SCALES_BLOCK,
+                dtype=torch.float32,
+            ) if double else None,
+        )  # fmt: skip
+        packed.weight.data = torch.empty((count + 1) // (2 * storage.itemsize), 1, dtype=storage)
+        packed.weight.quant_state = packed.quant_state = state
+        packed.weight.bnb_quantized = True
+        parent, _, own = name.rpartition(".")
+        model.get_submodule(parent)._modules[own] = packed
+    marked: Any = model
+    marked.is_loaded_in_4bit = True
+
+
+def sum_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of these tensors; one that is named twice is held once."""
+    return sum({id(tensor): tensor.numel() * tensor.itemsize for tensor in tensors}.values())
+
+
+def held_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all weights, buffers and quantization state."""
+    return sum_bytes([*model.parameters(), *model.buffers()]) + quantization_bytes(model)
+
+
+def quantization_bytes(model: torch.nn.Module) -> int:
+    """Bytes of the scales of 4-bit weights."""
+    states = [parameter.quant_state for parameter in model.parameters() if hasattr(parameter, "quant_state")]
+    held = [
+        tensor
+        for state in states
+        for one in (state, state.state2)
+        if one is not None
+        for tensor in (one.absmax, one.code, getattr(one, "offset", None))
+        if tensor is not None
+    ]
+    return sum_bytes(held)
+
+
+def counts(model: torch.nn.Module) -> tuple[int, int]:
+    """Number of trained and of all weights; a 4-bit weight counts as one."""
+    trained = total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        count = parameter.numel() if state is None else state.shape.numel()
+        total += count
+        trained += count if parameter.requires_grad else 0
+    return trained, total
+
+
+def largest_layer(model: torch.nn.Module) -> int:
+    """Bytes of the largest module that holds weights of its own, without what its children hold."""
+    return max(sum_bytes(list(module.parameters(recurse=False))) for module in model.modules())

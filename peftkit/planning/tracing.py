@@ -1,0 +1,266 @@
+"""What a training step allocates, found by a step on tensors that have shapes and no values."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from bitsandbytes.optim.optimizer import Optimizer8bit
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from transformers import Trainer, TrainingArguments
+
+from peftkit.planning.memory_tracker import LiveBytes
+from peftkit.planning.meta_model import (
+    blank_model,
+    counts,
+    held_bytes,
+    largest_layer,
+    place,
+    quantization_bytes,
+    sum_bytes,
+)
+from peftkit.recipe.method import Method
+from peftkit.system.environment import optimizer_bytes
+from peftkit.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMemory:
+    """Bytes on one device in a step of `rows` rows, nothing sharded.
+
+    Attributes:
+        rows: Rows of the batch.
+        forward: Most that the forward pass holds beside weights and optimizer state.
+        backward: Most that the backward pass holds beside them: activations, and the gradients so far.
+        kept: Gradients of earlier micro-batches that they hold besides, where gradients are accumulated.
+        released: The same when each gradient is taken away as it comes, as ZeRO does from stage 2 on.
+        update: Most that clipping and the optimizer hold beside them, the gradients among it.
+        flops: Floating point operations of forward and backward; a multiplication and an addition are two.
+        operators: Operators of PyTorch in forward and backward.
+    """
+
+    rows: int
+    forward: int
+    backward: int
+    kept: int
+    released: int
+    update: int
+    flops: int
+    operators: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMemory:
+    """Bytes of a model ready to train on one device, nothing sharded, and of its steps.
+
+    Attributes:
+        total: Number of weights.
+        trainable: Number of those that are trained.
+        weights: Bytes of all weights, buffers and quantization state.
+        quantization: Bytes of the scales among them.
+        trained_weights: Bytes of the weights that are trained.
+        gradients: Bytes of their gradients.
+        optimizer: Bytes of the optimizer's state.
+        master_optimizer: Bytes of its state where it updates float32 copies of the trained weights.
+        largest_layer: Bytes of the largest module that ZeRO-3 gathers at once.
+        width: The model's hidden size.
+        steps: Steps of several numbers of rows.
+    """
+
+    total: int
+    trainable: int
+    weights: int
+    quantization: int
+    trained_weights: int
+    gradients: int
+    optimizer: int
+    master_optimizer: int
+    largest_layer: int
+    width: int
+    steps: tuple[StepMemory, ...]
+
+    def peak(self, step: StepMemory) -> int:
+        """Most bytes at once in training by such steps."""
+        return self.weights + self.optimizer + max(max(step.forward, step.backward) + step.kept, step.update)
+
+
+class _OneOfEach(TorchFunctionMode):
+    """Gives what depends on values the shape that it has in training."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Every row has one end token, and as many as the others."""
+        if func is torch.unique_consecutive:
+            return args[0][:1]
+        if func is torch.Tensor.__getitem__:
+            chosen = args[1][0] if isinstance(args[1], tuple) else args[1]
+            # A classifier that reads each row's last end token chooses by a mask.
+            if isinstance(chosen, torch.Tensor) and chosen.dtype == torch.bool and chosen.dim() == 2:
+                return args[0][:, -1]
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _attention(on_gpu: bool) -> Iterator[None]:
+    """Attention as the target's kernel computes it; fake tensors are on the CPU, and would choose the CPU's."""
+    own = functional.scaled_dot_product_attention
+    if on_gpu:
+        functional.scaled_dot_product_attention = _fused_attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = own
+
+
+def _fused_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """The GPU's memory-efficient kernel, which keeps no matrix of attention weights."""
+    if enable_gqa:
+        repeats = query.size(-3) // key.size(-3)
+        key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(attn_mask.logical_not(), -math.inf)
+    if attn_mask is not None:
+        attn_mask = attn_mask.expand(*query.shape[:-1], key.size(-2))
+    found = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale
+    )
+    return found[0]
+
+
+def trace(
+    config: Any, task: Task, method: Method, arguments: TrainingArguments, *, labels: Sequence[str], dtype: str,
+    rows: Sequence[int], on_gpu: bool, head: Sequence[str] | None = None, deepspeed: bool = False,
+) -> ModelMemory:  # fmt: skip
+    """Trace training steps of the model that `config` describes, for each number of `rows` in a batch.
+
+    Nothing is read but the config, and nothing is computed: tensors are PyTorch's fake ones. Arguments as of
+    `blank_model`; `on_gpu` chooses the attention kernel too. In mixed precision PyTorch casts operator by operator,
+    `deepspeed` the whole model beforehand. Raises what the model raises where its step needs values.
+    """
+    model = blank_model(config, task, method, arguments, labels, dtype, head, on_gpu)
+    half = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+    with FakeTensorMode(), _OneOfEach(), _attention(on_gpu):
+        place(model, half if deepspeed else None)
+        weights, quantization = held_bytes(model), quantization_bytes(model)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = _optimizer(model, arguments, trained)
+        state = _state_bytes(optimizer, trained)
+        steps = tuple(
+            _step(model, optimizer, task, arguments, len(labels), count, on_gpu, None if deepspeed else half)
+            for count in rows
+        )
+        trainable, total = counts(model)
+        return ModelMemory(
+            total=total,
+            trainable=trainable,
+            weights=weights,
+            quantization=quantization,
+            trained_weights=sum_bytes(trained),
+            gradients=sum_bytes(trained),
+            optimizer=state,
+            master_optimizer=_master_bytes(model, arguments, trained, state),
+            largest_layer=largest_layer(model),
+            width=getattr(model.config, "encoder", model.config).hidden_size,
+            steps=steps,
+        )
+
+
+def _optimizer(
+    model: torch.nn.Module, arguments: TrainingArguments, trained: Sequence[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer of these weights: the trained ones of `model`, or what stands for them in their order."""
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    # An 8-bit optimizer computes the levels of its state, which fake tensors can't.
+    with unset_fake_temporarily():
+        optimizer = kind(trained, **options)
+    if isinstance(optimizer, Optimizer8bit):
+        optimizer.name2qmap = {name: torch.empty(256) for name in ("dynamic", "udynamic")}
+        # The Trainer keeps embeddings in 32 bits. The library has one manager of such exceptions for the process.
+        tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+        own = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
+        whole = {(0, place): {"optim_bits": 32} for place, one in enumerate(own) if one in tables}
+        optimizer.mng = SimpleNamespace(index2config=whole, pid2config={}, module_weight_config_triple=[])
+    return optimizer
+
+
+def _state_bytes(optimizer: torch.optim.Optimizer, trained: Sequence[torch.nn.Parameter]) -> int:
+    """Bytes of the optimizer's state, which its first step makes."""
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return optimizer_bytes(optimizer)
+
+
+def _master_bytes(
+    model: torch.nn.Module, arguments: TrainingArguments, trained: Sequence[torch.nn.Parameter], state: int
+) -> int:
+    if all(parameter.dtype == torch.float32 for parameter in trained):
+        return state
+    copies = [torch.nn.Parameter(torch.empty_like(parameter, dtype=torch.float32)) for parameter in trained]
+    return _state_bytes(_optimizer(model, arguments, copies), copies)
+
+
+def _step(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, task: Task, arguments: TrainingArguments, classes: int,
+    rows: int, on_gpu: bool, half: torch.dtype | None,
+) -> StepMemory:  # fmt: skip
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    _, released, _ = _passes(model, trained, task, classes, rows, on_gpu, half, release=True)
+    kept = 0
+    if arguments.gradient_accumulation_steps > 1:
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+        kept = sum_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
+    forward, backward, live = _passes(model, trained, task, classes, rows, on_gpu, half, release=False)
+    gradients = sum_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
+    flops, operators = live.flops, live.operators
+    live = _known(model, on_gpu)
+    for state in optimizer.state.values():
+        live.ignore(state.values())
+    with live:
+        if arguments.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(trained, arguments.max_grad_norm)
+        optimizer.step()
+    optimizer.zero_grad()
+    return StepMemory(
+        rows=rows, forward=forward, backward=backward, kept=kept, released=released, update=gradients + live.peak,
+        flops=flops, operators=operators,
+    )  # fmt: skip
+
+
+def _passes(
+    model: torch.nn.Module, trained: Sequence[torch.nn.Parameter], task: Task,
+    classes: int, rows: int, on_gpu: bool, half: torch.dtype | None, *, release: bool,
+) -> tuple[int, int, LiveBytes]:  # fmt: skip
+    """Most bytes in a forward and in a backward pass, beside what the model already has, and who counted them."""
+
+    def drop(parameter: torch.Tensor) -> None:
+        parameter.grad = None
+
+    hooks = [parameter.register_post_accumulate_grad_hook(drop) for parameter in trained] if release else []
+    live = _known(model, on_gpu)
+    with live:
+        batch = task.blank_batch(rows, classes)
+        with torch.autocast("cpu", dtype=half) if half else contextlib.nullcontext():
+            loss = model(**batch).loss
+        forward, live.peak = live.peak, live.now
+        loss.backward()
+        del loss, batch
+    for hook in hooks:
+        hook.remove()
+    return forward, live.peak, live
+
+
+def _known(model: torch.nn.Module, on_gpu: bool) -> LiveBytes:
+    """A counter for which the model's own weights and gradients are nothing new."""
+    live = LiveBytes(on_gpu)
+    live.ignore((*model.parameters(), *model.buffers(), *(parameter.grad for parameter in model.parameters())))
+    return live

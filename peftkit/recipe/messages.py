@@ -1,0 +1,76 @@
+"""What the parser says to people: errors in one line with the nearest right field, and help with meanings."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import docstring_parser
+
+from peftkit.recipe.serialization import NOT_IN_A_RECIPE, as_plain, default_of
+
+
+def nearest(word: str, names: Sequence[str]) -> str:
+    """A hint at the field that was meant: first its part of the recipe, then its name within that part."""
+    part, _, rest = word.partition(".")
+    parts = {name.partition(".")[0] for name in names}
+    close = difflib.get_close_matches(part, parts, n=1)
+    within = [name for name in names if name.partition(".")[0] == close[0]] if close else []
+    last = {name.rsplit(".", 1)[-1]: name for name in within or names}
+    near = difflib.get_close_matches(word, within, n=1, cutoff=0.75) or [
+        last[found]
+        for found in difflib.get_close_matches((rest or word).rsplit(".", 1)[-1], list(last), n=1, cutoff=0.5)
+    ]
+    if near and near[0] != word:
+        return f"; did you mean '{near[0]}'?"
+    # The right part of the recipe, but of another task or method.
+    if close and close[0] == part:
+        return f"; what {part} is in this recipe has no such field, --help lists those that it has"
+    return f"; did you mean '{close[0]}'?" if close else "; --help lists every field"
+
+
+def one_line(message: str, names: Sequence[str]) -> str:
+    """Jsonargparse's explanation in one line, with the nearest right field."""
+    if unknown := re.search(r"[Uu]nrecognized arguments: *(\S+)", message):
+        word = unknown.group(1).lstrip("-").split("=")[0]
+        return f"unknown field '{word}'{nearest(word, names)}"
+    where = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    if option := re.search(r"Option '([^']+)' is not accepted", message):
+        word = f"{where}.{option.group(1)}" if where else option.group(1)
+        return f"unknown field '{word}'{nearest(word, names)}"
+    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message).replace("NoneType", "null")
+    if found := re.search(r"Expected an? (.+?)\.? Got value: (.*)", message):
+        return f"{where}: expected {found.group(1)}, got '{found.group(2).strip()}'"
+    if found := re.search(r"Subtypes: [\[(](.+)[\])]\n(?:.*\n)*?\s*Given value: (.*)", message):
+        return f"{where}: expected {found.group(1).replace(', ', ' or ')}, got '{found.group(2).strip()}'"
+    return " ".join(message.split()).replace('Parser key "', "").replace('":', ":")
+
+
+def meanings(kind: type) -> dict[str, str]:
+    """What each field means: from its metadata, else from the class's docstring in the style of `transformers`."""
+    found = {
+        match.group(1): " ".join(match.group(2).split())
+        for match in re.finditer(
+            r"^ {4,8}(\w+) ?\(.*?\):\n((?:^ {12,}.*\n|^\s*\n(?= {12,}))+)", kind.__doc__ or "", re.MULTILINE
+        )
+    }
+    if not found:
+        described = docstring_parser.parse_from_object(kind).params
+        found = {entry.arg_name: " ".join((entry.description or "").split()) for entry in described}
+    for f in dataclasses.fields(kind):
+        if "help" in f.metadata:
+            found[f.name] = " ".join(str(f.metadata["help"]).split())
+    return {name: text.replace("%", "%%") for name, text in found.items()}
+
+
+def fields_help(kind: type, prefix: str, given: Mapping[str, Any]) -> str:
+    """Help on the fields of a data class whose value a recipe chooses: name, default there, meaning."""
+    lines = [f"\n{prefix} is {kind.__name__}, with the fields:\n"]
+    known = meanings(kind)
+    for f in dataclasses.fields(kind):
+        if f.init and f.name not in NOT_IN_A_RECIPE:
+            value = given.get(f.name, as_plain(default_of(f)))
+            meaning = known.get(f.name, "").replace("%%", "%")
+            lines.append(f"  --{prefix}.{f.name} (default: {value})\n      {meaning}\n")
+    return "".join(lines)

@@ -1,0 +1,97 @@
+"""A recipe is one value: the whole of a run."""
+
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from peftkit.errors import UserError
+from peftkit.recipe.method import Method
+from peftkit.tasks import SequenceClassification, Task
+
+# In bytes of UTF-8; a file system takes 255, and a number is added to the name of a second run.
+LONGEST_NAME = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The pretrained model; names as in `from_pretrained`.
+
+    Args:
+        name_or_path: A hub id, a local folder, `demo`: the small BERT that the extra `demo` installs, or
+            `demo-seq2seq`: the very small T5 that peftkit brings.
+        revision: Branch, tag or commit on the hub.
+        dtype: What the weights are loaded as: `float32`, `bfloat16`, `float16`, or `auto`, as the checkpoint has them.
+        trust_remote_code: Run code that the checkpoint brings. Only for a source that you trust. Accepted from the
+            command line and from Python, not from a YAML file.
+    """
+
+    name_or_path: str = "demo"
+    revision: str | None = None
+    dtype: str = "float32"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Labelled data; names as in `datasets.load_dataset`.
+
+    Args:
+        path: A hub id, a local folder, a file (csv, tsv, json, jsonl, parquet, arrow), a SQLite file or a database's
+            address with `sql`, or the text of installed packages: `demo` (docstrings and their library),
+            `demo-entities` (code in docstrings) or `demo-summaries` (docstrings and their first line).
+        name: The data set's configuration on the hub.
+        revision: Branch, tag or commit on the hub.
+        data_files: Files by split, such as `{train: a.jsonl, test: b.jsonl}`, relative to `path` when it is a folder.
+        train_split: Name of the training split.
+        validation_split: Name of the validation split; made from train when absent.
+        test_split: Name of the test split; made from train when absent.
+        sql: A query, for data in a database.
+        seed: Seed of the rows that are held out or drawn; another training seed sees the same rows.
+        max_train_samples: Use at most so many training rows, drawn with `seed`.
+        max_eval_samples: The same for validation and for test.
+    """
+
+    path: str = "demo"
+    name: str | None = None
+    revision: str | None = None
+    data_files: dict[str, str] | None = None
+    train_split: str = "train"
+    validation_split: str = "validation"
+    test_split: str = "test"
+    sql: str | None = None
+    seed: int = 1
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The whole of a run.
+
+    Args:
+        name: What its folder and its tables are called.
+        model: The pretrained model.
+        data: The labelled data.
+        task: What is learned; a data class of `peftkit.tasks`.
+        method: How the weights are adapted.
+        training: Keywords of `transformers.TrainingArguments`, by their own names.
+    """
+
+    name: str = "run"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    task: Task = field(default_factory=SequenceClassification)
+    method: Method = field(default_factory=Method)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_name(name: str) -> None:
+    """Raise UserError for a name that is no plain name of a folder: a run is saved in `runs/NAME`."""
+    bad = [char for char in name if char in "/\\" or unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+    if bad:
+        raise UserError(f"name: contains {bad[0]!a} (expected the plain name of a folder); use another name")
+    if not name.strip() or name in (".", ".."):
+        raise UserError(f"name: '{name}' is not the name of a folder; use another name")
+    if (length := len(name.encode())) > LONGEST_NAME:
+        raise UserError(f"name: is too long (expected at most {LONGEST_NAME} bytes, got {length}); use a shorter name")

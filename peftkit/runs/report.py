@@ -1,0 +1,106 @@
+"""What was measured in one run, as one JSON file. Standard library only."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peftkit.errors import UserError
+from peftkit.system.files import write_json
+
+FILE_NAME = "report.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One run.
+
+    Attributes:
+        name: the recipe's name.
+        method: the method's name.
+        status: `complete`, `trial` (scored on validation only, no weights kept), `diverged`, `out_of_memory`,
+            `not_reproduced` (what was saved is not what was trained) or `failed`.
+        error: one line, when the run came to no score.
+        recipe: the recipe as plain data; only differences from the defaults.
+        environment: versions of packages and of Python, the hardware, the numbers of processes and hosts.
+        data: fingerprint, rows per split, label names, and what was decided on the user's behalf.
+        seed: the seed of data order, new weights and dropout.
+        parameters: `trainable` and `total`, counted as weights also where they are stored in 4 bits.
+        head: modules that hold what the checkpoint did not bring.
+        memory: bytes; `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`: the maximum over ranks.
+        memory_per_rank: the same of each rank.
+        optimizer_bytes: bytes of the optimizer's state that each rank holds.
+        plan: what `peftkit plan` says of a rank in bytes: fields of `peftkit.planning.zero.RankMemory` for a batch of
+            the longest rows. On a GPU `peak` stands beside `allocated_peak`; on a CPU `process_peak`, with
+            `process_before`, what the process held before the model, beside the measured one. `error` when it failed.
+        times: seconds of the process: `start_up` (packages, model), `data` (reading, checking, tokens, batches),
+            `train`, `evaluate`, which add up to `total`. Then `samples_per_second` and `tokens_per_second` of training
+            without its evaluations.
+        energy: joules of `cpu` and `gpu` where the hardware of rank 0's host counts them.
+        tokens: what the model read in training, padding not counted.
+        sizes: bytes of what was `trained` (the adapter with its head, or the whole model) and of the model `merged`
+            in float32, where the method can be merged.
+        metrics: per split, each metric with its value and, on test, its 95 % interval.
+        audit: what the training audit found.
+        round_trip: how far the saved folder, loaded by a fresh process with plain `transformers` and `peft`, is from
+            the model in memory at the end of training: fields of `peftkit.runs.verification.Difference`.
+        resumed: the checkpoints that the run went on from, the first first: `from`, `step`, and the `processes` and
+            `zero_stage` until there. Times of training and evaluation, energy, tokens and history are then the whole
+            run's; memory and the rest are of the last process.
+        history: what the Trainer logged, a row a logging step; `seconds` of training, without evaluation, are added.
+    """
+
+    name: str
+    method: str
+    status: str
+    error: str | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    parameters: dict[str, int] = field(default_factory=dict)
+    head: list[str] = field(default_factory=list)
+    memory: dict[str, int] = field(default_factory=dict)
+    memory_per_rank: list[dict[str, int]] = field(default_factory=list)
+    optimizer_bytes: list[int] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)
+    energy: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    audit: dict[str, Any] = field(default_factory=dict)
+    round_trip: dict[str, Any] = field(default_factory=dict)
+    resumed: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def write(self, folder: Path) -> Path:
+        """Write `report.json` into `folder` and return its path; what is not finite is written as null."""
+        path = folder / FILE_NAME
+        write_json(path, finite(dataclasses.asdict(self)))
+        return path
+
+
+def finite(value: Any) -> Any:
+    """The value with null for every number that is not finite.
+
+    JSON has no NaN, and a step that a float16 scaler skipped has no finite gradient norm.
+    """
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_report(folder: Path) -> Report:
+    """Read a run folder's report. Raises UserError when there is none or it is not one."""
+    path = folder / FILE_NAME
+    try:
+        return Report(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no {FILE_NAME} here; give the folder of a finished run") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a report of peftkit ({error})") from None

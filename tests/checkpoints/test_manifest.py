@@ -1,0 +1,239 @@
+"""A run that was stopped and goes on is the run that was not stopped."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from peftkit import DataConfig, full, lora, qlora
+from peftkit.checkpoints import files
+from peftkit.checkpoints.manifest import About, check_same, checkpoints, last_whole, read_about, with_global_batch
+from peftkit.errors import UserError
+from peftkit.runs.report import read_report
+from peftkit.training import run as run_module
+from peftkit.training.run import run
+
+# Six steps an epoch; what is logged, accumulated and saved falls on different steps.
+WORDS = {
+    "max_steps": 10, "logging_steps": 3, "save_strategy": "steps", "save_steps": 4, "report_to": "none",
+    "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
+}  # fmt: skip
+TOLD = ("step", "epoch", "loss", "grad_norm", "learning_rate", "num_input_tokens_seen", "eval_loss", "train_loss")
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_at(step):
+    def tell(row):
+        if row["step"] >= step:
+            raise StoppedError
+
+    return tell
+
+
+def told(report):
+    return [{name: row[name] for name in TOLD if name in row} for row in report.history]
+
+
+def weights(folder):
+    names = ("model.safetensors", "adapter_model.safetensors")
+    return load_file(next(folder / name for name in names if (folder / name).exists()))
+
+
+def same_weights(folder, other):
+    one, two = weights(folder), weights(other)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def both(small_recipe, tmp_path, stop, **words):
+    """The report of a run that was not stopped, and of one that was stopped at a logged step and went on."""
+    words = WORDS | words
+    whole = run(small_recipe(output_dir=str(tmp_path / "whole"), **words))
+    recipe = small_recipe(output_dir=str(tmp_path / "parts"), **words)
+    with pytest.raises(StoppedError):
+        run(recipe, progress=stop_at(stop))
+    assert read_report(tmp_path / "parts").status == "failed"
+    return whole, run(recipe, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (full(), {"lr_scheduler_type": "reduce_lr_on_plateau"}),
+        (lora(lora_dropout=0.1), {"train_sampling_strategy": "group_by_length", "optim": "adafactor"}),
+        (qlora(), {"lr_scheduler_type": "cosine", "warmup_steps": 3}),
+    ],
+    ids=["full", "lora", "qlora"],
+)
+def test_a_run_goes_on_bit_for_bit(small_recipe, tmp_path, method, words):
+    words = {"eval_strategy": "steps", "eval_steps": 4, "save_total_limit": 1, **words}
+    whole, parts = both(small_recipe, tmp_path, 9, method=method, **words)
+    assert told(parts) == told(whole)
+    assert same_weights(tmp_path / "parts", tmp_path / "whole")
+    assert parts.metrics == whole.metrics
+    assert parts.tokens == whole.tokens
+    assert parts.resumed == [{"from": "checkpoint-8", "step": 8, "processes": 1, "zero_stage": None}]
+    assert (parts.audit["verdict"], parts.audit["resumed_at_step"]) == ("passed", 8)
+    seconds = [row["seconds"] for row in parts.history]
+    assert seconds == sorted(seconds)
+    parts_of_total = (parts.times[name] for name in ("start_up", "data", "train", "evaluate"))
+    assert sum(parts_of_total) == pytest.approx(parts.times["total"])
+    assert [path.name for path in checkpoints(tmp_path / "parts")] == ["checkpoint-10"]
+
+
+def test_an_optimizer_that_began_anew_would_be_seen(small_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "read_optimizer", lambda *_: None)
+    whole, parts = both(small_recipe, tmp_path, 5, method=full(), logging_steps=1)
+    losses = [[row["loss"] for row in report.history if "loss" in row] for report in (whole, parts)]
+    far = [abs(one / other - 1) for one, other in zip(*losses, strict=True)]
+    # The step after the checkpoint still sees its weights.
+    assert far[:5] == [0] * 5
+    assert max(far) > 1e-4
+
+
+def test_a_checkpoint_is_plain_and_can_be_used(small_recipe, tmp_path, monkeypatch):
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    run(small_recipe(**WORDS))
+    folder = tmp_path / "run" / "checkpoint-4"
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "checkpoint.json", "optimizer.json",
+        "optimizer.safetensors", "rng.safetensors", "scheduler.json", "trained.safetensors", "trainer_state.json",
+    }  # fmt: skip
+    for path in folder.iterdir():
+        assert str(tmp_path.parent).encode() not in path.read_bytes(), path.name
+    state, trained = load_file(folder / "optimizer.safetensors"), load_file(folder / "trained.safetensors")
+    assert {name.rpartition("/")[0] for name in state} == trained.keys()
+    for name, tensor in trained.items():
+        assert state[f"{name}/exp_avg"].shape == state[f"{name}/exp_avg_sq"].shape == tensor.shape
+        assert state[f"{name}/exp_avg"].dtype == torch.float32
+        assert state[f"{name}/step"].item() == 4
+    base = AutoModelForSequenceClassification.from_pretrained(small_recipe().model.name_or_path, num_labels=7)
+    PeftModel.from_pretrained(base, str(folder))
+    # The last one is the run's own result.
+    last = tmp_path / "run" / "checkpoint-10"
+    assert same_weights(last, tmp_path / "run")
+    # One that was cut short is passed over.
+    assert last_whole(tmp_path / "run") == last
+    file = last / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert last_whole(tmp_path / "run").name == "checkpoint-8"
+    with pytest.raises(UserError, match=r"optimizer\.safetensors: is missing or cut short"):
+        read_about(last)
+
+
+def test_a_checkpoint_that_was_not_finished_does_not_count(small_recipe, tmp_path, monkeypatch):
+    def fail(folder, *_):
+        if folder.name.endswith("-8"):
+            raise StoppedError
+        write(folder, *_)
+
+    write = files.write_schedule
+    monkeypatch.setattr(files, "write_schedule", fail)
+    recipe = small_recipe(**WORDS)
+    with pytest.raises(StoppedError):
+        run(recipe)
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-4"]
+    assert (tmp_path / "run" / ".checkpoint-8").is_dir()
+    monkeypatch.setattr(files, "write_schedule", write)
+    report = run(recipe, resume=True)
+    assert report.resumed[0]["step"] == 4
+    assert not (tmp_path / "run" / ".checkpoint-8").exists()
+
+
+def test_a_run_that_failed_after_training_goes_on_with_its_evaluation(small_recipe, tmp_path, monkeypatch):
+    whole = run(small_recipe(output_dir=str(tmp_path / "whole"), **WORDS))
+    fitted = run_module.Scoring.fitted
+
+    def fail(*_):
+        raise MemoryError("evaluation")
+
+    monkeypatch.setattr(run_module.Scoring, "fitted", fail)
+    recipe = small_recipe(**WORDS)
+    with pytest.raises(MemoryError):
+        run(recipe)
+    monkeypatch.setattr(run_module.Scoring, "fitted", fitted)
+    report = run(recipe, resume=True)
+    assert (report.status, report.resumed[0]["step"], report.audit["verdict"]) == ("complete", 10, "passed")
+    assert report.metrics == whole.metrics
+    assert told(report)[:-1] == told(whole)[:-1]
+    assert report.history[-1]["train_loss"] == whole.history[-1]["train_loss"]
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_the_best_model_is_found_again(small_recipe, tmp_path):
+    words = {
+        "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "load_best_model_at_end": True,
+        "save_total_limit": 2, "metric_for_best_model": "accuracy", "learning_rate": 3e-3,
+    }  # fmt: skip
+    whole, parts = both(small_recipe, tmp_path, 9, **words)
+    best = json.loads((tmp_path / "whole" / "checkpoint-10" / "trainer_state.json").read_text())
+    assert best["best_model_checkpoint"] is None
+    assert told(parts) == told(whole)
+    assert same_weights(tmp_path / "parts", tmp_path / "whole")
+    assert same_weights(tmp_path / "parts", tmp_path / "parts" / f"checkpoint-{best['best_global_step']}")
+
+
+def test_what_can_not_go_on_is_one_line(small_recipe, tmp_path):
+    recipe = small_recipe(**WORDS)
+    with pytest.raises(UserError, match=r"--resume: no whole checkpoint in .*; checkpoints are written with"):
+        run(recipe, resume=True)
+    with pytest.raises(StoppedError):
+        run(recipe, progress=stop_at(6))
+    with pytest.raises(UserError, match=r"holds checkpoint-4 of a run that was stopped; go on from it with --resume"):
+        run(recipe)
+    there = tmp_path / "run" / "checkpoint-4"
+    for change, said in [
+        ({"training": {**recipe.training, "learning_rate": 0.5}}, r"training\.learning_rate is 0\.001 in .* and 0\.5"),
+        ({"method": lora(r=4)}, r"method\.peft\.init_args\.r is null in checkpoint-4 and 4 here"),
+        ({"task": replace(recipe.task, max_length=16)}, r"task\.init_args\.max_length is 32 in checkpoint-4 and 16"),
+        ({"data": DataConfig(max_train_samples=95, max_eval_samples=40)}, r"data\.fingerprint is \"\w+\" in .* and \""),
+    ]:
+        other = replace(recipe, **change)
+        other = replace(other, training={**other.training, "output_dir": str(tmp_path / "other")})
+        with pytest.raises(UserError, match=said):
+            run(other, resume=there)
+    with pytest.raises(UserError, match="is no checkpoint of peftkit"):
+        run(recipe, resume=tmp_path)
+    # What was tried has taken nothing away.
+    assert run(recipe, resume=there).status == "complete"
+    with pytest.raises(UserError, match="holds a finished run"):
+        run(recipe, resume=True)
+
+
+def about(**fields):
+    plain = {"step": 4, "processes": 1, "zero_stage": None, "offload": [], "per_rank_batch": 16, "resumable": True}
+    return About(**{**plain, "seconds": 1.0, "recipe": {}, **fields})
+
+
+@pytest.mark.parametrize(
+    ("ranks", "batch", "accumulation"), [(1, 8, 2), (2, 8, 1), (4, 4, 1), (16, 1, 1), (8, 2, 1)]
+)  # fmt: skip
+def test_the_global_batch_is_kept(small_recipe, ranks, batch, accumulation):
+    recipe = with_global_batch(small_recipe(**WORDS), about(), ranks)
+    kept = recipe.training["per_device_train_batch_size"], recipe.training["gradient_accumulation_steps"]
+    assert kept == (batch, accumulation)
+
+
+def test_a_global_batch_that_can_not_be_kept_is_told(small_recipe):
+    with pytest.raises(UserError, match="global batch of 16 rows can't be kept on 3 ranks"):
+        with_global_batch(small_recipe(**WORDS), about(), 3)
+    with pytest.raises(UserError, match="group_by_length would draw other rows"):
+        with_global_batch(small_recipe(**WORDS, train_sampling_strategy="group_by_length"), about(), 4)
+
+
+def test_a_field_that_only_one_side_has_is_another_recipe():
+    check_same("checkpoint-4", {"method": {"peft": {"r": 8}}}, {"method": {"peft": {"r": 8}}})
+    with pytest.raises(UserError, match=r"method\.peft\.r is 8 in checkpoint-4 and null here"):
+        check_same("checkpoint-4", {"method": {"peft": {"r": 8}}}, {"method": {}})
+
+
+def test_a_trial_leaves_no_checkpoints(small_recipe, tmp_path):
+    run(small_recipe(**WORDS), trial=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["report.json"]

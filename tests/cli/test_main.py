@@ -1,0 +1,116 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from peftkit.cli.main import main
+from peftkit.recipe.parser import recipe_to_yaml
+
+
+def exit_code(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    return ended.value.code, capsys.readouterr()
+
+
+def test_help_and_import_load_no_torch():
+    code = (
+        "import sys, peftkit\n"
+        "from peftkit.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as ended: assert ended.code == 0\n"
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    for command in ("train", "compare", "report", "export", "combine", "predict"):
+        assert command in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "invalid choice: 'trian'"),
+        (["train"], "which recipe?"),
+        (["train", "nowhere.yaml"], "nowhere.yaml: no such recipe file"),
+        (["train", "recipes/lora_cls.py", "--training.max_step", "3"], "did you mean 'training.max_steps'?"),
+        (["compare", "recipes/lora_cls.py", "--methods", "full,loraa"], "did you mean 'lora'?"),
+        (["compare", "recipes/lora_cls.py", "--learning_rates", "full"], "'full' is not METHOD=NUMBER"),
+        (["compare", "recipes/lora_cls.py", "--methods", "full", "--over", "method=lora"], "say one of them"),
+        (["compare", "recipes/lora_cls.py", "--quick", "--seeds", "2"], "one trial and one seed"),
+        (
+            ["compare", "recipes/lora_cls.py", "--over", "data.max_train_sample=3"],
+            "did you mean 'data.max_train_samples'?",
+        ),
+        (["compare", "recipes/lora_cls.py", "--jobs", "9999"], "runs that share one tell nothing"),
+        (["report", "nowhere"], "no such folder"),
+        (["report", "tests"], "no report.json here"),
+        (["report", "tests", "--examples", "-1"], "must be 0 or more"),
+        (["report", "tests", "--format", "pdf"], "invalid choice: 'pdf'"),
+        (["export", "nowhere", "out"], "no finished run here"),
+        (["export", "a", "b", "--tolerence", "1"], "unknown argument '--tolerence'"),
+        (["export", "a", "b", "--push_to_hub", "me/it"], "no login that the hub accepts"),
+        (["combine", "tests", "out"], "give two runs or more"),
+        (["combine", "tests", "recipes", "out"], "tests: no finished run here"),
+        (["combine", "tests", "recipes", "out", "--weights", "a,b"], "--weights: 'a,b' is not numbers"),
+        (["predict", "nowhere", "x.csv"], "x.csv: no such file"),
+        (["predict", "nowhere", "README.md"], "unknown file format '.md'; say --input_format"),
+        (["predict", "nowhere", "README.md", "--input_format", "text"], "neither a run nor a model"),
+        (["predict", "nowhere", "README.md", "--top_k", "0"], "--top_k 0: 1 is the least"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(words, said, capsys, tmp_path, monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+    code, output = exit_code(words, capsys)
+    assert code == 2
+    assert said in output.err
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("peftkit: ")
+
+
+def test_debug_shows_the_traceback(capsys):
+    code, output = exit_code(["--debug", "train", "nowhere.yaml"], capsys)
+    assert code == 2
+    assert "Traceback" in output.err
+
+
+def test_train_export_and_predict_from_yaml(small_recipe, capsys, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe_to_yaml(small_recipe()))
+    code, output = exit_code(["train", str(file), "--training.max_steps", "4"], capsys)
+    assert code == 0, output.err
+    code, output = exit_code(["export", str(tmp_path / "run"), str(tmp_path / "out")], capsys)
+    assert code == 0, output.err
+    assert "largest logit difference" in output.err
+    texts = tmp_path / "texts.csv"
+    texts.write_text("text\nReturn the mean.\n")
+    words = ["predict", str(tmp_path / "out"), str(texts), "--output", str(tmp_path / "found.jsonl")]
+    assert exit_code(words, capsys)[0] == 0
+    assert (tmp_path / "found.jsonl").read_text().startswith('{"row": 0, "label": ')
+
+
+def test_train_help_lists_the_recipes_fields(capsys, request, monkeypatch):
+    monkeypatch.chdir(request.config.rootpath)
+    code, output = exit_code(["train", "recipes/lora_cls.py", "--help"], capsys)
+    assert code == 0
+    assert "--training.max_steps" in output.out
+    assert "--method.peft.lora_alpha (default: 16)" in output.out
+
+
+@pytest.mark.parametrize("command", ["train", "check", "plan", "compare"])
+def test_a_recipe_file_cannot_turn_on_remote_code(tmp_path, capsys, command):
+    model = tmp_path / "model"
+    model.mkdir()
+    trap = tmp_path / "trap"
+    (model / "config.json").write_text(
+        json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}, "architectures": ["Own"]})
+    )
+    (model / "own.py").write_text(f"open({str(trap)!r}, 'w').close()\nraise SystemExit\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {{name_or_path: {model}, trust_remote_code: true}}\n")
+    with pytest.raises(SystemExit) as ended:
+        main([command, str(recipe)])
+    assert ended.value.code == 2
+    assert "pass --model.trust_remote_code true" in capsys.readouterr().err
+    assert not trap.exists()

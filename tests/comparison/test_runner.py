@@ -1,0 +1,122 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from peftkit.comparison.analysis import find
+from peftkit.comparison.report.writer import write_all
+from peftkit.comparison.results import gather
+from peftkit.comparison.runner import Budget, compare
+from peftkit.errors import UserError
+from peftkit.recipe.parser import recipe_to_yaml
+from peftkit.runs.report import read_report
+
+QUICK = Budget(trials=1, seeds=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [({"trials": -1}, "1 or more"), ({"seeds": 0}, "1 or more"), ({"jobs": 0}, "1 or")]
+)
+def test_a_budget_that_makes_no_sense_is_refused(words, said):
+    with pytest.raises(UserError, match=said):
+        Budget(**words)
+
+
+@pytest.mark.slow
+def test_tuned_alike_then_tested_and_a_failure_is_a_row_with_its_cause(small_recipe, tmp_path):
+    recipe = replace(small_recipe(), name="c")
+    folder = tmp_path / "c"
+    # LN tuning knows no target modules for a BERT of its own accord; and no weight survives such a learning rate.
+    over = {"method": ["lora", "ln_tuning", "full"]}
+    compare(recipe, over, budget=Budget(trials=2, seeds=2, jobs=2), output=folder, learning_rates={"full": 1e30})
+    findings = write_all(folder)
+    rows = {row.name: row for row in findings.rows}
+    assert {name: row.status for name, row in rows.items()} == {
+        "lora": "complete", "ln_tuning": "failed", "full": "diverged",
+    }  # fmt: skip
+    assert "target_modules" in rows["ln_tuning"].cause
+    assert "finite" in rows["full"].cause or "nan" in rows["full"].cause
+    assert rows["lora"].seeds == [3, 4]
+    assert len(rows["lora"].tried) == 2
+    best = max(rows["lora"].tried, key=lambda one: one["score"])
+    assert (rows["lora"].learning_rate, rows["lora"].r) == (best["learning_rate"], best["r"])
+    # A trial is not tested and keeps no weights; what failed in every trial is not run.
+    trial = read_report(folder / "runs" / "lora" / "trial-1")
+    assert set(trial.metrics) == {"validation"}
+    assert not list((folder / "runs").glob("*/trial-*/*.safetensors"))
+    assert not list((folder / "runs").glob("ln_tuning/seed-*"))
+    run = read_report(folder / "runs" / "lora" / "seed-3")
+    assert sum("eval_accuracy" in row for row in run.history) >= 3
+    assert run.name == "c lora seed 3"
+    assert list((folder / "runs" / "lora" / "seed-3" / "tensorboard").iterdir())
+    text = (folder / "comparison.md").read_text()
+    assert "| ln_tuning | failed: method.peft: " in text
+    assert findings.recommended in ("lora", None)
+    for name in ("index.html", "comparison.csv", "findings.json", "pictures/memory.png", "pictures/memory.svg"):
+        assert (folder / name).stat().st_size, name
+    # Another comparison does not mix with this one.
+    with pytest.raises(UserError, match=r"holds another comparison \(its .*seeds"):
+        compare(recipe, over, budget=QUICK, output=folder)
+
+
+@pytest.mark.slow
+def test_a_comparison_killed_at_any_moment_continues_and_repeats_nothing(small_recipe, tmp_path):
+    recipe = replace(small_recipe(), name="c")
+    recipe = replace(recipe, training={**recipe.training, "report_to": "none"})
+    (tmp_path / "recipe.yaml").write_text(recipe_to_yaml(recipe))
+    words = [
+        sys.executable, "-m", "peftkit", "compare", str(tmp_path / "recipe.yaml"), "--methods", "full,lora",
+        "--trials", "1", "--seeds", "2", "--output", str(tmp_path / "c"),
+    ]  # fmt: skip
+    runs = tmp_path / "c" / "runs"
+    random.seed(4)
+    ended: dict = {}
+    for kills in (1, 2):
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path)
+        deadline = time.monotonic() + 120
+        while len(list(runs.glob("*/*/report.json"))) < kills and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(random.uniform(0.5, 4))
+        os.kill(process.pid, signal.SIGKILL)
+        process.stderr.close()
+        process.wait()
+        for report in runs.glob("*/*/report.json"):
+            assert ended.setdefault(report, report.stat().st_mtime_ns) == report.stat().st_mtime_ns
+    left = gather([tmp_path / "c"])
+    assert find(left).recommended is None
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(report.stat().st_mtime_ns == at for report, at in ended.items())
+    assert done.stderr.count("made before") == len(ended) >= 2
+    assert [row.status for row in find(gather([tmp_path / "c"])).rows] == ["complete", "complete"]
+    text = (tmp_path / "c" / "comparison.md").read_text()
+    again = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert again.stderr.count("made before") == 4
+    assert (tmp_path / "c" / "comparison.md").read_text() == text
+
+
+@pytest.mark.slow
+def test_a_run_with_too_little_memory_is_out_of_memory_and_the_others_go_on(small_recipe, tmp_path):
+    recipe = small_recipe(max_steps=2, report_to="none")
+    recipe = replace(recipe, name="c", data=replace(recipe.data, max_train_samples=2400))
+    recipe = replace(recipe, model=replace(recipe.model, name_or_path="demo"), task=replace(recipe.task, max_length=64))
+    (tmp_path / "recipe.yaml").write_text(recipe_to_yaml(recipe))
+    words = [
+        "compare", str(tmp_path / "recipe.yaml"), "--quick", "--output", str(tmp_path / "c"),
+        "--over", "training.per_device_train_batch_size=8,2000",
+    ]  # fmt: skip
+    limited = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (5 * 2**30,) * 2); "
+        f"from peftkit.cli.main import main; main({words!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "c" / "findings.json").read_text())["rows"]
+    assert [row["status"] for row in rows] == ["complete", "out_of_memory"], done.stderr
+    assert "a first look, not a finding" in done.stdout or "None can be advised" in done.stdout

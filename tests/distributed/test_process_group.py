@@ -1,0 +1,150 @@
+import os
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from peftkit import Quantization, Recipe, full, lora, qlora
+from peftkit.distributed.process_group import (
+    check_quantized,
+    clear_stale_locks,
+    config_folder,
+    deepspeed_config,
+    spelled_out,
+    split_launcher_words,
+    telling_lost_ranks,
+    usual_deepspeed_config,
+)
+from peftkit.errors import LostRankError, UserError
+
+FOUR_SENTENCES = Path(__file__).resolve().parents[2] / "recipes" / "four_sentences.yaml"
+
+
+@pytest.mark.parametrize(
+    ("words", "kept", "launched"),
+    [
+        (["--local_rank=1", "--name", "x"], ["--name", "x"], True),
+        (["--local_rank", "1", "--name", "x"], ["--name", "x"], True),
+        (["--local-rank=0"], [], True),
+        (["--name", "x"], ["--name", "x"], False),
+    ],
+)
+def test_the_launchers_own_words(words, kept, launched):
+    assert split_launcher_words(words) == (kept, launched)
+
+
+def test_ds_is_short_for_the_word_of_the_recipe():
+    assert spelled_out(["--ds", "auto", "--name", "x"]) == ["--training.deepspeed", "auto", "--name", "x"]
+    assert spelled_out(["--ds=zero3"]) == ["--training.deepspeed=zero3"]
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"])
+def test_the_configs_leave_batch_rate_and_dtype_to_the_recipe(name):
+    config = deepspeed_config(f"ds_configs/{name}.json")
+    assert config["zero_optimization"]["stage"] == int(name[4])
+    for field in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping"):
+        assert config[field] == "auto"
+    assert config["bf16"]["enabled"] == "auto"
+    assert "optimizer" not in config
+    assert ("offload_optimizer" in config["zero_optimization"]) == name.endswith("offload")
+    assert ("offload_param" in config["zero_optimization"]) == (name == "zero3_offload")
+
+
+def test_a_config_that_is_not_there_is_one_line():
+    with pytest.raises(UserError, match="no such file"):
+        deepspeed_config("ds_configs/zero9.json")
+
+
+def test_a_config_named_elsewhere_is_not_replaced_by_ours():
+    with pytest.raises(UserError, match="no such file"):
+        deepspeed_config("/nowhere/mine/zero3.json")
+
+
+def test_zero3_needs_four_bits_stored_as_the_weights_are():
+    config = deepspeed_config("zero3.json")
+    with pytest.raises(UserError, match="set it to float32"):
+        check_quantized(Recipe(method=qlora()), config)
+    with pytest.raises(UserError, match="set it to bfloat16"):
+        check_quantized(Recipe(method=qlora(), training={"bf16": True}), config)
+    check_quantized(Recipe(method=qlora(quantization=Quantization(bnb_4bit_quant_storage="float32"))), config)
+    check_quantized(Recipe(method=qlora()), deepspeed_config("zero2.json"))
+    check_quantized(Recipe(method=lora()), config)
+
+
+def test_an_adapter_is_not_sharded_further_than_it_gains():
+    assert usual_deepspeed_config(Recipe(method=full())) == config_folder() / "zero2.json"
+    assert usual_deepspeed_config(Recipe(method=lora())) == config_folder() / "zero1.json"
+
+
+@pytest.mark.parametrize(("age", "held", "left"), [(121, False, False), (121, True, True), (1, False, True)])
+def test_a_lock_of_a_stopped_build_stops_no_run(age, held, left, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    clear_stale_locks()
+    lock = tmp_path / "cpu_adam" / "lock"
+    lock.touch()
+    os.utime(lock, (time.time() - age,) * 2)
+    with lock.open() if held else nullcontext():
+        clear_stale_locks()
+    assert lock.exists() == left
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] "
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (GLOO + "Connection closed by peer [10.77.0.2]:3292", "Connection closed by peer [10.77.0.2]:3292"),
+        (GLOO + "Read error [::1]:9: reset by peer. Check the logs", "Read error [::1]:9: reset by peer"),
+        ("[gloo/unbound_buffer.cc:78] Timed out waiting 10000ms for recv operation to complete",
+         "Timed out waiting 10000ms for recv operation to complete"),
+        ("Application timeout caused pair closure", "Application timeout caused pair closure"),
+    ],
+)  # fmt: skip
+def test_a_rank_that_is_lost_is_told_in_one_line(said, reason, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(LostRankError) as found, telling_lost_ranks():
+        raise RuntimeError(said)
+    told = str(found.value)
+    assert told.startswith(f"the connection to the other ranks was lost: {reason} (rank 3 of 4, host ")
+    assert "--resume" in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize(("said", "ranks"), [("mat1 and mat2 do not fit", "4"), ("Connection reset by peer", "1")])
+def test_no_other_error_is_taken_for_a_lost_rank(said, ranks, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    with pytest.raises(RuntimeError, match=said), telling_lost_ranks():
+        raise RuntimeError(said)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
+def test_ranks_with_different_files_stop(tmp_path):
+    """Each rank has a folder of its own, as hosts have that share none."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(FOUR_SENTENCES.read_text())
+    for rank, lines in enumerate([4, 3]):
+        (tmp_path / str(rank)).mkdir()
+        rows = FOUR_SENTENCES.with_suffix(".jsonl").read_text().splitlines()[:lines]
+        (tmp_path / str(rank) / "rows.jsonl").write_text("\n".join(rows))
+    script = tmp_path / "own_folder.py"
+    script.write_text(
+        "import os, sys\nfrom peftkit import main\nfrom peftkit.recipe.parser import read_recipe\n"
+        f"os.chdir('{tmp_path}/' + os.environ['RANK'])\n"
+        f"main(read_recipe('{recipe}'), ['--data.path', 'rows.jsonl', '--model.name_or_path', 'demo',\n"
+        "'--training.load_best_model_at_end', 'true', '--training.eval_strategy', 'epoch',\n"
+        "'--training.save_strategy', 'epoch'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
+        capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.count("peftkit: data: rank 1 read other rows than rank 0") == 1
+    assert done.stderr.count("training.load_best_model_at_end: rank 1 does not see rank 0's folder") == 1
+    assert "exitcode  : 2" in done.stderr

@@ -1,0 +1,103 @@
+import json
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
+
+from peftkit import Method, full, lora, qlora
+from peftkit.errors import UserError
+from peftkit.export.combine import combine
+from peftkit.export.exporter import export
+from peftkit.prediction.predictor import load
+from peftkit.runs.report import read_report
+from peftkit.training.run import run
+
+TEXTS = ["Return the mean of an array.", "Parse the header of a request.", "Draw a line."]
+
+
+@pytest.fixture
+def runs(small_recipe, tmp_path):
+    def make(*methods, **more):
+        folders = []
+        for place, method in enumerate(methods):
+            folder = tmp_path / f"run-{place}"
+            run(small_recipe("bert", method, output_dir=str(folder), seed=place + 3, **more))
+            folders.append(folder)
+        return folders
+
+    return make
+
+
+def merged_weight(folder):
+    return load_file(folder / "model.safetensors")["bert.encoder.layer.0.attention.self.query.weight"]
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [(lora(), lora(r=4)), (Method(peft=LoraConfig(use_rslora=True, target_modules="all-linear")), lora())],
+    ids=["lora", "rslora"],
+)
+def test_the_combination_is_the_weighted_sum_of_what_was_trained(runs, tmp_path, checkpoints, methods):
+    folders = runs(*methods)
+    rows = combine(folders, tmp_path / "both", weights=[0.25, 0.75])
+    assert [row.form for row in rows] == [*map(str, folders), "combined (cat)"]
+    assert all(0 <= row.scores["accuracy"] <= 1 for row in rows)
+    for folder in (*folders, tmp_path / "both"):
+        export(folder, folder.with_name(f"{folder.name}-out"))
+    one, other = (merged_weight(folder.with_name(f"{folder.name}-out")) for folder in folders)
+    assert torch.allclose(merged_weight(tmp_path / "both-out"), 0.25 * one + 0.75 * other, atol=1e-6)
+    heads = [load_file(folder / "adapter_model.safetensors") for folder in (*folders, tmp_path / "both")]
+    name = "base_model.model.classifier.weight"
+    assert torch.allclose(heads[2][name], 0.25 * heads[0][name] + 0.75 * heads[1][name], atol=1e-6)
+    report = read_report(tmp_path / "both")
+    assert report.round_trip["difference"] <= 1e-4
+    assert report.metrics["validation"]["accuracy"] == rows[-1].scores["accuracy"]
+    assert len(load(tmp_path / "both")(TEXTS)) == 3
+
+
+def test_quantized_runs_combine_and_export(runs, tmp_path):
+    combine(runs(qlora(), qlora()), tmp_path / "both", combination_type="svd")
+    assert export(tmp_path / "both", tmp_path / "out").exported_difference <= 1e-4
+
+
+def test_what_does_not_fit_is_refused_naming_both(runs, small_recipe, tmp_path):
+    one, other = runs(lora(), full())
+    with pytest.raises(UserError, match=r"run-1: was trained by full; only adapters of LoRA can be combined"):
+        combine([one, other], tmp_path / "both")
+    packed = tmp_path / "packed"
+    run(small_recipe("bert", qlora(), output_dir=str(packed)))
+    with pytest.raises(UserError, match=r"run-0 and .*packed differ in the 4-bit settings"):
+        combine([one, packed], tmp_path / "both")
+    roberta = tmp_path / "roberta"
+    run(small_recipe("roberta", lora(), output_dir=str(roberta)))
+    with pytest.raises(UserError, match=r"run-0 and .*roberta differ in the base: [0-9a-f]{64} and [0-9a-f]{64}"):
+        combine([one, roberta], tmp_path / "both")
+    rows = [{"text": f"Return number {i} of an array.", "label": "ab"[i % 2]} for i in range(120)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labels = tmp_path / "labels"
+    run(small_recipe("bert", lora(), path=str(tmp_path / "rows.jsonl"), output_dir=str(labels)))
+    with pytest.raises(UserError, match=r"run-0 and .*labels differ in the labels: .* and a, b"):
+        combine([one, labels], tmp_path / "both")
+    dora = tmp_path / "dora"
+    run(small_recipe("bert", Method(peft=LoraConfig(use_dora=True, target_modules="all-linear")), output_dir=str(dora)))
+    with pytest.raises(UserError, match=r"dora: was trained with use_dora"):
+        combine([one, dora], tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def test_wrong_words(runs, tmp_path):
+    folders = runs(lora(), lora(r=4))
+    with pytest.raises(UserError, match="give two runs or more"):
+        combine(folders[:1], tmp_path / "both")
+    with pytest.raises(UserError, match="--weights: 3 for 2 runs"):
+        combine(folders, tmp_path / "both", weights=[1, 1, 1])
+    with pytest.raises(UserError, match="--combination_type ties: needs --density"):
+        combine(folders, tmp_path / "both", combination_type="ties")
+    with pytest.raises(UserError, match="--weights: add up to 0"):
+        combine(folders, tmp_path / "both", weights=[1, -1])
+    with pytest.raises(UserError, match="combine: Invalid combination_type"):
+        combine(folders, tmp_path / "both", combination_type="sum")
+    with pytest.raises(UserError, match="combine: All adapters must have the same r value"):
+        combine(folders, tmp_path / "both", combination_type="linear")
+    assert not (tmp_path / "both").exists()

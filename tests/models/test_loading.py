@@ -1,0 +1,240 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    EncoderDecoderConfig,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    TrainingArguments,
+)
+
+from peftkit import (
+    ModelConfig,
+    MultiLabelClassification,
+    Quantization,
+    Seq2Seq,
+    SequenceClassification,
+    TokenClassification,
+)
+from peftkit.errors import UserError
+from peftkit.models.loading import (
+    check_precision,
+    head_modules,
+    labels_of_checkpoint,
+    load_base,
+    load_finished,
+    load_tokenizer,
+    position_limit,
+    positions,
+    source,
+)
+
+TASK = SequenceClassification(max_length=32)
+
+
+def load(folder, task=TASK, quantization=None, dtype="float32"):
+    config = ModelConfig(name_or_path=str(folder), dtype=dtype)
+    return load_base(config, task, load_tokenizer(config, task), ("a", "b"), quantization)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "head"),
+    [
+        ("bert", ("bert.pooler", "classifier")),
+        ("roberta", ("classifier",)),
+        ("deberta", ("classifier", "pooler")),
+        ("t5", ("classification_head",)),
+        ("bart", ("classification_head",)),
+        ("gpt2", ("score",)),
+    ],
+)
+def test_the_head_is_what_the_checkpoint_did_not_bring(checkpoints, architecture, head):
+    loaded = load(checkpoints / architecture)
+    assert loaded.head == head
+    assert loaded.model.accepts_loss_kwargs is False
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta", "t5", "bart"])
+def test_all_but_the_head_is_in_four_bits(checkpoints, architecture):
+    loaded = load(checkpoints / architecture, quantization=Quantization())
+    quantized = {name for name, p in loaded.model.named_parameters() if hasattr(p, "quant_state")}
+    assert quantized
+    assert not {name for name in quantized if name.startswith(loaded.head)}
+    linear = [n for n, m in loaded.model.named_modules() if type(m).__name__ == "Linear"]
+    # transformers keeps T5's `wo`, which overflows in 16 bits, in full precision.
+    assert all(name.startswith(loaded.head) or name.endswith(".wo") for name in linear)
+
+
+def test_a_head_of_another_size_counts_as_not_brought(checkpoints, tmp_path):
+    five = AutoModelForSequenceClassification.from_pretrained(checkpoints / "bert", num_labels=5)
+    five.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(checkpoints / "bert").save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.head == ("classifier",)
+    assert loaded.model.classifier.out_features == 2
+
+
+def test_the_head_is_the_outermost_module_that_is_all_new(checkpoints):
+    model = load(checkpoints / "roberta").model
+    assert head_modules(model, {"classifier.dense.weight", "classifier.dense.bias"}) == ("classifier.dense",)
+    # One weight of a module is enough: its module is trained and saved.
+    assert head_modules(model, {"classifier.dense.bias"}) == ("classifier.dense",)
+
+
+def test_a_model_without_its_head_is_not_finished(checkpoints):
+    with pytest.raises(UserError, match="lacks the weights"):
+        load_finished(checkpoints / "bert", TASK)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "no-such/model-anywhere"])
+def test_a_model_that_cannot_be_had_is_one_line(name):
+    with pytest.raises(UserError, match=f"model.name_or_path: {name}") as raised:
+        load_tokenizer(ModelConfig(name_or_path=name), TASK)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_demo_is_a_pretrained_bert():
+    loaded = load("demo")
+    assert source(ModelConfig()).endswith("model")
+    assert loaded.head == ("classifier",)
+    assert loaded.model.config.model_type == "bert"
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "bart", "t5"])
+def test_logits_do_not_depend_on_the_batch(checkpoints, architecture):
+    config = ModelConfig(name_or_path=str(checkpoints / architecture))
+    tokenizer = load_tokenizer(config, TASK)
+    model = load_base(config, TASK, tokenizer, ("a", "b")).model.eval()
+    assert tokenizer.pad_token_id == model.config.pad_token_id is not None
+    assert tokenizer.padding_side == "right"
+    texts = ["Return the mean.", "Return the mean of an array along the axis that was given, or of all of it."]
+    with torch.no_grad():
+        together = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+        alone = model(**tokenizer(texts[:1], return_tensors="pt")).logits
+    assert torch.allclose(together[:1], alone, atol=1e-6)
+
+
+def test_an_encoder_becomes_an_encoder_decoder(checkpoints):
+    loaded = load(checkpoints / "bert", Seq2Seq())
+    assert loaded.model.config.model_type == "encoder-decoder"
+    assert [name for name in loaded.head if name.endswith("crossattention")]
+    assert all("crossattention" in name or name.endswith("predictions.transform") for name in loaded.head)
+    encoder = loaded.model.encoder.embeddings.word_embeddings.weight
+    assert torch.equal(encoder, loaded.model.decoder.bert.embeddings.word_embeddings.weight)
+    assert loaded.model.generation_config.decoder_start_token_id == 101
+
+
+def test_a_decoder_is_no_encoder_decoder(checkpoints):
+    with pytest.raises(UserError, match="gpt2 is neither an encoder-decoder nor"):
+        load(checkpoints / "gpt2", Seq2Seq())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "compute", "fields", "word"),
+    [
+        ("float32", "auto", {"fp16": True}, "training.fp16"),
+        ("float32", "auto", {"fp16_full_eval": True}, "training.fp16_full_eval"),
+        ("float32", "float16", {}, "method.quantization.bnb_4bit_compute_dtype"),
+        ("float16", "auto", {}, "model.dtype"),
+    ],
+)
+def test_t5_in_float16_is_refused(checkpoints, dtype, compute, fields, word):
+    arguments, quantization = TrainingArguments(use_cpu=True), Quantization(bnb_4bit_compute_dtype=compute)
+    for name, value in fields.items():
+        # Set afterwards: on a CPU the library refuses them.
+        object.__setattr__(arguments, name, value)
+    for task in (TASK, Seq2Seq()):
+        with pytest.raises(UserError, match=f"{word}: t5 overflows in float16"):
+            check_precision(load(checkpoints / "t5", task, dtype=dtype).model, quantization, arguments)
+    check_precision(load(checkpoints / "bert").model, quantization, arguments)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task", "limit"),
+    [
+        ("bert", TASK, 512),
+        ("roberta", TASK, 513),
+        ("bart", Seq2Seq(), 512),
+        ("gpt2", TASK, 512),
+        ("t5", Seq2Seq(), None),
+        ("bert", Seq2Seq(), 512),
+    ],
+)
+def test_positions_end_where_the_model_ends(checkpoints, architecture, task, limit):
+    loaded = load(checkpoints / architecture, task)
+    assert position_limit(loaded.model) == limit
+    if architecture in ("bert", "roberta") and task is TASK:
+        most = torch.full((1, limit), 5)
+        with torch.no_grad():
+            loaded.model(input_ids=most, attention_mask=torch.ones_like(most))
+            with pytest.raises((IndexError, RuntimeError)):
+                loaded.model(input_ids=torch.full((1, limit + 1), 5), attention_mask=torch.ones(1, limit + 1))
+
+
+def test_positions_are_told_by_their_table_and_not_by_the_config():
+    few = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 50,
+    }
+    mpnet = MPNetForSequenceClassification(MPNetConfig(**few, max_position_embeddings=66))
+    assert position_limit(mpnet) == 64
+    mpnet(input_ids=torch.full((1, 64), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        mpnet(input_ids=torch.full((1, 65), 5))
+    deberta = DebertaV2ForSequenceClassification(
+        DebertaV2Config(**few, max_position_embeddings=16, position_biased_input=False, relative_attention=True)
+    )
+    assert position_limit(deberta) is None
+    deberta(input_ids=torch.full((1, 40), 5))
+
+
+def test_relative_positions_have_no_end(checkpoints):
+    model = load(checkpoints / "t5").model
+    model.config.n_positions = 512
+    assert position_limit(model) is None
+
+
+def test_a_length_that_holds_no_text_is_refused(checkpoints):
+    for length in (-3, 0, 2):
+        with pytest.raises(UserError, match=rf"task\.max_length: {length} tokens hold no text; 3 is the least"):
+            load_tokenizer(ModelConfig(name_or_path=str(checkpoints / "bert")), replace(TASK, max_length=length))
+
+
+def test_positions_are_known_before_weights(checkpoints, tmp_path):
+    bert = AutoConfig.from_pretrained(checkpoints / "bert")
+    EncoderDecoderConfig.from_encoder_decoder_configs(bert, bert).save_pretrained(tmp_path)
+    assert positions(ModelConfig(name_or_path=str(tmp_path))) == 512
+    for architecture, limit in (("bert", 512), ("roberta", 513), ("t5", None), ("gpt2", 512)):
+        assert positions(ModelConfig(name_or_path=str(checkpoints / architecture))) == limit
+
+
+@pytest.mark.parametrize("task", [SequenceClassification(), MultiLabelClassification(), TokenClassification()])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta"])
+def test_labels_follow_the_head_of_the_checkpoint(checkpoints, tmp_path, caplog, task, architecture):
+    order = {0: "pos", 1: "neg", 2: "neutral"}
+    model = task.auto_model.from_pretrained(
+        checkpoints / architecture, id2label=order, label2id={name: index for index, name in order.items()}
+    )
+    model.save_pretrained(tmp_path)
+    config = ModelConfig(name_or_path=str(tmp_path))
+    caplog.set_level("INFO", logger="peftkit")
+    by_name = ("neg", "neutral", "pos")
+    assert labels_of_checkpoint(config, task, by_name) == ("pos", "neg", "neutral")
+    assert "label order taken from the checkpoint's head: pos, neg, neutral" in caplog.text
+    assert labels_of_checkpoint(config, task, ("Neg", "Neutral", "Pos")) == ("Pos", "Neg", "Neutral")
+    # Another number of labels gets a new head; without a head there is no order to keep.
+    assert labels_of_checkpoint(config, task, ("neg", "pos")) == ("neg", "pos")
+    bare = ModelConfig(name_or_path=str(checkpoints / architecture))
+    assert labels_of_checkpoint(bare, task, by_name) == by_name
+    assert "trained for the labels" not in caplog.text
+    assert labels_of_checkpoint(config, task, ("a", "b", "c")) == ("a", "b", "c")
+    assert "trained for the labels pos, neg, neutral; its rows are used in this order for a, b, c" in caplog.text

@@ -1,0 +1,211 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from peftkit import Recipe, Seq2Seq, SequenceClassification, TokenClassification, full, lora, qlora
+from peftkit.cli.main import main
+from peftkit.data.splits import load_splits
+from peftkit.errors import UserError
+from peftkit.models.loading import load_tokenizer
+from peftkit.planning.command import known_data
+from peftkit.planning.hardware import GPU
+from peftkit.planning.planner import arguments_of, plan
+from peftkit.planning.selection import choose
+from peftkit.planning.zero import PLACEMENTS, placement_of
+from peftkit.recipe.parser import recipe_to_dict
+from peftkit.runs.report import Report
+
+
+@pytest.fixture
+def small(small_recipe):
+    return small_recipe(task=SequenceClassification(max_length=32))
+
+
+def test_every_method_stage_and_checkpointing_is_planned_and_the_lightest_that_is_fastest_chosen(small):
+    found = plan(small, ranks=8, hardware=GPU, on_gpu=True, methods=[full(), lora(), qlora()], train_rows=1000)
+    assert len(found.rows) == 3 * len(PLACEMENTS) * 2
+    assert all(row.fits for row in found.rows)
+    assert found.chosen is not None
+    row = found.rows[found.chosen]
+    assert row.placement == "none"
+    assert not row.checkpointing
+    assert found.steps == 6
+    by_method = {row.method: row.memory for row in found.rows if row.placement == "none" and not row.checkpointing}
+    assert by_method["full"].optimizer > 20 * by_method["lora"].optimizer
+    assert by_method["qlora"].weights < by_method["lora"].weights
+    assert by_method["qlora"].quantization > 0
+    assert "peftkit compare tells" in found.why
+    adapters = plan(small, ranks=8, hardware=GPU, on_gpu=True)
+    assert "peftkit compare tells" not in adapters.why
+    assert "would gain nothing" in adapters.why
+
+
+def test_computing_is_less_where_rows_are_shorter(small):
+    computing = replace(GPU, launch=0)
+    whole, half = (
+        plan(small, ranks=8, hardware=computing, on_gpu=True, filled=share).rows[0].time.compute for share in (1, 0.5)
+    )
+    assert half == pytest.approx(whole / 2)
+
+
+def test_the_recipes_own_row_is_known_by_all_of_its_config(small):
+    def own(config):
+        found = plan(
+            replace(small, training={**small.training, "deepspeed": config}), ranks=8, hardware=GPU, on_gpu=True
+        )
+        return None if found.own is None else found.rows[found.own].placement
+
+    assert own("zero2") == "zero2"
+    assert own({"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000}}) is None
+
+
+def test_what_does_not_fit_is_sharded_and_then_said_not_to_fit(small):
+    wide = replace(small, method=full())
+    options = {"ranks": 8, "on_gpu": True, "checkpointing": (False,)}
+    needed = {row.placement: row.memory.peak for row in plan(wide, hardware=GPU, **options).rows}
+    buckets = replace(GPU, reserved=0)
+    tight = plan(wide, hardware=replace(buckets, memory=needed["none"] - 1), **options)
+    assert tight.rows[tight.chosen].placement == "zero3"
+    assert "without sharding it would be" in tight.why
+    edge = plan(wide, hardware=replace(buckets, memory=needed["none"]), **options)
+    assert "; tight: 0.0 MiB are left" in edge.why
+    none = plan(wide, hardware=replace(buckets, memory=1000), **options)
+    assert none.chosen is None
+    assert none.why.startswith("nothing fits")
+    assert {row.largest_batch for row in none.rows} == {0}
+
+
+def test_the_largest_batch_is_the_last_that_fits(small):
+    from peftkit.planning.planner import read_config
+    from peftkit.planning.tracing import trace
+
+    wide = replace(small, method=full())
+    hardware = replace(GPU, memory=2 * 2**30)
+    row = plan(wide, ranks=1, hardware=hardware, on_gpu=True, checkpointing=(False,)).rows[0]
+
+    def peak(rows):
+        memory = trace(
+            read_config(wide.model), wide.task, wide.method, arguments_of(wide), labels=("0", "1"), dtype="float32",
+            rows=(rows,), on_gpu=True,
+        )  # fmt: skip
+        return memory.peak(memory.steps[0])
+
+    assert peak(row.largest_batch) <= hardware.memory - hardware.reserved
+    assert peak(int(1.02 * row.largest_batch)) > hardware.memory - hardware.reserved
+
+
+def test_no_weight_is_needed(tmp_path, checkpoints, small):
+    for name in ("config.json",):
+        (tmp_path / name).write_text((checkpoints / "bert" / name).read_text())
+    bare = replace(small, model=replace(small.model, name_or_path=str(tmp_path)))
+    assert plan(bare, ranks=1, hardware=GPU, on_gpu=True).chosen is not None
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS[1:], ids=lambda placement: placement.name)
+def test_the_configs_are_what_is_planned(placement):
+    assert placement_of(placement.name) == placement
+
+
+def test_choosing_prefers_less_within_two_percent(small):
+    rows = plan(small, ranks=2, hardware=GPU, on_gpu=True).rows
+    assert rows[choose(rows)].placement == "none"
+    assert choose([replace(row, fits=False) for row in rows]) is None
+
+
+def test_a_stage_must_be_worth_deepspeeds_own_work(small):
+    rows = plan(small, ranks=2, hardware=replace(GPU, launch=1e-3), on_gpu=True).rows
+
+    def after(factor):
+        slower = replace(rows[0].time, update=rows[1].time.update + factor * rows[1].time.seconds)
+        return choose([replace(rows[0], time=slower), *rows[1:]])
+
+    assert rows[after(0.08)].placement == "none"
+    assert rows[after(0.15)].placement != "none"
+
+
+def test_words_of_other_hardware_do_not_stop_a_plan():
+    recipe = Recipe(training={"bf16": True, "deepspeed": "zero2", "gradient_checkpointing": True})
+    arguments = arguments_of(recipe)
+    assert arguments.bf16
+    assert arguments.activation_checkpointing
+    with pytest.raises(UserError, match="adamw_of_nobody"):
+        arguments_of(Recipe(training={"optim": "adamw_of_nobody"}))
+
+
+def test_planning_joins_no_ranks(monkeypatch):
+    from accelerate.state import PartialState
+
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert arguments_of(Recipe(training={"bf16": True})).device.type == "cpu"
+    assert not PartialState._shared_state
+
+
+def test_the_command(tmp_path, capsys, checkpoints):
+    words = [
+        "plan", "recipes/lora_cls.py", "--gpus", "8", "--gpu-memory", "24GiB", "--methods", "lora",
+        "--scaling", "--output", str(tmp_path / "plan.json"), "--model.name_or_path", str(checkpoints / "bert"),
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "choose   lora, no sharding" in said
+    assert "lora * +  none" in said
+    assert "1024" in said
+    told = json.loads((tmp_path / "plan.json").read_text())
+    assert told["rows"][told["chosen"]]["placement"] == "none"
+    assert told["own"] == told["chosen"]
+    # Docstrings are shorter than 128 tokens, and there are 2,520.
+    assert 0.1 < told["filled"] < 0.9
+    assert told["steps"] == 10
+    assert len(told["scaling"]) == 2
+
+
+def test_the_speed_of_a_cpu_is_no_gpus(tmp_path, capsys, small):
+    environment = {"processes": 1, "gpus": []}
+    report = Report(
+        name="run", method="full", status="complete", recipe=recipe_to_dict(small), environment=environment
+    )  # fmt: skip
+    report.write(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "recipes/lora_cls.py", "--rows", "10", "--gpus", "2", "--speed-from", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "trained on a CPU, and this plan is for GPUs; say --tflops N" in capsys.readouterr().err
+
+
+def test_time_is_of_the_rows_as_they_are(small_recipe):
+    task = Seq2Seq(max_source_length=64, max_target_length=16)
+    recipe = small_recipe("t5", task=task, path="demo-summaries")
+    found = known_data(recipe, None)
+    assert found.rows == 96
+    # Sources and targets count by their tokens.
+    encoded = task.encode(load_splits(recipe.data, task).train, load_tokenizer(recipe.model, task), ())
+    tokens = sum(len(row["input_ids"]) + len(row["labels"]) for row in encoded)
+    assert found.filled == pytest.approx(tokens / 96 / 80)
+    assert known_data(recipe, 7).filled == 1
+
+
+def test_parts_of_a_long_text_are_rows(small_recipe):
+    recipe = small_recipe(task=TokenClassification(max_length=16, stride=4), path="demo-entities")
+    assert known_data(recipe, None).rows > 96
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--gpu-memory", "much"], "--gpu-memory much: not a size"),
+        (["--gpus", "0"], "--gpus 0: must be more than 0"),
+        (["--gpu-memory", "1GiB"], "--gpu-memory 1GiB: must be more than the 1.00 GiB that libraries"),
+        (["--training.deepspeed", "zero9", "--gpus", "2"], "zero9: no such file; take auto, zero1, "),
+        (["--methods", "lara"], "unknown method 'lara'"),
+        (["--output", "plan.txt"], "give a .json file"),
+        (["--tflops", "10", "--speed-from", "runs/x"], "say one of them"),
+    ],
+)
+def test_mistakes_are_one_line(words, why, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "recipes/lora_cls.py", "--rows", "10", *words])
+    assert ended.value.code == 2
+    assert why in capsys.readouterr().err

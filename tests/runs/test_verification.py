@@ -1,0 +1,144 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from peftkit import MultiLabelClassification, Seq2Seq, SequenceClassification, SequenceRegression, lora
+from peftkit.errors import NotReproducedError
+from peftkit.runs import verification
+from peftkit.runs.folder import fresh_outputs_of, is_finished, read_held_out
+from peftkit.runs.report import read_report
+from peftkit.runs.verification import Allowance, allowance, check, combined, compared, fresh_outputs
+from peftkit.training import run as run_module
+from peftkit.training.run import run
+
+MASK = {"attention_mask": torch.ones(2, 3)}
+
+
+def test_a_run_is_read_back_by_a_process_that_knows_no_peftkit(small_recipe, tmp_path):
+    report = run(small_recipe())
+    assert report.round_trip["difference"] <= 1e-5
+    assert report.round_trip["label_agreement"] == 1.0
+    assert report.round_trip["rows"] == 32
+    assert read_report(tmp_path / "run").round_trip == report.round_trip
+    script = verification.__file__.replace("verification.py", "reload_worker.py")
+    asked = {"folder": "nowhere", "auto_class": "AutoModel", "dtype": "float32", "trust_remote_code": False}
+    done = subprocess.run([sys.executable, "-I", script], input=json.dumps(asked), capture_output=True, text=True)
+    told = json.loads(done.stdout)
+    assert told["peftkit"] is False
+    assert told["error"].startswith("OSError")
+
+
+def test_a_run_that_was_not_saved_as_trained_fails_and_says_so(small_recipe, tmp_path, monkeypatch):
+    complete = run_module.run_folder.complete
+
+    def forget(folder, *words, **fields):
+        path = folder / "adapter_model.safetensors"
+        weights = load_file(path)
+        weights |= {name: torch.zeros_like(weight) for name, weight in weights.items() if "classifier" in name}
+        save_file(weights, path, {"format": "pt"})
+        complete(folder, *words, **fields)
+
+    monkeypatch.setattr(run_module.run_folder, "complete", forget)
+    with pytest.raises(NotReproducedError, match=r"the run read back differs from what was trained by .* in a logit"):
+        run(small_recipe())
+    report = read_report(tmp_path / "run")
+    assert report.status == "not_reproduced"
+    assert "the run read back differs" in report.error
+    assert not is_finished(tmp_path / "run")
+    assert (tmp_path / "run" / "unscored" / "adapter_model.safetensors").exists()
+
+
+def test_generated_text_is_compared(small_recipe, tmp_path):
+    run(small_recipe("t5", lora(), Seq2Seq(max_source_length=32, max_target_length=8), "demo-summaries"))
+    batch, live = read_held_out(tmp_path / "run")
+    recipe = small_recipe("t5", lora(), Seq2Seq(), "demo-summaries")
+    found = fresh_outputs_of(tmp_path / "run", recipe, batch, trust_remote_code=False)
+    assert torch.equal(found["generated"], live["generated"])
+    other = {**found, "generated": found["generated"].clamp(0) + 1}
+    difference = compared(recipe.task, other, live, batch)
+    assert difference.text_agreement == 0.0
+    with pytest.raises(NotReproducedError, match="generates other text than what was trained for 100% of rows"):
+        check("it", difference, allowance(live))
+    check("it", difference, allowance(live, half=True))
+
+
+def test_a_folder_that_is_no_model_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(NotReproducedError, match="a fresh process can't load what was saved: ValueError"):
+        fresh_outputs(tmp_path, {"input_ids": torch.ones(1, 2, dtype=torch.long)}, auto_class="AutoModel")
+
+
+def test_differences():
+    task = SequenceClassification()
+    right = {"logits": torch.tensor([[0.0, 2.0], [1.0, 0.0]])}
+    same = compared(task, right, right, MASK)
+    assert (same.difference, same.label_agreement, same.divergence, same.text_agreement) == (0.0, 1.0, 0.0, None)
+    other = {"logits": torch.tensor([[0.0, 2.0], [0.0, 1.0]])}
+    found = compared(task, other, right, MASK)
+    assert found.difference == 1.0
+    assert found.label_agreement == 0.5
+    # KL of (p, 1-p) from (1-p, p) with p = sigmoid(1) is 2p - 1; the other row is equal.
+    assert found.divergence == pytest.approx((2 * torch.tensor(1.0).sigmoid().item() - 1) / 2)
+    both = combined([same, found])
+    assert (both.rows, both.difference, both.label_agreement) == (4, 1.0, 0.75)
+    broken = {"logits": torch.full((2, 2), float("nan"))}
+    with pytest.raises(NotReproducedError, match="by inf in a logit"):
+        check("it", compared(task, broken, right, MASK), Allowance(difference=1e9))
+
+
+def test_what_is_allowed_grows_with_the_logits():
+    small, large = ({"logits": torch.tensor([[value]])} for value in (0.1, -30.0))
+    assert allowance(small).difference == pytest.approx(1e-4)
+    assert allowance(large).difference == pytest.approx(3e-3)
+    assert allowance(large, half=True).difference == pytest.approx(1.5)
+    assert (allowance(small).text_agreement, allowance(small, same_device=False).text_agreement) == (1.0, 0.5)
+
+
+def test_as_many_labels_as_tokens_are_no_padding():
+    right = {"logits": torch.zeros(2, 3)}
+    wrong = {"logits": torch.tensor([[0.0, 0.0, 100.0], [0.0, 0.0, 0.0]])}
+    mask = {"attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    assert compared(SequenceClassification(), wrong, right, mask).difference == 100.0
+
+
+def test_a_longer_text_is_no_difference_of_the_others():
+    task, batch = Seq2Seq(), {"attention_mask": torch.ones(2, 1), "decoder_input_ids": torch.ones(2, 1)}
+    one = {"logits": torch.zeros(2, 1, 3), "generated": torch.tensor([[5, 6, -1], [7, 8, 9]])}
+    other = {"logits": torch.zeros(2, 1, 3), "generated": torch.tensor([[5, 6], [7, 8]])}
+    assert compared(task, other, one, batch).text_agreement == 0.5
+
+
+def test_padding_of_a_target_does_not_count():
+    batch = {"attention_mask": torch.ones(1, 2), "decoder_input_ids": torch.ones(1, 2)}
+    right = {"logits": torch.zeros(1, 2, 3), "counted": torch.tensor([[True, False]])}
+    other = {"logits": torch.tensor([[[0.0, 0.0, 0.0], [9.0, 0.0, 0.0]]])}
+    assert compared(Seq2Seq(), other, right, batch).difference == 0.0
+
+
+def test_padding_does_not_count():
+    mask = {"attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])}
+    one = torch.zeros(2, 3, 2)
+    other = one.clone()
+    other[0, 2] = 7.0
+    other[1, 1:] = -7.0
+    task = SequenceClassification()
+    assert compared(task, {"logits": other}, {"logits": one}, mask).difference == 0.0
+    other[1, 0, 0] = 0.5
+    assert compared(task, {"logits": other}, {"logits": one}, mask).difference == 0.5
+
+
+def test_several_labels_and_numbers_have_their_own_agreement():
+    many = MultiLabelClassification(thresholds={"a": 0.5, "b": 0.9})
+    one, other = torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 3.0]])
+    # The second label's threshold of 0.9 is a logit of 2.2.
+    assert many.same(one, other).tolist() == [[True, False]]
+    p, q = one.sigmoid(), other.sigmoid()
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum().item()
+    assert many.divergence(other, one).item() == pytest.approx(expected, rel=1e-5)
+    number = SequenceRegression()
+    assert number.same(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.005], [2.1]])).flatten().tolist() == [True, False]
+    assert number.divergence(torch.tensor([[1.0]]), torch.tensor([[1.5]])).item() == pytest.approx(0.5)
