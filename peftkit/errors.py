@@ -32,23 +32,23 @@ class Terminated(KeyboardInterrupt):
     """Ended by SIGTERM, a launcher's or a scheduler's. Exit code 143."""
 
 
-def end_in_order_on_sigterm() -> None:
+def install_sigterm_handler() -> None:
     """From now on SIGTERM ends this process as an interrupt from the keyboard does: a run tidies up and reports."""
     signal.signal(signal.SIGTERM, _end)
 
 
-def finish_ending() -> None:
+def ignore_sigterm() -> None:
     """What ends already is no longer interrupted: a launcher sends SIGTERM to all when the first of them has ended."""
     if signal.getsignal(signal.SIGTERM) is _end:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _end(number: int, frame: Any) -> None:
-    finish_ending()
+    ignore_sigterm()
     raise Terminated("ended by SIGTERM")
 
 
-def exit_code_of(act: Callable[[], None], *, debug: bool = False) -> int:
+def run_with_exit_code(act: Callable[[], None], *, debug: bool = False) -> int:
     """Run `act` and turn how it ended into an exit code, saying a failure in one line on standard error.
 
     0 done; 1 failed; 2 the user can put it right; 130 interrupted; 143 ended by SIGTERM. With `debug` a traceback comes

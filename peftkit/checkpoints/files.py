@@ -15,7 +15,7 @@ from safetensors import safe_open
 from peftkit.checkpoints.optimizer_state import Keeper, groups, set_groups, trainable
 from peftkit.checkpoints.safetensors_writer import Entry, entry, write_tensors
 from peftkit.errors import UserError
-from peftkit.system.files import without_home, write_json, write_text
+from peftkit.system.files import redact_home, write_json, write_text
 
 # The trained weights; those of a whole model under the name by which `transformers` finds them.
 TRAINED, MODEL = "trained.safetensors", "model.safetensors"
@@ -54,7 +54,7 @@ def write_weights(folder: Path | None, model: Any, kept: Keeper) -> None:
         model.save_pretrained(str(folder), state_dict=adapter, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        config["base_model_name_or_path"] = without_home(config["base_model_name_or_path"] or "")
+        config["base_model_name_or_path"] = redact_home(config["base_model_name_or_path"] or "")
         write_json(folder / "adapter_config.json", config)
 
 
@@ -65,7 +65,7 @@ def read_weights(folder: Path, model: torch.nn.Module, kept: Keeper) -> None:
         there = set(file.keys())
         for name, parameter in trainable(model):
             if name not in there:
-                raise UserError(f"--resume: {without_home(path)} has no {name}, which is trained here")
+                raise UserError(f"--resume: {redact_home(path)} has no {name}, which is trained here")
             kept.set_weight(parameter, file.get_tensor(name).to(parameter.device))
         for name, buffer in _buffers(model):
             buffer.data.copy_(file.get_tensor(name))

@@ -16,7 +16,7 @@ from peftkit.recipe.parser import recipe_to_dict
 from peftkit.recipe.schema import Recipe
 from peftkit.recipe.serialization import as_class, as_homeless, as_plain
 from peftkit.runs.manifest import base_identity
-from peftkit.system.files import without_home
+from peftkit.system.files import redact_home
 from peftkit.system.logging import logger
 
 FORMAT = 1
@@ -116,7 +116,7 @@ def chosen(folder: Path, resume: bool | str | Path) -> Path | None:
     if resume is False:
         if there := checkpoints(folder):
             raise UserError(
-                f"{without_home(folder)}: holds {there[0].name} of a run that was stopped; go on from it with "
+                f"{redact_home(folder)}: holds {there[0].name} of a run that was stopped; go on from it with "
                 "--resume, or remove its checkpoints"
             )
         return None
@@ -126,7 +126,7 @@ def chosen(folder: Path, resume: bool | str | Path) -> Path | None:
             raise UserError(f"--resume: {resume} was saved without its optimizer (training.save_only_model)")
         return path
     if (found := last_whole(folder)) is None:
-        raise UserError(f"--resume: no whole checkpoint in {without_home(folder)}; {HOW}")
+        raise UserError(f"--resume: no whole checkpoint in {redact_home(folder)}; {HOW}")
     return found
 
 

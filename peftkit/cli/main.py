@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from peftkit.cli.arguments import INPUT_FIELDS, parser
-from peftkit.errors import UserError, exit_code_of
+from peftkit.errors import UserError, run_with_exit_code
 
 
 def _train(chosen: argparse.Namespace, words: list[str]) -> None:
@@ -173,4 +173,4 @@ def main(words: Sequence[str] | None = None) -> None:
         }  # fmt: skip
         commands[chosen.command](chosen, rest + ["--debug"] * (debug and chosen.command == "train"))
 
-    sys.exit(exit_code_of(act, debug=debug))
+    sys.exit(run_with_exit_code(act, debug=debug))

@@ -17,7 +17,7 @@ from peftkit.errors import UserError
 from peftkit.recipe.method import Method, named_method, usual_learning_rate
 from peftkit.recipe.parser import parse_recipe, read_recipe
 from peftkit.recipe.schema import Recipe
-from peftkit.system.files import without_home
+from peftkit.system.files import redact_home
 
 METHOD = "method"
 LEARNING_RATE = "training.learning_rate"
@@ -114,7 +114,7 @@ def contenders(
                 except UserError as error:
                     raise UserError(f"--over, row '{', '.join(shown)}': {error}") from error
             told = {METHOD: name, **chosen} if METHOD in over else chosen
-            told = {field: without_home(value) for field, value in told.items()}
+            told = {field: redact_home(value) for field, value in told.items()}
             rows.append(Contender(name=", ".join(shown), recipe=row, values=told))
     for one, other in itertools.combinations(rows, 2):
         if one.folder.lower() == other.folder.lower():
@@ -151,7 +151,7 @@ def _shown(name: str, value: str, beside: Sequence[str]) -> str:
     last = _end_of(name)
     if last in ("name_or_path", "path", "deepspeed"):
         ends = [_end(other) for other in beside]
-        return _end(value) if len(set(ends)) == len(ends) else without_home(value)
+        return _end(value) if len(set(ends)) == len(ends) else redact_home(value)
     return f"{last}={value}"
 
 

@@ -14,7 +14,7 @@ from peftkit.recipe.parser import dict_to_recipe
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.folder import PREDICTIONS
 from peftkit.runs.report import FILE_NAME, Report, read_report
-from peftkit.system.files import without_home
+from peftkit.system.files import redact_home
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ def _loose_runs(folders: Sequence[Path]) -> Gathered:
     rows: list[GatheredRow] = []
     for method, runs in zip(methods, alike.values(), strict=True):
         # Two rows of one method are told apart by where they lie.
-        name = method if methods.count(method) == 1 else without_home(next(iter(runs)))
+        name = method if methods.count(method) == 1 else redact_home(next(iter(runs)))
         rows.append(GatheredRow(name=name, values={"method": method}, trials=[], runs=runs, expected=len(runs)))
     return Gathered(name=", ".join(dict.fromkeys(folder.name for folder in folders)), rows=rows)
 

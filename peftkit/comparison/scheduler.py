@@ -18,8 +18,8 @@ from peftkit.recipe.parser import recipe_to_dict, recipe_to_yaml
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.folder import RECIPE
 from peftkit.runs.report import FILE_NAME, Report, read_report
-from peftkit.system.environment import says_out_of_memory
-from peftkit.system.files import text_without_home, write_text
+from peftkit.system.environment import is_out_of_memory_message
+from peftkit.system.files import redact_home_in_text, write_text
 
 LOG = "run.log"
 PROGRESS = ".progress.json"
@@ -168,15 +168,15 @@ def report_of(planned: PlannedRun, returncode: int) -> Report:
     """
     folder = planned.folder
     log = (folder / LOG).read_text(encoding="utf-8", errors="replace")
-    write_text(folder / LOG, text_without_home(log))
+    write_text(folder / LOG, redact_home_in_text(log))
     tail = log[-TAIL_CHARACTERS:]
     killed = "(SIGKILL)" in tail
     report = read_report(folder) if (folder / FILE_NAME).exists() else None
     if report is not None and not (report.status == "failed" and killed):
         return report
     last = [line.strip() for line in re.split(r"[\r\n]", tail) if line.strip(" =-")][-1:]
-    words = f"; its last words: {text_without_home(last[0])[:300]}" if last else ""
-    memory = killed or says_out_of_memory(tail)
+    words = f"; its last words: {redact_home_in_text(last[0])[:300]}" if last else ""
+    memory = killed or is_out_of_memory_message(tail)
     if killed:
         cause = f"a rank was ended by SIGKILL{AS_MEMORY}"
     elif returncode < 0:

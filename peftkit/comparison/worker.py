@@ -28,7 +28,7 @@ def main() -> None:
     # Importing takes seconds, in which the comparison may be killed too.
     from peftkit.checkpoints.manifest import last_whole
     from peftkit.comparison.scheduler import PROGRESS
-    from peftkit.errors import exit_code_of
+    from peftkit.errors import run_with_exit_code
     from peftkit.recipe.parser import read_recipe
     from peftkit.runs.folder import choose
     from peftkit.system.files import write_text
@@ -50,7 +50,7 @@ def main() -> None:
         finally:
             file.unlink(missing_ok=True)
 
-    sys.exit(exit_code_of(act))
+    sys.exit(run_with_exit_code(act))
 
 
 if __name__ == "__main__":

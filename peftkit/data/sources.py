@@ -20,7 +20,7 @@ from peftkit.data.demo.entities import load_entities
 from peftkit.data.demo.summaries import load_summaries
 from peftkit.errors import UserError
 from peftkit.recipe.schema import DataConfig
-from peftkit.system.files import without_password
+from peftkit.system.files import redact_password
 
 # File name ending -> arguments of pandas. A quotation mark in a TSV is one of the text's.
 TABLES: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE}}
@@ -76,7 +76,7 @@ def load_rows(config: DataConfig) -> DatasetDict:
         Warning,
     ) as error:
         cause = error.__cause__ or error
-        said = without_password(" ".join(str(cause).split())[:300])
+        said = redact_password(" ".join(str(cause).split())[:300])
         raise UserError(f"data.path: {shown_path(config)}: can't be read: {said}") from error
 
 
@@ -177,7 +177,7 @@ def _query(path: str, sql: str) -> Dataset:
             raise UserError(
                 f"data.path: {path}: no such SQLite file, nor a database's address such as postgresql://..."
             )
-        if without_password(path) != path:
+        if redact_password(path) != path:
             raise UserError("data.path: a password would be saved; put it into the environment: user:$PASSWORD@host")
         if importlib.util.find_spec("sqlalchemy") is None:
             raise UserError("data.path: a database's address needs SQLAlchemy; run: pip install 'peftkit[sql]'")
@@ -186,10 +186,10 @@ def _query(path: str, sql: str) -> Dataset:
         raise
     except Exception as error:
         # Each driver has errors of its own.
-        said = without_password(" ".join(str(error).split())[:300])
+        said = redact_password(" ".join(str(error).split())[:300])
         raise UserError(f"data.sql: the query failed: {said}") from error
 
 
 def shown_path(config: DataConfig) -> str:
     """The path without the password that a database's address may hold."""
-    return without_password(config.path)
+    return redact_password(config.path)

@@ -162,12 +162,12 @@ def _unname_shared_memory() -> None:
 
 
 @contextmanager
-def telling_lost_ranks() -> Iterator[None]:
+def lost_rank_errors() -> Iterator[None]:
     """Raise LostRankError, saying which rank this is and what to do, for the libraries' errors when another is gone."""
     try:
         yield
     except RuntimeError as error:
-        if not says_rank_is_lost(error):
+        if not is_lost_rank_error(error):
             raise
         # Where in its source a library saw it, and its advice, tell a user nothing.
         reason = " ".join(re.sub(r"^\[[^\]]*:\d+\]", "", str(error).strip()).split(". ")[0].split())[:200]
@@ -179,7 +179,7 @@ def telling_lost_ranks() -> Iterator[None]:
         ) from error
 
 
-def says_rank_is_lost(error: RuntimeError) -> bool:
+def is_lost_rank_error(error: RuntimeError) -> bool:
     """Whether this is how gloo, NCCL or the store of the ranks' addresses tells that another rank is gone."""
     if isinstance(error, torch.distributed.DistNetworkError | torch.distributed.DistStoreError):
         return True
@@ -188,10 +188,10 @@ def says_rank_is_lost(error: RuntimeError) -> bool:
         r"Socket Timeout|Network is unreachable|No route to host|"
         r"NCCL.*(?:remote process exited|network error|timeout)|ncclRemoteError"
     )
-    return is_one_of_several() and re.search(known, str(error), re.DOTALL) is not None
+    return has_several_ranks() and re.search(known, str(error), re.DOTALL) is not None
 
 
-def is_one_of_several() -> bool:
+def has_several_ranks() -> bool:
     """Whether a launcher started more than this process."""
     return processes() > 1
 

@@ -31,7 +31,7 @@ from peftkit.runs.folder import (
 from peftkit.runs.report import Report, read_report
 from peftkit.runs.verification import allowance, check, compared, is_half
 from peftkit.system import environment as measure
-from peftkit.system.files import new_folder
+from peftkit.system.files import atomic_directory
 from peftkit.system.logging import logger
 from peftkit.tasks import Task
 from peftkit.tasks.default import first_output
@@ -80,7 +80,7 @@ def combine(
         raise UserError(f"{runs[0]}: {error}") from error
     batch, outputs = read_held_out(first.folder)
     counted = {name: tensor for name, tensor in outputs.items() if name == "counted"}
-    with new_folder(out) as folder:
+    with atomic_directory(out) as folder:
         model: Any = load_model(first)
         for place, other in enumerate(saved[1:], 1):
             model.load_adapter(str(other.folder), adapter_name=_name(place))

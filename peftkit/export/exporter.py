@@ -16,7 +16,7 @@ from peftkit.runs.folder import RECEIPT, SavedRun, is_finished, read_held_out, r
 from peftkit.runs.manifest import read_contract
 from peftkit.runs.report import finite, read_report
 from peftkit.system.environment import environment
-from peftkit.system.files import new_folder, write_json
+from peftkit.system.files import atomic_directory, write_json
 from peftkit.system.logging import logger
 
 
@@ -61,7 +61,7 @@ def export(
     origin = Origin(
         saved=saved, report=read_report(run), batch=batch, live=live, tolerance=tolerance, reload_data=reload_data
     )
-    with new_folder(out) as folder:
+    with atomic_directory(out) as folder:
         adapter = form == "adapter"
         written = "float32" if form == "onnx" else dtype
         receipt = export_adapter(origin, folder) if adapter else export_merged(origin, folder, written, merge)

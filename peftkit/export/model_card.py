@@ -15,7 +15,7 @@ from peftkit.recipe.parser import recipe_to_yaml
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.manifest import CONTRACT
 from peftkit.runs.report import Report
-from peftkit.system.files import text_without_home, write_text
+from peftkit.system.files import redact_home_in_text, write_text
 
 PIPELINES = {"SEQ_CLS": "text-classification", "TOKEN_CLS": "token-classification"}
 # What the hub calls a metric, where it is another name.
@@ -168,7 +168,7 @@ def _limits(report: Report, receipt: Mapping[str, Any]) -> str:
     lines = ["The scores hold for texts like those test rows. The licences of the base and of the data apply."]
     if receipt["forms"] or receipt["onnx_forms"]:
         lines.append("They are of the model as it was trained; the table above tells what this form changes.")
-    lines += [f"Data: {text_without_home(warning)}." for warning in report.data["checks"]["warnings"]]
+    lines += [f"Data: {redact_home_in_text(warning)}." for warning in report.data["checks"]["warnings"]]
     return "\n".join(f"- {_plain(line)}" for line in lines)
 
 

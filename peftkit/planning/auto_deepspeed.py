@@ -1,4 +1,4 @@
-"""What the recipe leaves open about sharding, settled before training arguments are made."""
+"""What the recipe leaves open about sharding, resolve_deepspeed before training arguments are made."""
 
 import os
 from dataclasses import replace
@@ -18,7 +18,7 @@ from peftkit.system.logging import logger
 AUTO = "auto"
 
 
-def settled(recipe: Recipe) -> Recipe:
+def resolve_deepspeed(recipe: Recipe) -> Recipe:
     """The recipe with a DeepSpeed config of `ds_configs` where it says `auto`, and with bits that ZeRO-3 can shard.
 
     Chosen from the plan, for as many ranks as were started and the memory of this host's devices. Raises UserError.

@@ -14,7 +14,7 @@ from peftkit.prediction.predictor import NOT_OF_ONE_KIND, Predictor, load
 from peftkit.prediction.readers import StreamedRow, stream_rows
 from peftkit.prediction.shared_base import share_base
 from peftkit.prediction.writers import answer_writer, check_output
-from peftkit.system.files import without_home
+from peftkit.system.files import redact_home
 from peftkit.system.logging import logger
 
 # Rows held at a time: enough to find batches of like length among them.
@@ -46,7 +46,7 @@ def predict(
     check_output(output)
     rows = stream_rows(file, input_format)
     predictors = _load_all(folders, columns or {}, trust_remote_code)
-    where = "standard input" if file is None else without_home(file)
+    where = "standard input" if file is None else redact_home(file)
     unread = total = 0
     with answer_writer(output, ranked=top_k is not None) as write, tqdm(desc="predict", unit="row") as progress:
         while chunk := list(islice(rows, CHUNK)):

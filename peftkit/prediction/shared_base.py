@@ -8,7 +8,7 @@ import torch
 
 from peftkit.errors import UserError
 from peftkit.prediction.predictor import Predictor
-from peftkit.system.files import without_home
+from peftkit.system.files import redact_home
 from peftkit.system.logging import logger
 
 
@@ -44,7 +44,7 @@ def _base(predictor: Predictor) -> tuple[str, str | None]:
     contract = predictor.contract
     if contract is None or not contract["adapter"]:
         raise UserError("several models are predicted with only where each is an adapter: give folders of such runs")
-    return without_home(contract["base"]["name_or_path"]), contract["base"]["sha256"]
+    return redact_home(contract["base"]["name_or_path"]), contract["base"]["sha256"]
 
 
 def _same_base(one: tuple[str, str | None], other: tuple[str, str | None]) -> bool:

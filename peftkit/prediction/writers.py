@@ -13,7 +13,7 @@ import pyarrow
 from pyarrow import parquet
 
 from peftkit.errors import UserError
-from peftkit.system.files import writing
+from peftkit.system.files import atomic_open
 
 Answers = Sequence[Mapping[str, Any]]
 Write = Callable[[Answers], None]
@@ -56,7 +56,7 @@ def answer_writer(output: Path | None, *, ranked: bool = False) -> Iterator[Writ
     if output is None:
         yield _write_to_standard_output
         return
-    with writing(output) as file, ExitStack() as opened:
+    with atomic_open(output) as file, ExitStack() as opened:
         ending = output.suffix.lower()
         if ending == ".jsonl":
             yield partial(_write_jsonl, file)

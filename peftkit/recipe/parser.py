@@ -20,7 +20,7 @@ from peftkit.recipe.messages import fields_help, meanings, nearest, one_line
 from peftkit.recipe.method import Method, Quantization
 from peftkit.recipe.schema import DataConfig, ModelConfig, Recipe, check_name
 from peftkit.recipe.serialization import as_class, as_homeless, as_plain, default_of, differences, dotted_paths
-from peftkit.system.files import without_home, without_password
+from peftkit.system.files import redact_home, redact_password
 from peftkit.tasks import TASKS, Task
 
 TRUST = "--model.trust_remote_code"
@@ -210,7 +210,7 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     for part in ("model", "data"):
         plain[part] = {name: as_homeless(value) for name, value in differences(getattr(recipe, part)).items()}
     plain["model"] |= {"name_or_path": _found_from_anywhere(recipe.model.name_or_path)}
-    plain["data"] |= {"path": without_password(_found_from_anywhere(recipe.data.path))}
+    plain["data"] |= {"path": redact_password(_found_from_anywhere(recipe.data.path))}
     plain["task"] = as_class(recipe.task)
     method: dict[str, Any] = {"name": recipe.method.name}
     if recipe.method.peft is not None:
@@ -232,7 +232,7 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 def _found_from_anywhere(name: str) -> str:
     """A local path in full, so that a run's folder can be used from another place; any other name as it is."""
     path = Path(name).expanduser()
-    return without_home(path.resolve() if not name.startswith("demo") and path.exists() else name)
+    return redact_home(path.resolve() if not name.startswith("demo") and path.exists() else name)
 
 
 def _to_recipe(config: Namespace, base: Recipe) -> Recipe:

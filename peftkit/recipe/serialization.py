@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from peftkit.system.files import without_home
+from peftkit.system.files import redact_home
 
 # Set by `peft` itself or by the run, so never part of a recipe.
 NOT_IN_A_RECIPE = {"peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode"}
@@ -72,7 +72,7 @@ def whole_class(value: Any) -> dict[str, Any]:
 def as_homeless(value: Any) -> Any:
     """The value with the home folder of any path in it written as `~`."""
     if isinstance(value, str):
-        return without_home(value)
+        return redact_home(value)
     if isinstance(value, Mapping):
         return {key: as_homeless(inner) for key, inner in value.items()}
     return value

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from peftkit.errors import AuditError, UserError, finish_ending
+from peftkit.errors import AuditError, UserError, ignore_sigterm
 from peftkit.models.loading import load_base, load_finished, position_limit, source
 from peftkit.recipe.method import plain_name, prepare_quantized
 from peftkit.recipe.parser import read_recipe, recipe_to_yaml
@@ -36,7 +36,7 @@ from peftkit.runs.manifest import (
 from peftkit.runs.report import FILE_NAME, read_report
 from peftkit.runs.verification import fresh_outputs
 from peftkit.system.environment import is_out_of_memory
-from peftkit.system.files import without_home, write_json, write_text
+from peftkit.system.files import redact_home, write_json, write_text
 from peftkit.system.logging import is_rank_zero, logger
 from peftkit.tasks import Task
 
@@ -104,7 +104,7 @@ def filling(folder: Path) -> Iterator[Path]:
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == FILE_NAME):
                 os.replace(path, folder / path.name)
     except BaseException:
-        finish_ending()
+        ignore_sigterm()
         if is_rank_zero() and any(temporary.glob("*model*.safetensors")):
             (temporary / TRAINING_ARGUMENTS).unlink(missing_ok=True)
             shutil.rmtree(folder / UNSCORED, ignore_errors=True)
@@ -137,7 +137,7 @@ def complete(
     Raises AuditError when a parameter that the checkpoint did not bring is not in the saved weights.
     """
     (folder / TRAINING_ARGUMENTS).unlink(missing_ok=True)
-    base_name = without_home(recipe.model.name_or_path)
+    base_name = redact_home(recipe.model.name_or_path)
     if isinstance(model, PeftModel):
         (folder / "README.md").unlink(missing_ok=True)
         base: Any = model.get_base_model()

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import PreTrainedTokenizerBase
 
 from peftkit.errors import UserError
-from peftkit.system.files import without_home, write_json
+from peftkit.system.files import redact_home, write_json
 
 CONTRACT = "contract.json"
 FORMAT = 1
@@ -85,7 +85,7 @@ def check_base(folder: Path, contract: Mapping[str, Any], source: str, revision:
     found = base_identity(source, revision)
     if right["sha256"] is not None and found["sha256"] is not None and found["sha256"] != right["sha256"]:
         raise UserError(
-            f"{folder}: was trained on {right['name_or_path']} ({right['sha256'][:8]}), but {without_home(source)} "
+            f"{folder}: was trained on {right['name_or_path']} ({right['sha256'][:8]}), but {redact_home(source)} "
             f"has other weights ({found['sha256'][:8]}); adapter and base don't belong together"
         )
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from peftkit.errors import NotReproducedError
 from peftkit.recipe.schema import Recipe
-from peftkit.system.environment import says_out_of_memory
+from peftkit.system.environment import is_out_of_memory_message
 from peftkit.tasks import Task
 
 FULL_TOLERANCE = 1e-4
@@ -169,7 +169,7 @@ def fresh_outputs(
             "dtype": dtype, "trust_remote_code": False, **adapter,
         }  # fmt: skip
         if error := _ask(question):
-            if says_out_of_memory(error):
+            if is_out_of_memory_message(error):
                 raise MemoryError(f"the fresh process that reads back what was saved: {error}")
             raise NotReproducedError(f"a fresh process can't load what was saved: {error}")
         return load_file(output)

@@ -61,10 +61,10 @@ def memory_per_rank() -> list[dict[str, int]]:
     if torch.cuda.is_available():
         peaks["allocated_peak"] = torch.cuda.max_memory_allocated()
         peaks["reserved_peak"] = torch.cuda.max_memory_reserved()
-    return of_each_rank(peaks)
+    return gather_from_ranks(peaks)
 
 
-def of_each_rank(value: Any) -> list[Any]:
+def gather_from_ranks(value: Any) -> list[Any]:
     """The value of each rank, in their order, on every rank."""
     if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
         return [value]
@@ -129,12 +129,12 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
-    if isinstance(error, RuntimeError) and says_out_of_memory(str(error)):
+    if isinstance(error, RuntimeError) and is_out_of_memory_message(str(error)):
         return True
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
-def says_out_of_memory(text: str) -> bool:
+def is_out_of_memory_message(text: str) -> bool:
     """Whether these are the words with which libraries tell that memory ran out."""
     known = (
         r"can't allocate memory|[Cc]annot allocate memory|CUDA.{0,40}out of memory|std::bad_alloc|\bMemoryError\b|"

@@ -15,18 +15,18 @@ from peftkit.errors import UserError
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` in UTF-8 under a temporary name, then rename."""
-    with writing(path) as file:
+    with atomic_open(path) as file:
         file.write(text)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` under a temporary name, then rename."""
-    with writing(path) as file:
+    with atomic_open(path) as file:
         file.buffer.write(content)  # type: ignore[attr-defined]
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[IO[str]]:
+def atomic_open(path: Path) -> Iterator[IO[str]]:
     """A text file in UTF-8 under a temporary name, renamed to `path` at the end and removed on any failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -46,7 +46,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path) -> Iterator[Path]:
     """Give a temporary sibling of `path` to fill; rename it to `path` at the end, remove it on any failure.
 
     Raises UserError when `path` already exists and is not an empty folder.
@@ -66,13 +66,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def text_without_home(text: str) -> str:
+def redact_home_in_text(text: str) -> str:
     """The text with the user's home folder written as `~` wherever it stands."""
     home = str(Path.home())
     return text if home == "/" else text.replace(home + os.sep, "~" + os.sep)
 
 
-def without_home(path: str | Path) -> str:
+def redact_home(path: str | Path) -> str:
     """Return the path with the user's home folder written as `~`, so that saved files name no one."""
     text, home = str(path), str(Path.home())
     if home != "/" and (text == home or text.startswith(home + os.sep)):
@@ -80,6 +80,6 @@ def without_home(path: str | Path) -> str:
     return text
 
 
-def without_password(text: str) -> str:
+def redact_password(text: str) -> str:
     """The text with the password of any `scheme://user:password@host` in it written as `***`; `$NAME` may stay."""
     return re.sub(r"(\w://[^/\s:@]*):(?!\$)[^/\s@]*@", r"\1:***@", text)

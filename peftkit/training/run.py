@@ -21,11 +21,11 @@ from peftkit.errors import (
     LostRankError,
     NotReproducedError,
     UserError,
-    end_in_order_on_sigterm,
-    exit_code_of,
+    install_sigterm_handler,
+    run_with_exit_code,
 )
 from peftkit.models.loading import check_precision, labels_of_checkpoint, load_base, load_tokenizer, positions
-from peftkit.planning.auto_deepspeed import settled
+from peftkit.planning.auto_deepspeed import resolve_deepspeed
 from peftkit.planning.run_estimate import planned_run
 from peftkit.recipe import method as methods
 from peftkit.recipe.parser import parse_recipe, recipe_to_dict, split_resume
@@ -35,7 +35,7 @@ from peftkit.runs.reload import allowed, live_outputs, read_back
 from peftkit.runs.report import FILE_NAME, Report, read_report
 from peftkit.runs.verification import check
 from peftkit.system import environment as measure
-from peftkit.system.files import text_without_home, without_home
+from peftkit.system.files import redact_home, redact_home_in_text
 from peftkit.system.logging import is_rank_zero, logger, set_up_logging
 from peftkit.tasks import Task
 from peftkit.training.callbacks import AuditCallback, ClockCallback
@@ -61,7 +61,7 @@ def main(recipe: Recipe, words: Sequence[str] | None = None) -> None:
     words = distributed.spelled_out(words)
     words, resume = split_resume(words)
     set_up_logging(debug=debug)
-    end_in_order_on_sigterm()
+    install_sigterm_handler()
 
     def act() -> None:
         chosen = parse_recipe(words, recipe, prog=Path(sys.argv[0]).name)
@@ -70,7 +70,7 @@ def main(recipe: Recipe, words: Sequence[str] | None = None) -> None:
             chosen = replace(chosen, training={**chosen.training, "deepspeed": f"ds_configs/{usual.name}"})
         run(chosen, resume=resume)
 
-    sys.exit(exit_code_of(act, debug=debug))
+    sys.exit(run_with_exit_code(act, debug=debug))
 
 
 def run(
@@ -88,7 +88,7 @@ def run(
     status, and its checkpoints; a finished run is never overwritten.
     """
     check_name(recipe.name)
-    recipe = settled(recipe)
+    recipe = resolve_deepspeed(recipe)
     folder = run_folder.choose(recipe)
     start = checkpoint.chosen(folder, resume)
     if start is not None:
@@ -99,7 +99,7 @@ def run(
     )  # fmt: skip
     clock = ClockCallback(progress)
     try:
-        with run_folder.filling(folder) as temporary, distributed.telling_lost_ranks():
+        with run_folder.filling(folder) as temporary, distributed.lost_rank_errors():
             report, fitted = _run(recipe, folder, temporary, report, trial, clock, start)
             # The other ranks need not wait for what follows.
             distributed.meet()
@@ -133,7 +133,7 @@ def run(
                 "seed": recipe.training.get("seed"), "memory": {"process_peak": measure.process_peak_bytes()},
                 "times": {"total": measure.process_age()}, "history": [dict(row) for row in clock.history],
             }  # fmt: skip
-            replace(report, status=status, error=text_without_home(line), **cost).write(folder)
+            replace(report, status=status, error=redact_home_in_text(line), **cost).write(folder)
         raise
     finally:
         distributed.finish()
@@ -145,7 +145,7 @@ def _was_told(folder: Path, error: BaseException) -> bool:
     path = folder / FILE_NAME
     if not path.exists() or path.stat().st_mtime < time.time() - measure.process_age():
         return False
-    after = distributed.is_one_of_several() and isinstance(error, LostRankError | KeyboardInterrupt)
+    after = distributed.has_several_ranks() and isinstance(error, LostRankError | KeyboardInterrupt)
     return after or read_report(folder).status == "out_of_memory"
 
 
@@ -200,7 +200,7 @@ def _run(
     if start is not None and begun is not None:
         checkpoint.check_same(start.name, begun.recipe, trainer.identity)
         trainer.resumed = [*begun.resumed, begun.told(start.name)]
-        logger.info("goes on from %s, written by %d process(es)", without_home(start), begun.processes)
+        logger.info("goes on from %s, written by %d process(es)", redact_home(start), begun.processes)
     parameters = measure.parameter_counts(model)
     logger.info(
         "%s: %s, %d of %d weights trainable (%.2f %%); head %s; %d training rows",
@@ -219,7 +219,7 @@ def _run(
         recipe = replace(recipe, training={**recipe.training, **found})
         report = replace(report, recipe=recipe_to_dict(recipe))
     memory = measure.memory_per_rank()
-    optimizer_bytes = measure.of_each_rank(measure.optimizer_bytes(trainer.optimizer))
+    optimizer_bytes = measure.gather_from_ranks(measure.optimizer_bytes(trainer.optimizer))
     collator: Any = trainer.data_collator
     collated = collator.seconds
     first_rows = encoded["test"].select(range(min(HELD_OUT_ROWS, len(encoded["test"]))))
@@ -256,7 +256,7 @@ def _run(
         report = replace(
             report,
             status="trial" if trial else "complete",
-            data={**splits.describe(), "checks": _without_home(dataclasses.asdict(checks))},
+            data={**splits.describe(), "checks": redact_warnings(dataclasses.asdict(checks))},
             seed=arguments.seed,
             parameters=parameters,
             head=sorted(base.head),
@@ -288,8 +288,8 @@ def _run(
     return report, learned
 
 
-def _without_home(checks: dict[str, Any]) -> dict[str, Any]:
-    return {**checks, "warnings": [text_without_home(warning) for warning in checks["warnings"]]}
+def redact_warnings(checks: dict[str, Any]) -> dict[str, Any]:
+    return {**checks, "warnings": [redact_home_in_text(warning) for warning in checks["warnings"]]}
 
 
 def _loss(metrics: dict[str, float], split: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from peftkit.distributed import process_group as distributed
 from peftkit.errors import UserError
 from peftkit.recipe.method import usual_learning_rate
 from peftkit.recipe.schema import Recipe
-from peftkit.system.files import text_without_home
+from peftkit.system.files import redact_home_in_text
 from peftkit.system.logging import is_rank_zero, logger
 from peftkit.tasks.default import first_output
 from peftkit.training.batch_size import KeepsGlobalBatch
@@ -136,7 +136,7 @@ class HomelessWriter(tensorboardX.SummaryWriter):
 
     def add_text(self, tag: str, text_string: str, *args: Any, **kwargs: Any) -> None:
         """Write a text without the home folder's path."""
-        super().add_text(tag, text_without_home(text_string), *args, **kwargs)
+        super().add_text(tag, redact_home_in_text(text_string), *args, **kwargs)
 
 
 def _resumable(kind: type[Trainer]) -> Any:

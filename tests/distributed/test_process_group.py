@@ -13,9 +13,9 @@ from peftkit.distributed.process_group import (
     clear_stale_locks,
     config_folder,
     deepspeed_config,
+    lost_rank_errors,
     spelled_out,
     split_launcher_words,
-    telling_lost_ranks,
     usual_deepspeed_config,
 )
 from peftkit.errors import LostRankError, UserError
@@ -107,7 +107,7 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] "
 def test_a_rank_that_is_lost_is_told_in_one_line(said, reason, monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(LostRankError) as found, telling_lost_ranks():
+    with pytest.raises(LostRankError) as found, lost_rank_errors():
         raise RuntimeError(said)
     told = str(found.value)
     assert told.startswith(f"the connection to the other ranks was lost: {reason} (rank 3 of 4, host ")
@@ -118,7 +118,7 @@ def test_a_rank_that_is_lost_is_told_in_one_line(said, reason, monkeypatch):
 @pytest.mark.parametrize(("said", "ranks"), [("mat1 and mat2 do not fit", "4"), ("Connection reset by peer", "1")])
 def test_no_other_error_is_taken_for_a_lost_rank(said, ranks, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", ranks)
-    with pytest.raises(RuntimeError, match=said), telling_lost_ranks():
+    with pytest.raises(RuntimeError, match=said), lost_rank_errors():
         raise RuntimeError(said)
 
 

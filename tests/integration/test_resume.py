@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 LEG = """
 import os, signal, sys
 from peftkit.distributed.process_group import split_launcher_words
-from peftkit.errors import exit_code_of
+from peftkit.errors import run_with_exit_code
 from peftkit.system.logging import set_up_logging
 from peftkit.recipe.parser import parse_recipe, read_recipe, split_resume
 from peftkit.training.run import run
@@ -42,7 +42,7 @@ def tell(row):
         os.kill(os.getpid(), signal.SIGKILL)
 
 set_up_logging()
-sys.exit(exit_code_of(lambda: run(parse_recipe(words, read_recipe(file)), resume=resume, progress=tell)))
+sys.exit(run_with_exit_code(lambda: run(parse_recipe(words, read_recipe(file)), resume=resume, progress=tell)))
 """
 LAUNCHERS = {
     "torchrun": ["torchrun", "--nproc_per_node", "2", "--standalone"],

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from peftkit.errors import UserError
-from peftkit.system.files import new_folder, without_home, write_json, write_text
+from peftkit.system.files import atomic_directory, redact_home, write_json, write_text
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -24,27 +24,27 @@ def test_json_has_no_nan(tmp_path):
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     def half():
-        with new_folder(tmp_path / "out") as folder:
+        with atomic_directory(tmp_path / "out") as folder:
             (folder / "half").write_text("x")
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
         half()
     assert list(tmp_path.iterdir()) == []
-    with new_folder(tmp_path / "out") as folder:
+    with atomic_directory(tmp_path / "out") as folder:
         (folder / "whole").write_text("x")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "whole"]
 
 
 def test_a_folder_in_use_is_not_overwritten(tmp_path):
     (tmp_path / "kept").write_text("x")
-    with pytest.raises(UserError, match="already exists"), new_folder(tmp_path):
+    with pytest.raises(UserError, match="already exists"), atomic_directory(tmp_path):
         pass
     assert (tmp_path / "kept").exists()
 
 
 def test_the_home_folder_is_not_written_down(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
-    assert without_home(Path("/home/someone/models/x")) == "~/models/x"
-    assert without_home("/home/someone-else/x") == "/home/someone-else/x"
-    assert without_home("org/model") == "org/model"
+    assert redact_home(Path("/home/someone/models/x")) == "~/models/x"
+    assert redact_home("/home/someone-else/x") == "/home/someone-else/x"
+    assert redact_home("org/model") == "org/model"

@@ -9,7 +9,7 @@ import torch
 from peft import IA3Config, LoHaConfig, LoraConfig, PrefixTuningConfig
 
 from peftkit import DataConfig, Method, Quantization, full, lora, qlora
-from peftkit.errors import AuditError, LostRankError, Terminated, UserError, end_in_order_on_sigterm, exit_code_of
+from peftkit.errors import AuditError, LostRankError, Terminated, UserError, install_sigterm_handler, run_with_exit_code
 from peftkit.models.loading import load_base
 from peftkit.runs.folder import check_saved_head
 from peftkit.runs.report import Report, read_report
@@ -195,10 +195,10 @@ def test_qlora_goes_on_training_after_a_look_at_validation(small_recipe):
 
 def test_sigterm_ends_a_run_in_order(small_recipe, tmp_path, capsys):
     before = signal.getsignal(signal.SIGTERM)
-    end_in_order_on_sigterm()
+    install_sigterm_handler()
     try:
         recipe = small_recipe(logging_steps=2)
-        code = exit_code_of(lambda: run(recipe, progress=lambda told: os.kill(os.getpid(), signal.SIGTERM)))
+        code = run_with_exit_code(lambda: run(recipe, progress=lambda told: os.kill(os.getpid(), signal.SIGTERM)))
         # A launcher's second word comes while it tidies up.
         os.kill(os.getpid(), signal.SIGTERM)
     finally:

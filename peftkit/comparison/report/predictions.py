@@ -12,7 +12,7 @@ from peftkit.data.splits import reload_splits
 from peftkit.errors import UserError
 from peftkit.recipe.parser import dict_to_recipe
 from peftkit.runs.report import Report
-from peftkit.system.files import text_without_home
+from peftkit.system.files import redact_home_in_text
 from peftkit.system.logging import logger
 
 
@@ -129,7 +129,7 @@ def _texts(report: Report, numbers: Sequence[int], reload_data: bool) -> tuple[l
         splits = reload_splits(recipe.data, recipe.task, report.data["fingerprint"], allow_remote=reload_data)
     except (UserError, OSError) as error:
         logger.info("examples are shown without their text: %s", error)
-        return None, text_without_home(str(error).split(": ", 2)[-1])
+        return None, redact_home_in_text(str(error).split(": ", 2)[-1])
     if list(splits.origins["test"][1]) != list(numbers):
         return None, "the data has changed since training"
     return recipe.task.texts(splits.test), None

@@ -19,7 +19,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_fro
 from datasets.config import HF_DATASETS_CACHE
 
 from peftkit.data.near_duplicates import near_duplicates
-from peftkit.system.files import new_folder
+from peftkit.system.files import atomic_directory
 from peftkit.system.logging import logger
 
 # Label -> the package whose docstrings carry it; None is the standard library.
@@ -66,7 +66,7 @@ def cached(name: str, settings: str, build: Callable[[], DatasetDict]) -> Datase
         built = build()
         # Another rank may finish first; then its folder stands and this one is dropped.
         try:
-            with new_folder(folder) as temporary:
+            with atomic_directory(folder) as temporary:
                 built.save_to_disk(str(temporary))
         except Exception:
             if not (folder / "dataset_dict.json").exists():
