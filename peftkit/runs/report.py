@@ -1,4 +1,4 @@
-"""What was measured in one run, as one JSON file. Standard library only."""
+"""What was measured in one run, as one JSON file."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ from typing import Any
 
 from peftkit.errors import UserError
 from peftkit.system.files import write_json
+from peftkit.system.logging import logger
 
 FILE_NAME = "report.json"
 
@@ -25,20 +26,21 @@ class Report:
         error: one line, when the run came to no score.
         recipe: the recipe as plain data; only differences from the defaults.
         environment: versions of packages and of Python, the hardware, the numbers of processes and hosts.
-        data: fingerprint, rows per split, label names, and what was decided on the user's behalf.
+        data: fingerprint, rows per split, label names, decisions made by default, and `token_lengths`: the longest
+            encoded training row in tokens, by the task's length field.
         seed: the seed of data order, new weights and dropout.
         parameters: `trainable` and `total`, counted as weights also where they are stored in 4 bits.
         head: modules that hold what the checkpoint did not bring.
         memory: bytes; `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`: the maximum over ranks.
         memory_per_rank: the same of each rank.
+        process_before: bytes that the process of rank 0 held before the model was loaded.
+        batch: `per_device_train_batch_size` and `gradient_accumulation_steps`, as used in training.
         optimizer_bytes: bytes of the optimizer's state that each rank holds.
-        plan: what `peftkit plan` says of a rank in bytes: fields of `peftkit.planning.zero.RankMemory` for a batch of
-            the longest rows. On a GPU `peak` stands beside `allocated_peak`; on a CPU `process_peak`, with
-            `process_before`, what the process held before the model, beside the measured one. `error` when it failed.
+        plan: memory estimate, in reports of version 0.1.0 only (see `peftkit.planning.run_estimate`).
         times: seconds of the process: `start_up` (packages, model), `data` (reading, checking, tokens, batches),
             `train`, `evaluate`, which add up to `total`. Then `samples_per_second` and `tokens_per_second` of training
             without its evaluations.
-        energy: joules of `cpu` and `gpu` where the hardware of rank 0's host counts them.
+        energy: joules of `cpu` and `gpu`, in reports of version 0.1.0 only.
         tokens: what the model read in training, padding not counted.
         sizes: bytes of what was `trained` (the adapter with its head, or the whole model) and of the model `merged`
             in float32, where the method can be merged.
@@ -47,7 +49,7 @@ class Report:
         round_trip: how far the saved folder, loaded by a fresh process with plain `transformers` and `peft`, is from
             the model in memory at the end of training: fields of `peftkit.runs.verification.Difference`.
         resumed: the checkpoints that the run went on from, the first first: `from`, `step`, and the `processes` and
-            `zero_stage` until there. Times of training and evaluation, energy, tokens and history are then the whole
+            `zero_stage` until there. Times of training and evaluation, tokens and history are then the whole
             run's; memory and the rest are of the last process.
         history: what the Trainer logged, a row a logging step; `seconds` of training, without evaluation, are added.
     """
@@ -64,6 +66,8 @@ class Report:
     head: list[str] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
     memory_per_rank: list[dict[str, int]] = field(default_factory=list)
+    process_before: int = 0
+    batch: dict[str, int] = field(default_factory=dict)
     optimizer_bytes: list[int] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
@@ -96,11 +100,15 @@ def finite(value: Any) -> Any:
 
 
 def read_report(folder: Path) -> Report:
-    """Read a run folder's report. Raises UserError when there is none or it is not one."""
+    """Read a run folder's report; fields that this version does not know are ignored. Raises UserError."""
     path = folder / FILE_NAME
     try:
-        return Report(**json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        known = {each.name for each in dataclasses.fields(Report)}
+        if unknown := values.keys() - known:
+            logger.debug("%s: ignored fields of another version: %s", path, ", ".join(sorted(unknown)))
+        return Report(**{name: value for name, value in values.items() if name in known})
     except FileNotFoundError:
         raise UserError(f"{folder}: no {FILE_NAME} here; give the folder of a finished run") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a report of peftkit ({error})") from None

@@ -16,6 +16,14 @@ def test_no_report_is_one_line(tmp_path):
     (tmp_path / "report.json").write_text('{"other": 1}')
     with pytest.raises(UserError, match="not a report of peftkit"):
         read_report(tmp_path)
+    (tmp_path / "report.json").write_text("[1]")
+    with pytest.raises(UserError, match="not a report of peftkit"):
+        read_report(tmp_path)
+
+
+def test_fields_of_another_version_are_ignored(tmp_path):
+    (tmp_path / "report.json").write_text('{"name": "a", "method": "lora", "status": "complete", "later": {"x": 1}}')
+    assert read_report(tmp_path) == Report(name="a", method="lora", status="complete")
 
 
 def test_what_is_not_finite_is_null(tmp_path):
