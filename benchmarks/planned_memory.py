@@ -68,16 +68,16 @@ def measure(recipe: Any) -> dict[str, int]:
     from datasets import Dataset
     from torch.profiler import ProfilerActivity, profile
 
+    from peftkit.models import adapters
     from peftkit.models.loading import load_base, load_tokenizer
     from peftkit.planning.meta_model import held_bytes
-    from peftkit.recipe import method as methods
     from peftkit.system.environment import optimizer_bytes
     from peftkit.training.trainer import make_trainer, training_arguments
 
     tokenizer = load_tokenizer(recipe.model, recipe.task)
     labels = ("a", "b")
     base = load_base(recipe.model, recipe.task, tokenizer, labels, recipe.method.quantization)
-    model = methods.apply(recipe.method, base.model, base.head, recipe.task.task_type)
+    model = adapters.apply(recipe.method, base.model, base.head, recipe.task.task_type)
     arguments = training_arguments(recipe, Path(recipe.training["output_dir"]))
     batch = recipe.task.blank_batch(2 * recipe.training["per_device_train_batch_size"], len(labels))
     rows = Dataset.from_dict({name: tensor.tolist() for name, tensor in batch.items()})

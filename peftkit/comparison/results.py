@@ -12,8 +12,8 @@ from peftkit.errors import UserError
 from peftkit.recipe.method import Method
 from peftkit.recipe.parser import dict_to_recipe
 from peftkit.recipe.schema import Recipe
-from peftkit.runs.folder import PREDICTIONS
 from peftkit.runs.report import FILE_NAME, Report, read_report
+from peftkit.runs.writer import PREDICTIONS
 from peftkit.system.files import redact_home
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from peftkit.errors import UserError
 from peftkit.recipe.parser import recipe_to_dict, recipe_to_yaml
 from peftkit.recipe.schema import Recipe
-from peftkit.runs.folder import RECIPE
+from peftkit.runs.manifest import RECIPE
 from peftkit.runs.report import FILE_NAME, Report, read_report
 from peftkit.system.environment import is_out_of_memory_message
 from peftkit.system.files import redact_home_in_text, write_text

@@ -30,7 +30,7 @@ def main() -> None:
     from peftkit.comparison.scheduler import PROGRESS
     from peftkit.errors import run_with_exit_code
     from peftkit.recipe.parser import read_recipe
-    from peftkit.runs.folder import choose
+    from peftkit.runs.writer import choose
     from peftkit.system.files import write_text
     from peftkit.system.logging import set_up_logging
     from peftkit.training.run import run

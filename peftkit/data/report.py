@@ -6,7 +6,8 @@ from pathlib import Path
 from peftkit.data.quality import PERCENTILES, Checks, check_data
 from peftkit.data.splits import Splits, complete_splits, find_splits, row_problems
 from peftkit.errors import UserError
-from peftkit.models.loading import load_tokenizer, positions
+from peftkit.models.loading import load_tokenizer
+from peftkit.models.positions import positions
 from peftkit.recipe.schema import Recipe
 from peftkit.system.files import write_json
 

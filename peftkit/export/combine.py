@@ -17,19 +17,11 @@ from peftkit.errors import UserError
 from peftkit.export.comparison import FormRow, ValidationLook, form_table
 from peftkit.models.inference import kept_of, outputs_of
 from peftkit.recipe.method import Method
-from peftkit.runs.folder import (
-    SavedRun,
-    complete,
-    fresh_outputs_of,
-    is_finished,
-    load_model,
-    read_held_out,
-    read_run,
-    weight_bytes,
-    write_predictions,
-)
-from peftkit.runs.report import Report, read_report
+from peftkit.runs.reload import fresh_outputs_of, read_held_out
+from peftkit.runs.report import Report, is_finished, read_report
+from peftkit.runs.saved import SavedRun, load_model, read_run
 from peftkit.runs.verification import allowance, check, compared, is_half
+from peftkit.runs.writer import complete, weight_bytes, write_predictions
 from peftkit.system import environment as measure
 from peftkit.system.files import atomic_directory
 from peftkit.system.logging import logger

@@ -6,17 +6,20 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from peftkit.data.splits import reload_splits
 from peftkit.errors import UserError
-from peftkit.models.inference import LogitSample, answers_of, logits_of, sampled_logits
-from peftkit.runs.folder import SavedRun
+from peftkit.models.inference import BATCH_SIZE, answers_of, held_out, logits_of
 from peftkit.runs.report import Report
+from peftkit.runs.saved import SavedRun
 from peftkit.runs.verification import combined, compared
 from peftkit.system.logging import logger
 from peftkit.tasks import Task
 
 MEGABYTE = 1e6
+# So many numbers of logits are held for a comparison; of a vocabulary's, that is a few rows.
+MOST_NUMBERS = 20_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,14 @@ class FormRow:
     label_agreement: float
     divergence: float
     megabytes: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitSample:
+    """Batches of held-out rows on which models are compared, and one model's outputs of them."""
+
+    batches: Sequence[Mapping[str, torch.Tensor]]
+    outputs: Sequence[Mapping[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +96,23 @@ class ValidationLook:
             form=form, scores=scores, rows=found.rows, label_agreement=found.label_agreement,
             divergence=found.divergence, megabytes=None if weight_bytes is None else weight_bytes / MEGABYTE,
         )  # fmt: skip
+
+
+@torch.no_grad()
+def sampled_logits(model: Any, task: Task, encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> LogitSample:
+    """Logits of encoded rows, from the first on, until the numbers held would be too many."""
+    collator = task.collator(tokenizer, model)
+    batches: list[Mapping[str, torch.Tensor]] = []
+    outputs: list[Mapping[str, torch.Tensor]] = []
+    for start in range(0, len(encoded), BATCH_SIZE):
+        batch = collator([encoded[row] for row in range(start, min(start + BATCH_SIZE, len(encoded)))])
+        inputs, counted = held_out(task, batch, model.config)
+        batches.append(inputs)
+        outputs.append({"logits": logits_of(model, inputs), **counted})
+        sizes = [one["logits"].numel() for one in outputs]
+        if sum(sizes) + sizes[-1] > MOST_NUMBERS:
+            break
+    return LogitSample(batches=batches, outputs=outputs)
 
 
 def form_table(rows: Sequence[FormRow]) -> str:

@@ -10,11 +10,12 @@ from peftkit.errors import UserError
 from peftkit.export.comparison import form_table
 from peftkit.export.formats import export_adapter, export_merged, export_onnx
 from peftkit.export.model_card import write_card
-from peftkit.export.receipt import Origin, Receipt
+from peftkit.export.receipt import RECEIPT, Origin, Receipt
 from peftkit.recipe.parser import recipe_to_dict
-from peftkit.runs.folder import RECEIPT, SavedRun, is_finished, read_held_out, read_run
 from peftkit.runs.manifest import read_contract
-from peftkit.runs.report import finite, read_report
+from peftkit.runs.reload import read_held_out
+from peftkit.runs.report import finite, is_finished, read_report
+from peftkit.runs.saved import SavedRun, read_run
 from peftkit.system.environment import environment
 from peftkit.system.files import atomic_directory, write_json
 from peftkit.system.logging import logger

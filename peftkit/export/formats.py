@@ -14,12 +14,14 @@ from peftkit.errors import UserError
 from peftkit.export.comparison import FormRow, ValidationLook
 from peftkit.export.merging import dequantized, merged_whole, packed_weights, write_merged
 from peftkit.export.receipt import Origin, Receipt
+from peftkit.models.adapters import can_be_merged
 from peftkit.models.inference import logits_of, outputs_of
 from peftkit.models.loading import OVERFLOW_IN_FLOAT16, load_finished
 from peftkit.models.onnx import OnnxModel, write_onnx
-from peftkit.recipe.method import can_be_merged
-from peftkit.runs.folder import RECIPE, SavedRun, load_model, weight_bytes
+from peftkit.runs.manifest import RECIPE
+from peftkit.runs.saved import SavedRun, load_model
 from peftkit.runs.verification import Difference, check, combined, compared
+from peftkit.runs.writer import weight_bytes
 from peftkit.system.logging import logger
 
 MERGES = {

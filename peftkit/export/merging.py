@@ -18,7 +18,8 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.errors import UserError
-from peftkit.recipe.method import Quantization, plain_name
+from peftkit.models.adapters import plain_name
+from peftkit.recipe.method import Quantization
 
 # A file of weights holds up to this, and of a larger model a twentieth, within these bounds: what is in memory beside
 # the base.

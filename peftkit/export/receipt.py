@@ -11,10 +11,13 @@ from transformers import AutoTokenizer, PreTrainedModel
 from peftkit.export.comparison import FormRow
 from peftkit.models.inference import outputs_of
 from peftkit.recipe.serialization import whole_class
-from peftkit.runs.folder import SavedRun, fresh_outputs_of, load_model
 from peftkit.runs.manifest import tokenizer_identity, write_contract
+from peftkit.runs.reload import fresh_outputs_of
 from peftkit.runs.report import Report
+from peftkit.runs.saved import SavedRun, load_model
 from peftkit.runs.verification import Allowance, Difference, allowance, check, compared, is_half
+
+RECEIPT = "receipt.json"
 
 
 @dataclass(frozen=True, kw_only=True)

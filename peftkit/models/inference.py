@@ -1,7 +1,6 @@
 """A model asked for many rows at once: batches of like length, answers in the order of the rows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,6 @@ from peftkit.tasks import Task
 from peftkit.tasks.default import IGNORED, first_output
 
 BATCH_SIZE = 32
-# So many numbers of logits are held for a comparison; of a vocabulary's, that is a few rows.
-MOST_NUMBERS = 20_000_000
 
 
 def answers_of(
@@ -66,31 +63,6 @@ def _stacked(kept: list[Any]) -> np.ndarray:
             for row in kept
         ]
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogitSample:
-    """Batches of held-out rows on which models are compared, and one model's outputs of them."""
-
-    batches: Sequence[Mapping[str, torch.Tensor]]
-    outputs: Sequence[Mapping[str, torch.Tensor]]
-
-
-@torch.no_grad()
-def sampled_logits(model: Any, task: Task, encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> LogitSample:
-    """Logits of encoded rows, from the first on, until the numbers held would be too many."""
-    collator = task.collator(tokenizer, model)
-    batches: list[Mapping[str, torch.Tensor]] = []
-    outputs: list[Mapping[str, torch.Tensor]] = []
-    for start in range(0, len(encoded), BATCH_SIZE):
-        batch = collator([encoded[row] for row in range(start, min(start + BATCH_SIZE, len(encoded)))])
-        inputs, counted = held_out(task, batch, model.config)
-        batches.append(inputs)
-        outputs.append({"logits": logits_of(model, inputs), **counted})
-        sizes = [one["logits"].numel() for one in outputs]
-        if sum(sizes) + sizes[-1] > MOST_NUMBERS:
-            break
-    return LogitSample(batches=batches, outputs=outputs)
 
 
 def held_out(

@@ -10,7 +10,6 @@ import torch
 import transformers.integrations.deepspeed as hf_deepspeed
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -190,33 +189,6 @@ def load_finished(folder: str | Path, task: Task, **options: Any) -> PreTrainedM
     if missing := _missing(info):
         raise UserError(f"{folder}: lacks the weights {', '.join(sorted(missing))}; it is not a finished model")
     return model
-
-
-def position_limit(model: PreTrainedModel) -> int | None:
-    """The most tokens that the model can read; None where positions are relative and nothing ends."""
-    config: Any = getattr(model.config, "encoder", model.config)
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
-    relative = getattr(config, "relative_attention_num_buckets", None) or not getattr(
-        config, "position_biased_input", True
-    )
-    if relative and not any(isinstance(module, torch.nn.Embedding) for module in tables):
-        return None
-    for module in tables:
-        # RoBERTa's first positions, up to the pad token's id, stand for padding.
-        if limit and getattr(module, "padding_idx", None) is not None:
-            return limit - module.padding_idx - 1
-    return limit
-
-
-def positions(config: ModelConfig) -> int | None:
-    """As `position_limit`, before any weight is read."""
-    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    # The head that is drawn later is to be the same as without this look.
-    with loading(config), without_zero3(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-        found = AutoConfig.from_pretrained(source(config), revision=config.revision, **options)
-        # An encoder-decoder of two models has no plain class of its own; its encoder is what reads.
-        return position_limit(AutoModel.from_config(getattr(found, "encoder", found), **options))
 
 
 def head_modules(model: PreTrainedModel, missing_keys: set[str]) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear4bit, Params4bit
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, TrainingArguments
 
+from peftkit.models import adapters
 from peftkit.models.encoder_decoder import paired_config
-from peftkit.recipe import method as methods
 from peftkit.recipe.method import Method, Quantization
 from peftkit.tasks import Task
 
@@ -49,7 +49,7 @@ def _adapted(
         head = head_by_name(model)
     if method.quantization is not None:
         _quantize(model, method.quantization, on_gpu, tuple(head))
-    adapted = methods.apply(method, model, tuple(head), task.task_type).train()
+    adapted = adapters.apply(method, model, tuple(head), task.task_type).train()
     if arguments.activation_checkpointing:
         # Random numbers would be drawn again by a state that fake tensors do not have.
         adapted.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})

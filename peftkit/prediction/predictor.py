@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from peftkit.errors import UserError
 from peftkit.models.inference import answers_of
-from peftkit.models.loading import load_finished, make_paddable, position_limit
+from peftkit.models.loading import load_finished, make_paddable
 from peftkit.models.onnx import FILE, OnnxModel
+from peftkit.models.positions import position_limit
 from peftkit.recipe.parser import dict_to_recipe
-from peftkit.runs.folder import RECIPE, label_names, load_model, read_run
-from peftkit.runs.manifest import check_labels, check_tokenizer, read_contract
+from peftkit.runs.manifest import RECIPE, check_labels, check_tokenizer, read_contract
+from peftkit.runs.saved import label_names, load_model, read_run
 from peftkit.tasks import TASKS, Task
 
 # Where neither a recipe nor the tokenizer says how many the model reads.

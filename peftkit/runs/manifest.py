@@ -20,6 +20,7 @@ FORMAT = 1
 KINDS_OF_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 PARTS = ("auto_class", "adapter", "base", "dtype", "quantization", "labels", "tokenizer", "task")
 HELD_OUT = "held_out.safetensors"
+RECIPE = "recipe.yaml"
 
 
 def write_contract(folder: Path, **parts: Any) -> None:

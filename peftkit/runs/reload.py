@@ -1,17 +1,40 @@
-"""A run's own round trip: what its model answers while it is in memory, and what is read back from the folder."""
+"""Reload a saved folder in a new process and compare it with the model in memory."""
 
+import atexit
 import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from peftkit.errors import NotReproducedError, UserError
 from peftkit.models.inference import held_out, outputs_of
+from peftkit.models.loading import source
 from peftkit.recipe.schema import Recipe
-from peftkit.runs import folder as run_folder
+from peftkit.runs.manifest import (
+    CONTRACT,
+    HELD_OUT,
+)
 from peftkit.runs.verification import Allowance, Difference, allowance, compared, is_half
+from peftkit.system.environment import is_out_of_memory_message
 from peftkit.tasks import Task
+
+OUTPUTS = ("logits", "generated", "counted")
+
+# Of a launcher: with them a library would wait for other ranks.
+NOT_FOR_A_FRESH_PROCESS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+# Asked in this way whether there is a GPU, torch does not touch it.
+WITHOUT_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 def live_outputs(task: Task, model: Any, batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
@@ -22,17 +45,116 @@ def live_outputs(task: Task, model: Any, batch: Any, device: torch.device) -> di
     return {name: tensor.cpu().contiguous() for name, tensor in {**inputs, **found, **counted}.items()}
 
 
+def read_held_out(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The held-out batch of a run, and the live model's outputs (`logits`, perhaps `generated`). Raises UserError."""
+    path = folder / HELD_OUT
+    if not path.is_file():
+        raise UserError(f"{folder}: no {HELD_OUT} here; give the folder of a finished run")
+    found = load_file(path)
+    outputs = {name: tensor for name, tensor in found.items() if name in OUTPUTS}
+    return {name: tensor for name, tensor in found.items() if name not in OUTPUTS}, outputs
+
+
+def dtype_of(folder: Path) -> str:
+    """The dtype of a saved folder's weights, or of the base under its adapter."""
+    return json.loads((folder / CONTRACT).read_text(encoding="utf-8"))["dtype"]
+
+
 def read_back(folder: Path, recipe: Recipe, task: Task) -> Difference:
     """How far the folder, loaded by a fresh process, is from the live model."""
-    batch, live = run_folder.read_held_out(folder)
+    batch, live = read_held_out(folder)
     gc.collect()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
     trust = recipe.model.trust_remote_code
-    return compared(task, run_folder.fresh_outputs_of(folder, recipe, batch, trust_remote_code=trust), live, batch)
+    return compared(task, fresh_outputs_of(folder, recipe, batch, trust_remote_code=trust), live, batch)
 
 
 def allowed(folder: Path, recipe: Recipe, on_gpu: bool) -> Allowance:
     """How far that may be."""
-    half = is_half(recipe, run_folder.dtype_of(folder), on_gpu=on_gpu)
-    return allowance(run_folder.read_held_out(folder)[1], half=half, same_device=not on_gpu)
+    half = is_half(recipe, dtype_of(folder), on_gpu=on_gpu)
+    return allowance(read_held_out(folder)[1], half=half, same_device=not on_gpu)
+
+
+def fresh_outputs_of(
+    folder: Path, recipe: Recipe, batch: Mapping[str, torch.Tensor], *, trust_remote_code: bool
+) -> dict[str, torch.Tensor]:
+    """What a fresh process makes of a saved folder, by its contract. Raises NotReproducedError if it can't load it."""
+    contract = json.loads((folder / CONTRACT).read_text(encoding="utf-8"))
+    adapter: dict[str, Any] = {}
+    if contract["adapter"]:
+        quantization = contract["quantization"]
+        revision = contract["base"]["revision"] or recipe.model.revision
+        adapter = {"base": source(recipe.model), "revision": revision, "quantization": quantization}
+    return fresh_outputs(
+        folder, batch, auto_class=contract["auto_class"], dtype=contract["dtype"],
+        trust_remote_code=trust_remote_code, **adapter,
+    )  # fmt: skip
+
+
+def fresh_outputs(
+    folder: Path, batch: Mapping[str, torch.Tensor], *, auto_class: str, dtype: str = "float32", **adapter: Any
+) -> dict[str, torch.Tensor]:
+    """What a process with plain transformers and peft makes of `folder`: `logits`, perhaps `generated`.
+
+    `adapter` gives `base`, `revision` and `quantization` where the folder holds one, and `trust_remote_code`. Raises
+    NotReproducedError when the folder can't be loaded there.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs, output = Path(scratch) / "inputs.safetensors", Path(scratch) / "output.safetensors"
+        save_file(dict(batch), inputs)
+        question = {
+            "folder": str(folder.resolve()), "auto_class": auto_class, "inputs": str(inputs), "output": str(output),
+            "dtype": dtype, "trust_remote_code": False, **adapter,
+        }  # fmt: skip
+        if error := _ask(question):
+            if is_out_of_memory_message(error):
+                raise MemoryError(f"the fresh process that reads back what was saved: {error}")
+            raise NotReproducedError(f"a fresh process can't load what was saved: {error}")
+        return load_file(output)
+
+
+def _ask(question: Mapping[str, Any]) -> str | None:
+    process, said = _fresh_process()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(question) + "\n")
+        process.stdin.flush()
+        told = process.stdout.readline()
+    except BrokenPipeError:
+        told = ""
+    if not told:
+        _fresh_process.cache_clear()
+        status = process.wait()
+        said.seek(0)
+        lines = said.read().decode(errors="replace").strip().splitlines()
+        return f"it ended with status {status}" + (f": {lines[-1][:300]}" if lines else "")
+    return json.loads(told)["error"]
+
+
+@lru_cache(maxsize=1)
+def _fresh_process() -> tuple[subprocess.Popen[str], IO[bytes]]:
+    """The process that loads plain libraries once and answers each question in a child, and what it says of errors.
+
+    It ends with this one.
+    """
+    script = Path(__file__).with_name("reload_worker.py")
+    said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # as long-lived as the process
+    # A launcher gives each rank one thread; the others have left.
+    launched = "LOCAL_WORLD_SIZE" in os.environ
+    unwanted = {*NOT_FOR_A_FRESH_PROCESS, *(["OMP_NUM_THREADS"] if launched else [])}
+    process = subprocess.Popen(  # noqa: S603
+        # Without -P the files beside the script would hide packages of their names.
+        [sys.executable, "-P", "-W", "ignore", str(script)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True,
+        env={name: value for name, value in os.environ.items() if name not in unwanted} | WITHOUT_CUDA,
+    )  # fmt: skip
+    atexit.register(_end, process, said)
+    return process, said
+
+
+def _end(process: subprocess.Popen[str], said: IO[bytes]) -> None:
+    process.kill()
+    process.communicate()
+    said.close()

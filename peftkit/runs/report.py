@@ -112,3 +112,8 @@ def read_report(folder: Path) -> Report:
         raise UserError(f"{folder}: no {FILE_NAME} here; give the folder of a finished run") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a report of peftkit ({error})") from None
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a complete run lies here."""
+    return (folder / FILE_NAME).exists() and read_report(folder).status == "complete"

@@ -1,31 +1,17 @@
 """What is on disk, asked by a fresh process, against what was in memory: the proof that nothing was lost between."""
 
-import atexit
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from peftkit.errors import NotReproducedError
 from peftkit.recipe.schema import Recipe
-from peftkit.system.environment import is_out_of_memory_message
 from peftkit.tasks import Task
 
 FULL_TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-2
-# Of a launcher: with them a library would wait for other ranks.
-NOT_FOR_A_FRESH_PROCESS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-# Asked in this way whether there is a GPU, torch does not touch it.
-WITHOUT_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,71 +137,3 @@ def check(what: str, found: Difference, allowed: Allowance) -> None:
     if found.text_agreement is not None and found.text_agreement < allowed.text_agreement:
         share = 1 - found.text_agreement
         raise NotReproducedError(f"{what} generates other text than what was trained for {share:.0%} of rows")
-
-
-def fresh_outputs(
-    folder: Path, batch: Mapping[str, torch.Tensor], *, auto_class: str, dtype: str = "float32", **adapter: Any
-) -> dict[str, torch.Tensor]:
-    """What a process with plain transformers and peft makes of `folder`: `logits`, perhaps `generated`.
-
-    `adapter` gives `base`, `revision` and `quantization` where the folder holds one, and `trust_remote_code`. Raises
-    NotReproducedError when the folder can't be loaded there.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        inputs, output = Path(scratch) / "inputs.safetensors", Path(scratch) / "output.safetensors"
-        save_file(dict(batch), inputs)
-        question = {
-            "folder": str(folder.resolve()), "auto_class": auto_class, "inputs": str(inputs), "output": str(output),
-            "dtype": dtype, "trust_remote_code": False, **adapter,
-        }  # fmt: skip
-        if error := _ask(question):
-            if is_out_of_memory_message(error):
-                raise MemoryError(f"the fresh process that reads back what was saved: {error}")
-            raise NotReproducedError(f"a fresh process can't load what was saved: {error}")
-        return load_file(output)
-
-
-def _ask(question: Mapping[str, Any]) -> str | None:
-    process, said = _fresh_process()
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        process.stdin.write(json.dumps(question) + "\n")
-        process.stdin.flush()
-        told = process.stdout.readline()
-    except BrokenPipeError:
-        told = ""
-    if not told:
-        _fresh_process.cache_clear()
-        status = process.wait()
-        said.seek(0)
-        lines = said.read().decode(errors="replace").strip().splitlines()
-        return f"it ended with status {status}" + (f": {lines[-1][:300]}" if lines else "")
-    return json.loads(told)["error"]
-
-
-@lru_cache(maxsize=1)
-def _fresh_process() -> tuple[subprocess.Popen[str], IO[bytes]]:
-    """The process that loads plain libraries once and answers each question in a child, and what it says of errors.
-
-    It ends with this one.
-    """
-    script = Path(__file__).with_name("reload_worker.py")
-    said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # as long-lived as the process
-    # A launcher gives each rank one thread; the others have left.
-    launched = "LOCAL_WORLD_SIZE" in os.environ
-    unwanted = {*NOT_FOR_A_FRESH_PROCESS, *(["OMP_NUM_THREADS"] if launched else [])}
-    process = subprocess.Popen(  # noqa: S603
-        # Without -P the files beside the script would hide packages of their names.
-        [sys.executable, "-P", "-W", "ignore", str(script)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True,
-        env={name: value for name, value in os.environ.items() if name not in unwanted} | WITHOUT_CUDA,
-    )  # fmt: skip
-    atexit.register(_end, process, said)
-    return process, said
-
-
-def _end(process: subprocess.Popen[str], said: IO[bytes]) -> None:
-    process.kill()
-    process.communicate()
-    said.close()

@@ -24,13 +24,15 @@ from peftkit.errors import (
     install_sigterm_handler,
     run_with_exit_code,
 )
-from peftkit.models.loading import check_precision, labels_of_checkpoint, load_base, load_tokenizer, positions
+from peftkit.models import adapters
+from peftkit.models.loading import check_precision, labels_of_checkpoint, load_base, load_tokenizer
+from peftkit.models.parameters import parameter_counts
+from peftkit.models.positions import positions
 from peftkit.planning.auto_deepspeed import resolve_deepspeed
 from peftkit.planning.run_estimate import planned_run
-from peftkit.recipe import method as methods
 from peftkit.recipe.parser import parse_recipe, recipe_to_dict, split_resume
 from peftkit.recipe.schema import Recipe, check_name
-from peftkit.runs import folder as run_folder
+from peftkit.runs import writer
 from peftkit.runs.reload import allowed, live_outputs, read_back
 from peftkit.runs.report import FILE_NAME, Report, read_report
 from peftkit.runs.verification import check
@@ -89,7 +91,7 @@ def run(
     """
     check_name(recipe.name)
     recipe = resolve_deepspeed(recipe)
-    folder = run_folder.choose(recipe)
+    folder = writer.choose(recipe)
     start = checkpoint.chosen(folder, resume)
     if start is not None:
         recipe = checkpoint.with_global_batch(recipe, checkpoint.read_about(start), distributed.processes())
@@ -99,7 +101,7 @@ def run(
     )  # fmt: skip
     clock = ClockCallback(progress)
     try:
-        with run_folder.filling(folder) as temporary, distributed.lost_rank_errors():
+        with writer.filling(folder) as temporary, distributed.lost_rank_errors():
             report, fitted = _run(recipe, folder, temporary, report, trial, clock, start)
             # The other ranks need not wait for what follows.
             distributed.meet()
@@ -177,11 +179,11 @@ def _run(
     read = time.perf_counter() - reading
     before = measure.process_bytes()
     base = load_base(recipe.model, task, tokenizer, splits.labels, recipe.method.quantization)
-    run_folder.fit_length(tokenizer, base.model, task)
+    writer.fit_length(tokenizer, base.model, task)
     check_precision(base.model, recipe.method.quantization, arguments)
-    whole = measure.parameter_counts(base.model)["total"]
-    model = methods.apply(recipe.method, base.model, base.head, task.task_type, base.unused)
-    methods.check_head(model, set(base.missing_keys))
+    whole = parameter_counts(base.model)["total"]
+    model = adapters.apply(recipe.method, base.model, base.head, task.task_type, base.unused)
+    adapters.check_head(model, set(base.missing_keys))
 
     scoring = Scoring(task=task, splits=splits, encoded=encoded, tokenizer=tokenizer)
 
@@ -201,7 +203,7 @@ def _run(
         checkpoint.check_same(start.name, begun.recipe, trainer.identity)
         trainer.resumed = [*begun.resumed, begun.told(start.name)]
         logger.info("goes on from %s, written by %d process(es)", redact_home(start), begun.processes)
-    parameters = measure.parameter_counts(model)
+    parameters = parameter_counts(model)
     logger.info(
         "%s: %s, %d of %d weights trainable (%.2f %%); head %s; %d training rows",
         recipe.name, recipe.method.name, parameters["trainable"], parameters["total"],
@@ -244,13 +246,13 @@ def _run(
         evaluated = time.perf_counter() - before_evaluation
         sizes = {}
         if not trial:
-            run_folder.complete(
+            writer.complete(
                 temporary, recipe, model, set(base.missing_keys), labels=splits.labels, held_out=live, task=fitted.task,
             )  # fmt: skip
             numbers = splits.origins["test"][1]
-            run_folder.write_predictions(temporary, numbers, answers["test"], scoring.references("test"))
-            sizes["trained"] = run_folder.weight_bytes(temporary)
-        if methods.can_be_merged(model):
+            writer.write_predictions(temporary, numbers, answers["test"], scoring.references("test"))
+            sizes["trained"] = writer.weight_bytes(temporary)
+        if adapters.can_be_merged(model):
             sizes["merged"] = whole * FLOAT32_BYTES
         trained_for = trained["train_runtime"] - clock.evaluated
         report = replace(

@@ -8,8 +8,8 @@ from torch import nn
 
 from peftkit import ModelConfig, Quantization, SequenceClassification, qlora
 from peftkit.export.merging import ShardWriter, dequantized, packed_weights, write_merged
+from peftkit.models.adapters import apply, prepare_quantized
 from peftkit.models.loading import load_base, load_tokenizer
-from peftkit.recipe.method import apply, prepare_quantized
 
 TASK = SequenceClassification(max_length=32)
 

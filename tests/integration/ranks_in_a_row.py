@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from peftkit.data.splits import load_splits
 from peftkit.distributed import process_group as distributed
+from peftkit.models import adapters
 from peftkit.models.loading import load_base, load_tokenizer
-from peftkit.recipe import method as methods
 from peftkit.recipe.parser import read_recipe
 from peftkit.system.logging import is_rank_zero, set_up_logging
 from peftkit.training.trainer import make_trainer, training_arguments
@@ -24,7 +24,7 @@ def trained(recipe, folder):
     tokenizer = load_tokenizer(recipe.model, recipe.task)
     encoded = {name: recipe.task.encode(rows, tokenizer, splits.labels) for name, rows in splits.rows.items()}
     base = load_base(recipe.model, recipe.task, tokenizer, splits.labels, recipe.method.quantization)
-    model = methods.apply(recipe.method, base.model, base.head, recipe.task.task_type, base.unused)
+    model = adapters.apply(recipe.method, base.model, base.head, recipe.task.task_type, base.unused)
     trainer = make_trainer(recipe, model, arguments, tokenizer, encoded, splits.labels, lambda _: {}, [])
     trainer.train()
     learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -11,8 +11,8 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PrefixTuningConfig
 from peftkit import DataConfig, Method, Quantization, full, lora, qlora
 from peftkit.errors import AuditError, LostRankError, Terminated, UserError, install_sigterm_handler, run_with_exit_code
 from peftkit.models.loading import load_base
-from peftkit.runs.folder import check_saved_head
-from peftkit.runs.report import Report, read_report
+from peftkit.runs.report import Report, is_finished, read_report
+from peftkit.runs.writer import check_saved_head
 from peftkit.training import audit as audit_module
 from peftkit.training import run as run_module
 from peftkit.training.run import run
@@ -150,7 +150,7 @@ def test_weights_outlive_an_evaluation_that_fails(small_recipe, tmp_path, monkey
     kept = {path.name for path in (tmp_path / "run" / "unscored").iterdir()}
     assert "adapter_model.safetensors" in kept
     assert "training_args.bin" not in kept
-    assert not run_module.run_folder.is_finished(tmp_path / "run")
+    assert not is_finished(tmp_path / "run")
 
 
 def test_running_out_of_memory_is_a_status(small_recipe, tmp_path, monkeypatch):

@@ -1,59 +1,46 @@
-"""The folder that a run leaves: whole by itself, nothing pickled, no home path, report.json last."""
+"""Write a run folder: complete by itself, nothing pickled, no home path, report.json last."""
 
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftkit.errors import AuditError, UserError, ignore_sigterm
-from peftkit.models.loading import load_base, load_finished, position_limit, source
-from peftkit.recipe.method import plain_name, prepare_quantized
-from peftkit.recipe.parser import read_recipe, recipe_to_yaml
+from peftkit.models.adapters import plain_name
+from peftkit.models.loading import source
+from peftkit.models.positions import position_limit
+from peftkit.recipe.parser import recipe_to_yaml
 from peftkit.recipe.schema import Recipe
 from peftkit.recipe.serialization import whole_class
 from peftkit.runs.manifest import (
-    CONTRACT,
     HELD_OUT,
+    RECIPE,
     base_identity,
-    check_base,
-    check_labels,
-    check_tokenizer,
-    read_contract,
     tokenizer_identity,
     write_contract,
 )
-from peftkit.runs.report import FILE_NAME, read_report
-from peftkit.runs.verification import fresh_outputs
-from peftkit.system.environment import is_out_of_memory
+from peftkit.runs.report import FILE_NAME, is_finished
 from peftkit.system.files import redact_home, write_json, write_text
 from peftkit.system.logging import is_rank_zero, logger
 from peftkit.tasks import Task
 
-RECIPE = "recipe.yaml"
 PREDICTIONS = "predictions.jsonl"
-RECEIPT = "receipt.json"
-ADAPTER = "adapter_model.safetensors"
+
 UNSCORED = "unscored"
+
 # The Trainer's, pickled.
 TRAINING_ARGUMENTS = "training_args.bin"
+
 _FILLING = ".filling"
-OUTPUTS = ("logits", "generated", "counted")
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether a complete run lies here."""
-    return (folder / FILE_NAME).exists() and read_report(folder).status == "complete"
 
 
 def choose(recipe: Recipe) -> Path:
@@ -195,117 +182,3 @@ def write_predictions(
         for row, right, answer in zip(numbers, references, answers, strict=True)
     ]
     write_text(folder / PREDICTIONS, "\n".join(lines) + "\n")
-
-
-def read_held_out(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The held-out batch of a run, and the live model's outputs (`logits`, perhaps `generated`). Raises UserError."""
-    path = folder / HELD_OUT
-    if not path.is_file():
-        raise UserError(f"{folder}: no {HELD_OUT} here; give the folder of a finished run")
-    found = load_file(path)
-    outputs = {name: tensor for name, tensor in found.items() if name in OUTPUTS}
-    return {name: tensor for name, tensor in found.items() if name not in OUTPUTS}, outputs
-
-
-def dtype_of(folder: Path) -> str:
-    """The dtype of a saved folder's weights, or of the base under its adapter."""
-    return json.loads((folder / CONTRACT).read_text(encoding="utf-8"))["dtype"]
-
-
-def fresh_outputs_of(
-    folder: Path, recipe: Recipe, batch: Mapping[str, torch.Tensor], *, trust_remote_code: bool
-) -> dict[str, torch.Tensor]:
-    """What a fresh process makes of a saved folder, by its contract. Raises NotReproducedError if it can't load it."""
-    contract = json.loads((folder / CONTRACT).read_text(encoding="utf-8"))
-    adapter: dict[str, Any] = {}
-    if contract["adapter"]:
-        quantization = contract["quantization"]
-        revision = contract["base"]["revision"] or recipe.model.revision
-        adapter = {"base": source(recipe.model), "revision": revision, "quantization": quantization}
-    return fresh_outputs(
-        folder, batch, auto_class=contract["auto_class"], dtype=contract["dtype"],
-        trust_remote_code=trust_remote_code, **adapter,
-    )  # fmt: skip
-
-
-def label_names(config: Any) -> tuple[str, ...]:
-    """The labels of a model's config, in the order of their ids."""
-    return tuple(config.id2label[index] for index in sorted(config.id2label))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SavedRun:
-    """What a run's folder, or an export of its adapter, says of itself; its model is not loaded.
-
-    Attributes:
-        folder: Where it lies.
-        recipe: What trained it.
-        tokenizer: As it was trained with, `max_length` included.
-        task: The recipe's, with what it learned from validation.
-        labels: Names in the order of their ids.
-        contract: What belongs together.
-        trust_remote_code: Whether the base's own code may run: the caller's word, not the folder's.
-    """
-
-    folder: Path
-    recipe: Recipe
-    tokenizer: PreTrainedTokenizerBase
-    task: Task
-    labels: tuple[str, ...]
-    contract: Mapping[str, Any]
-    trust_remote_code: bool = False
-
-
-def read_run(folder: Path, *, trust_remote_code: bool = False) -> SavedRun:
-    """Read all but the model. Raises UserError when this is no finished run, or its parts don't belong together."""
-    contract = read_contract(folder) if (folder / RECIPE).is_file() else None
-    if contract is None:
-        raise UserError(f"{folder}: no finished run here; give the folder that a training run printed")
-    recipe = read_recipe(folder / RECIPE)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    labels = label_names(config) if contract["labels"] else ()
-    check_labels(folder, contract, labels)
-    check_tokenizer(folder, contract, tokenizer)
-    return SavedRun(
-        folder=folder, recipe=recipe, tokenizer=tokenizer, task=recipe.task.restored(config), labels=labels,
-        contract=contract, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-
-
-def load_model(saved: SavedRun, *, unquantized_as: str | None = None) -> PreTrainedModel | PeftModel:
-    """The whole model, or the base with its adapter: as trained, or not in 4 bits and as `unquantized_as`.
-
-    In evaluation mode; in 4 bits on the GPU where there is one, else on the CPU. Raises UserError when the base is
-    another one, or the adapter does not fit it.
-    """
-    folder, recipe = saved.folder, saved.recipe
-    dtype = unquantized_as or recipe.model.dtype
-    if recipe.method.peft is None:
-        return load_finished(folder, recipe.task, dtype=dtype, trust_remote_code=saved.trust_remote_code).eval()
-    revision = saved.contract["base"]["revision"] or recipe.model.revision
-    trust = saved.trust_remote_code
-    config = replace(recipe.model, dtype=dtype, revision=revision, trust_remote_code=trust)
-    quantization = recipe.method.quantization if unquantized_as is None else None
-    base = load_base(config, recipe.task, saved.tokenizer, saved.labels, quantization).model
-    # Now that what the hub had to send is there.
-    check_base(folder, saved.contract, source(recipe.model), revision)
-    if quantization is not None:
-        base = prepare_quantized(base)
-    try:
-        with warnings.catch_warnings():
-            # GPT-2's transposed layers: peft sets it right by itself and warns of it.
-            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
-            model = PeftModel.from_pretrained(base, str(folder))
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
-        if is_out_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder}: its adapter does not fit {recipe.model.name_or_path}: {reason}") from error
-    with safe_open(folder / ADAPTER, framework="pt") as file:
-        there = set(file.keys())
-    # Whether resized embeddings belong to the adapter, peft would ask the hub; they are left out of the question.
-    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    if odd := sorted(key for key in there ^ expected if "embed_tokens" not in key and "word_embeddings" not in key):
-        raise UserError(f"{folder}: its adapter does not fit {recipe.model.name_or_path}: {', '.join(odd[:3])}")
-    return model.eval()

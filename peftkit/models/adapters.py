@@ -1,0 +1,116 @@
+"""Apply a fine-tuning method to a model, and check that its head is trained and not quantized."""
+
+import copy
+import difflib
+import warnings
+from typing import Any
+
+import peft
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from peftkit.errors import AuditError, UserError
+from peftkit.recipe.method import Method
+
+
+def apply(
+    method: Method, model: PreTrainedModel, head: tuple[str, ...], task_type: str, unused: tuple[str, ...] = ()
+) -> PreTrainedModel | PeftModel:
+    """Make `model` trainable by `method`; the modules named in `head` are trained and saved whatever the method.
+
+    Modules named in `unused` get no adapter, where the method can leave modules out.
+
+    Raises UserError when peft does not accept the config for this model.
+    """
+    if method.peft is None:
+        return model
+    config: Any = copy.deepcopy(method.peft)
+    kind = type(config).__name__
+    config.task_type = task_type
+    if not hasattr(config, "modules_to_save"):
+        raise UserError(f"method.peft: {kind} can't save the new head {', '.join(head)}; take another method")
+    config.modules_to_save = sorted({*(config.modules_to_save or ()), *head})
+    if unused and not isinstance(getattr(config, "exclude_modules", ""), str):
+        config.exclude_modules = sorted({*(config.exclude_modules or ()), *unused})
+    _check_targets(getattr(config, "target_modules", None), model)
+    if method.quantization is not None:
+        model = prepare_quantized(model)
+    try:
+        with warnings.catch_warnings():
+            # GPT-2's transposed layers: peft sets it right by itself and warns of it.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+            adapted = peft.get_peft_model(model, config)
+    except (ValueError, NotImplementedError, KeyError) as error:
+        raise UserError(f"method.peft: {kind} does not fit {type(model).__name__}: {_first_line(error)}") from error
+    return adapted
+
+
+def _check_targets(targets: Any, model: torch.nn.Module) -> None:
+    """Raise UserError for an entry of a list of modules that names none: peft passes over it."""
+    if not isinstance(targets, list | tuple | set):
+        return
+    names = [name for name, _ in model.named_modules()]
+    weighted = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "weight")}
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            kinds = sorted(name for name in weighted if not name.isdigit())
+            near = difflib.get_close_matches(target, kinds, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(kinds[:30])}"
+            raise UserError(f"method.peft.target_modules: no module '{target}'; {hint}")
+
+
+def prepare_quantized(model: PreTrainedModel) -> PreTrainedModel:
+    """Freeze a 4-bit base, all but its 4-bit layers in float32.
+
+    A 4-bit layer rounds its bias to the compute dtype at its first use; done here, what is frozen stays as it is. A
+    shard of ZeRO-3 stays as it is anyway: what is rounded is the copy that is gathered. On a CPU with bfloat16 units
+    a 4-bit layer would repack its weights at the first evaluation, and could not be trained after; that is turned off.
+    """
+    model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    module: Any
+    for module in model.modules():
+        if type(module).__name__ != "Linear4bit":
+            continue
+        module.support_avx512bf16_for_cpu = False
+        if module.bias is not None and not hasattr(module.bias, "ds_tensor"):
+            module.bias.data = module.bias.data.to(module.compute_dtype)
+    return model
+
+
+def can_be_merged(model: torch.nn.Module) -> bool:
+    """Whether what was trained can become an ordinary model: everything but prompts before the input."""
+    return not isinstance(model, PeftModel) or hasattr(model.base_model, "merge_and_unload")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def check_head(model: torch.nn.Module, missing_keys: set[str]) -> None:
+    """Hold the head contract: each parameter the checkpoint did not bring is trainable and not quantized.
+
+    Raises AuditError naming those that are not.
+    """
+    trained = {plain_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if frozen := sorted(missing_keys - trained):
+        raise AuditError(f"head contract: not in the checkpoint, yet frozen: {', '.join(frozen)}")
+    # A new head in a 4-bit layer is packed only at its first use, so the layer's kind tells and not its weight.
+    packed = {
+        plain_name(f"{name}.{own}")
+        for name, module in model.named_modules()
+        if type(module).__module__.startswith("bitsandbytes.nn")
+        for own, _ in module.named_parameters(recurse=False)
+    }
+    if quantized := sorted(missing_keys & packed):
+        raise AuditError(f"head contract: not in the checkpoint, yet quantized: {', '.join(quantized)}")
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name in the model without peft, given its name with peft around it."""
+    name = name.removeprefix("base_model.").removeprefix("model.") if name.startswith("base_model.") else name
+    parts = name.split(".")
+    if "modules_to_save" in parts:
+        at = parts.index("modules_to_save")
+        parts = parts[:at] + parts[at + 2 :]
+    return ".".join(part for part in parts if part not in ("original_module", "base_layer"))
