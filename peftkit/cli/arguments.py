@@ -71,9 +71,7 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--bandwidth", type=float, metavar="GB/S", help="between devices of a host (12)")
     plan.add_argument("--network", type=float, metavar="GB/S", help="between hosts, a device's share (3)")
     plan.add_argument("--gpus-per-host", "--gpus_per_host", type=int, metavar="N", help="devices of a host (8)")
-    plan.add_argument(
-        "--scaling", action="store_true", help="weak and strong scaling of the choice on 1 to 1,024 devices, on paper"
-    )
+    plan.add_argument("--scaling", action="store_true", help="experimental: estimated throughput on 1 to 1,024 devices")
     plan.add_argument("--output", type=Path, help="write the plan to this .json file too")
 
     check = commands.add_parser(

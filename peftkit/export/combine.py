@@ -229,7 +229,7 @@ def _nothing_trained(report: Report, folder: Path) -> dict[str, Any]:
     rates = {"samples_per_second": 0.0, "tokens_per_second": 0.0}
     return {
         "times": {"start_up": 0.0, "data": 0.0, "train": 0.0, "evaluate": age, "total": age, **rates},
-        "memory": memory[0], "memory_per_rank": memory, "energy": {}, "tokens": 0, "history": [],
+        "memory": memory[0], "memory_per_rank": memory, "tokens": 0, "history": [],
         "sizes": {**report.sizes, "trained": weight_bytes(folder)},
         "audit": {"verdict": "combined of trained runs, not trained itself"},
     }  # fmt: skip

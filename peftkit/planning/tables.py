@@ -54,13 +54,13 @@ def assumed(hardware: Hardware) -> str:
 
 
 def scaling_text(title: str, rows: Sequence[ScalingRow]) -> str:
-    """One table of numbers of devices."""
+    """Format one scaling table, marked as experimental."""
     cells = [
         [row.devices, row.rows, f"{row.samples_per_second:.4g}", f"{row.efficiency:.1%}", row.bound, _gib(row.peak)]
         for row in rows
     ]
     heads = ("devices", "rows each", "samples / s", "efficiency", "bound", "peak")
-    return f"{title}\n{tabulate(cells, headers=heads, disable_numparse=True)}"
+    return f"Experimental: {title}\n{tabulate(cells, headers=heads, disable_numparse=True)}"
 
 
 def _gib(size: float) -> str:

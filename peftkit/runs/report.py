@@ -40,7 +40,6 @@ class Report:
         times: seconds of the process: `start_up` (packages, model), `data` (reading, checking, tokens, batches),
             `train`, `evaluate`, which add up to `total`. Then `samples_per_second` and `tokens_per_second` of training
             without its evaluations.
-        energy: joules of `cpu` and `gpu`, in reports of version 0.1.0 only.
         tokens: what the model read in training, padding not counted.
         sizes: bytes of what was `trained` (the adapter with its head, or the whole model) and of the model `merged`
             in float32, where the method can be merged.
@@ -71,7 +70,6 @@ class Report:
     optimizer_bytes: list[int] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
-    energy: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
     sizes: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -11,7 +11,6 @@ from transformers.trainer_callback import ExportableState
 from peftkit.errors import DivergedError
 from peftkit.system.logging import is_rank_zero
 from peftkit.training.audit import TrainingAudit
-from peftkit.training.energy import EnergyMeter
 
 # A loss of ten nats is worse than a guess among 22,000 classes.
 RISEN = 10.0
@@ -61,17 +60,14 @@ class AuditCallback(TrainerCallback, ExportableState):
 
 
 class ClockCallback(TrainerCallback, ExportableState):
-    """Adds training seconds to what is logged, tells how far it is, reads the energy counters, and stops a divergence.
+    """Adds training seconds to each log row, reports progress and stops a diverged run.
 
     `progress` is told at each log, on rank 0, of `step`, `max_steps` and the last value of whatever was logged. In a
-    resumed run seconds and joules go on from those of the checkpoint.
+    resumed run the seconds continue from those of the checkpoint.
     """
 
     def __init__(self, progress: Callable[[Mapping[str, Any]], None] | None = None) -> None:
         self.progress = progress
-        self.meter = EnergyMeter()
-        self.energy: dict[str, float] = {}
-        self.energy_before: dict[str, float] = {}
         self.started = 0.0
         self.evaluated = 0.0
         self.told: dict[str, Any] = {}
@@ -82,19 +78,13 @@ class ClockCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Start the clock."""
         kept = _kept(self, state)
-        self.meter = EnergyMeter()
-        self.energy_before = kept.get("energy", {})
         self.evaluated = kept.get("evaluated", 0.0)
         self.started = time.perf_counter() - kept.get("seconds", 0.0)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: seconds since training began, those of its evaluations, and joules."""
+        """Return the state of a checkpoint: seconds since training began and those of its evaluations."""
         seconds = time.perf_counter() - self.started if self.started else 0.0
-        return {"args": {}, "attributes": {"seconds": seconds, "evaluated": self.evaluated, "energy": self._joules()}}
-
-    def _joules(self) -> dict[str, float]:
-        now, before = self.meter.joules(), self.energy_before
-        return {name: now.get(name, 0.0) + before.get(name, 0.0) for name in now.keys() | before.keys()}
+        return {"args": {}, "attributes": {"seconds": seconds, "evaluated": self.evaluated}}
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Complete the row of the history. Raises DivergedError for a loss that is no number."""
@@ -103,7 +93,6 @@ class ClockCallback(TrainerCallback, ExportableState):
         self.evaluated += row.get("eval_runtime", 0.0)
         row["seconds"] = round(time.perf_counter() - self.started - self.evaluated, 3)
         self.told |= {**row, "step": state.global_step, "max_steps": state.max_steps}
-        self.energy = self._joules()
         if self.progress is not None and is_rank_zero():
             self.progress(self.told)
         if not math.isfinite(row.get("loss", 0.0)):
@@ -113,7 +102,6 @@ class ClockCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Raises DivergedError when the loss ends ten times over where it began, and over ten."""
-        self.energy = self._joules()
         losses = [row["loss"] for row in state.log_history if "loss" in row]
         if not losses:
             return

@@ -278,7 +278,6 @@ def _run(
                 "samples_per_second": trained["train_samples_per_second"] * trained["train_runtime"] / trained_for,
                 "tokens_per_second": trainer.state.num_input_tokens_seen / trained_for,
             },
-            energy=clock.energy,
             tokens=trainer.state.num_input_tokens_seen,
             sizes=sizes,
             metrics=metrics,

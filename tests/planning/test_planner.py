@@ -154,6 +154,7 @@ def test_the_command(tmp_path, capsys, checkpoints):
     assert "choose   lora, no sharding" in said
     assert "lora * +  none" in said
     assert "1024" in said
+    assert "Experimental: weak scaling of lora" in said
     told = json.loads((tmp_path / "plan.json").read_text())
     assert told["rows"][told["chosen"]]["placement"] == "none"
     assert told["own"] == told["chosen"]

@@ -86,7 +86,6 @@ def row_findings(row: GatheredRow, metrics: tuple[str, ...]) -> RowFindings:
         memory_per_rank=per_rank,
         cost={
             **{name: float(np.mean([mean(report) for report in complete])) for name, mean in means.items()},
-            **{f"joules_{kind}": float(np.mean([report.energy[kind] for report in complete])) for kind in first.energy},
             **_planned(complete),
         },
         tuning_seconds=sum(report.times.get("total", 0.0) for report in row.trials),

@@ -92,8 +92,6 @@ def notes(gathered: Gathered, rows: Sequence[RowFindings], trivial: tuple[str, f
         "the end of training, its looks at validation included. Time to best: of training, until the best look at "
         "validation."
     )
-    if plan and plan["jobs"] > 1 and any("cpu" in report.energy for report in reports):
-        told.append("The processor's energy is of all runs at a time together.")
     decisions = [line for report in reports for line in report.data.get("decisions", ())]
     return told + [f"Data: {line}." for line in dict.fromkeys(decisions)]
 

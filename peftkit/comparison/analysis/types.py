@@ -47,7 +47,7 @@ class RowFindings:
         memory: Bytes at the peak, by kind: the largest over ranks and seeds.
         memory_per_rank: The same of each rank, the largest over seeds.
         cost: Means over seeds: `train_seconds`, `seconds_to_best`, `total_seconds`, `samples_per_second`,
-            `tokens_per_second`, `tokens`, and `joules_cpu`, `joules_gpu` where they are counted.
+            `tokens_per_second`, `tokens`.
         tuning_seconds: Of all trials together.
         shares: Of a run's time, by what it went on.
         trainable, total: Weights.

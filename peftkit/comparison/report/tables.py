@@ -72,7 +72,7 @@ def _score(metric: str, row: RowFindings) -> str:
 
 
 def cost_columns(findings: Findings) -> list[Column]:
-    """Memory, time, speed, energy where it is counted, and sizes."""
+    """Make the columns of memory, time, speed and sizes."""
     some = [row for row in findings.rows if row.memory]
     kinds = [kind for kind in KINDS if any(kind in row.memory for row in some)]
     columns = [
@@ -113,16 +113,6 @@ def cost_columns(findings: Findings) -> list[Column]:
         _cost("samples/s", "Rows trained on a second.", "samples_per_second", "{:,.1f}"),
         _cost("tokens/s", "Tokens trained on a second, padding not counted.", "tokens_per_second", "{:,.0f}"),
     ]
-    for kind, name in (("cpu", "processor"), ("gpu", "GPU")):
-        if any(f"joules_{kind}" in row.cost for row in some):
-            columns.append(
-                _cost(
-                    f"energy, {name}",
-                    "Of training and its looks at validation.",
-                    f"joules_{kind}",
-                    "{:,.0f} J",
-                )
-            )
     return [
         *columns,
         Column(
@@ -236,7 +226,7 @@ def csv_text(gathered: Gathered, findings: Findings) -> str:
     scores = [f"{split}_{metric}" for split in ("validation", "test") for metric in findings.metrics]
     fields = [
         "row", "kind", "quick", "seed", "status", "error", "learning_rate", "r", *scores, *KINDS, *SHARES, "total",
-        "samples_per_second", "tokens_per_second", "tokens", "joules_cpu", "joules_gpu", "trainable", "total_weights",
+        "samples_per_second", "tokens_per_second", "tokens", "trainable", "total_weights",
         "trained_bytes", "merged_bytes",
     ]  # fmt: skip
     text = io.StringIO()
@@ -249,7 +239,6 @@ def csv_text(gathered: Gathered, findings: Findings) -> str:
                 **{name: found[name] for name in scores if name in found},
                 **report.memory,
                 **report.times,
-                **{f"joules_{name}": value for name, value in report.energy.items()},
                 **{f"{name}_bytes": value for name, value in report.sizes.items()},
                 "row": row.name,
                 "kind": kind,
