@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from peftkit.models.demo import demo_model_folder
+from peftkit.models.demo import find_demo_model
 from peftkit.system.environment import environment
 
 HERE = Path(__file__).resolve().parent
@@ -26,7 +26,7 @@ def peer(method: str, seed: int, words: argparse.Namespace) -> dict:
     output = words.work / f"trainer-{method}-{seed}.json"
     if not output.exists():
         settings = {
-            "data": str(words.data.resolve()), "model": str(demo_model_folder()), "kind": "SequenceClassification",
+            "data": str(words.data.resolve()), "model": str(find_demo_model()), "kind": "SequenceClassification",
             "task": {"text": "text", "label": "label", "max_length": 128},
             "learning_rate": {"full": 5e-5, "lora": 1e-3, "qlora": 1e-3},
             "training": {

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig
 
-from peftkit.models.demo import demo_model_folder
+from peftkit.models.demo import find_demo_model
 from peftkit.system.environment import environment
 
 RESULT = Path(__file__).resolve().parent / "results" / "big_merge.json"
@@ -60,7 +60,7 @@ def main() -> None:
             intermediate_size=4 * words.hidden,
         )  # fmt: skip
         AutoModel.from_config(config).save_pretrained(base)
-        AutoTokenizer.from_pretrained(demo_model_folder()).save_pretrained(base)
+        AutoTokenizer.from_pretrained(find_demo_model()).save_pretrained(base)
     size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
     rows = []
     for method in words.methods.split(","):

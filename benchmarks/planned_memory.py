@@ -77,7 +77,7 @@ def measure(recipe: Any) -> dict[str, int]:
     tokenizer = load_tokenizer(recipe.model, recipe.task)
     labels = ("a", "b")
     base = load_base(recipe.model, recipe.task, tokenizer, labels, recipe.method.quantization)
-    model = adapters.apply(recipe.method, base.model, base.head, recipe.task.task_type)
+    model = adapters.apply_method(recipe.method, base.model, base.head, recipe.task.task_type)
     arguments = training_arguments(recipe, Path(recipe.training["output_dir"]))
     batch = recipe.task.blank_batch(2 * recipe.training["per_device_train_batch_size"], len(labels))
     rows = Dataset.from_dict({name: tensor.tolist() for name, tensor in batch.items()})

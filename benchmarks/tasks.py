@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from peftkit.models.demo import demo_model_folder
+from peftkit.models.demo import find_demo_model
 from peftkit.system.environment import environment
 
 HERE = Path(__file__).resolve().parent
@@ -126,7 +126,7 @@ def chinese_model(words: argparse.Namespace) -> Path:
     """all-MiniLM-L6-v2 with the vocabulary of bert-base-chinese; tokens that it does not know get random vectors."""
     folder = words.work / "minilm-zh"
     if not folder.exists():
-        source = demo_model_folder()
+        source = find_demo_model()
         vocabulary = words.data.parent / "tokenizers" / "bert-base-chinese"
         tokenizer, known = AutoTokenizer.from_pretrained(vocabulary), AutoTokenizer.from_pretrained(source).get_vocab()
         weights = load_file(source / "model.safetensors")
@@ -146,7 +146,7 @@ def chinese_model(words: argparse.Namespace) -> Path:
 
 def model_folder(row: Row, words: argparse.Namespace) -> Path:
     """Where the weights of a row lie."""
-    return chinese_model(words) if row.model == "minilm-zh" else demo_model_folder(row.model)
+    return chinese_model(words) if row.model == "minilm-zh" else find_demo_model(row.model)
 
 
 def digest(data: bytes) -> str:

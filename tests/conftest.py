@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from peftkit import DataConfig, Method, ModelConfig, Recipe, SequenceClassification, lora
-from peftkit.models.demo import demo_model_folder
+from peftkit.models.demo import find_demo_model
 from peftkit.system.logging import set_up_logging
 from peftkit.tasks import Task
 
@@ -85,7 +85,7 @@ def quiet():
 def checkpoints(tmp_path_factory):
     """Folders of small checkpoints without a classifier, by architecture; `bert` comes without a pooler."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_folder())
+    tokenizer = AutoTokenizer.from_pretrained(find_demo_model())
     for name, config in SHAPES.items():
         torch.manual_seed(0)
         options = {"add_pooling_layer": False} if name in ("bert", "roberta") else {}

@@ -12,8 +12,8 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 
-from peftkit.checkpoints.optimizer_state import Keeper, groups, set_groups, trainable
-from peftkit.checkpoints.safetensors_writer import Entry, entry, write_tensors
+from peftkit.checkpoints.optimizer_state import OptimizerState, list_trainable, read_groups, set_groups
+from peftkit.checkpoints.safetensors_writer import TensorEntry, make_entry, write_tensors
 from peftkit.errors import UserError
 from peftkit.system.files import redact_home, write_json, write_text
 
@@ -23,7 +23,7 @@ OPTIMIZER, OPTIMIZER_GROUPS = "optimizer.safetensors", "optimizer.json"
 SCHEDULER, SCALER = "scheduler.json", "scaler.json"
 
 
-def write_weights(folder: Path | None, model: Any, kept: Keeper) -> None:
+def write_weights(folder: Path | None, model: Any, kept: OptimizerState) -> None:
     """The trained weights and, of an adapter, a copy under peft's own names: the checkpoint is an adapter too."""
     adapter: dict[str, torch.Tensor] = {}
     whole = not isinstance(model, PeftModel)
@@ -35,15 +35,15 @@ def write_weights(folder: Path | None, model: Any, kept: Keeper) -> None:
         return value
 
     entries = [
-        Entry(
+        TensorEntry(
             name=name,
             shape=tuple(getattr(parameter, "ds_shape", parameter.shape)),
             dtype=kept.weight_dtype(parameter),
             make=partial(weight, name, parameter),
         )
-        for name, parameter in trainable(model)
+        for name, parameter in list_trainable(model)
     ]
-    entries += [entry(name, buffer) for name, buffer in _buffers(model)]
+    entries += [make_entry(name, buffer) for name, buffer in _find_buffers(model)]
     write_tensors(folder and folder / (MODEL if whole else TRAINED), entries)
     if folder is None:
         return
@@ -58,20 +58,20 @@ def write_weights(folder: Path | None, model: Any, kept: Keeper) -> None:
         write_json(folder / "adapter_config.json", config)
 
 
-def read_weights(folder: Path, model: torch.nn.Module, kept: Keeper) -> None:
+def read_weights(folder: Path, model: torch.nn.Module, kept: OptimizerState) -> None:
     """Put the weights where the model and its optimizer have theirs. Raises UserError when one is not there."""
     path = folder / (TRAINED if isinstance(model, PeftModel) else MODEL)
     with safe_open(path, framework="pt") as file:
         there = set(file.keys())
-        for name, parameter in trainable(model):
+        for name, parameter in list_trainable(model):
             if name not in there:
                 raise UserError(f"--resume: {redact_home(path)} has no {name}, which is trained here")
             kept.set_weight(parameter, file.get_tensor(name).to(parameter.device))
-        for name, buffer in _buffers(model):
+        for name, buffer in _find_buffers(model):
             buffer.data.copy_(file.get_tensor(name))
 
 
-def _buffers(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+def _find_buffers(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     """What a whole model saves beside its parameters; what a frozen base has stays as the base brought it."""
     if isinstance(model, PeftModel):
         return []
@@ -79,22 +79,22 @@ def _buffers(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [(name, buffer) for name, buffer in model.named_buffers() if name in saved]
 
 
-def write_optimizer(folder: Path | None, model: torch.nn.Module, kept: Keeper) -> None:
+def write_optimizer(folder: Path | None, model: torch.nn.Module, kept: OptimizerState) -> None:
     """The optimizer's state, `PARAMETER/KEY` each, and its groups."""
     entries = []
-    for name, parameter in trainable(model):
+    for name, parameter in list_trainable(model):
         for key, value in kept.state(parameter).items():
             if isinstance(value, torch.Tensor):
-                entries.append(entry(f"{name}/{key}", value))
+                entries.append(make_entry(f"{name}/{key}", value))
             else:
                 shape, make = kept.shape(parameter, key), partial(kept.tensor, parameter, key)
-                entries.append(Entry(name=f"{name}/{key}", shape=shape, dtype=value, make=make))
+                entries.append(TensorEntry(name=f"{name}/{key}", shape=shape, dtype=value, make=make))
     write_tensors(folder and folder / OPTIMIZER, entries)
     if folder is not None:
-        write_json(folder / OPTIMIZER_GROUPS, groups(kept))
+        write_json(folder / OPTIMIZER_GROUPS, read_groups(kept))
 
 
-def read_optimizer(folder: Path, model: torch.nn.Module, kept: Keeper) -> None:
+def read_optimizer(folder: Path, model: torch.nn.Module, kept: OptimizerState) -> None:
     """Before the weights, which the optimizer spoils while it makes its state."""
     with safe_open(folder / OPTIMIZER, framework="pt") as file:
         keys: dict[str, list[str]] = {}
@@ -105,7 +105,7 @@ def read_optimizer(folder: Path, model: torch.nn.Module, kept: Keeper) -> None:
         if keys:
             kept.create()
             largest: dict[str, torch.Tensor] = {}
-            for name, parameter in trainable(model):
+            for name, parameter in list_trainable(model):
                 saved = {key: file.get_tensor(f"{name}/{key}") for key in keys.get(name, ())}
                 kept.set_state(parameter, saved)
                 for key, value in saved.items():
@@ -132,13 +132,13 @@ def read_schedule(folder: Path, scheduler: Any) -> None:
 
 def write_scaler(folder: Path, scaler: Any) -> None:
     """The scale of float16's losses, by whoever keeps it: torch's GradScaler or DeepSpeed; nothing without one."""
-    if state := _scaler_state(scaler):
+    if state := _read_scaler_state(scaler):
         write_json(folder / SCALER, state)
 
 
 def read_scaler(folder: Path, scaler: Any) -> None:
     """Set the scale; all else too, where the same kind kept it."""
-    here = _scaler_state(scaler)
+    here = _read_scaler_state(scaler)
     if not here or not (folder / SCALER).is_file():
         return
     saved = json.loads((folder / SCALER).read_text(encoding="utf-8"))
@@ -149,7 +149,7 @@ def read_scaler(folder: Path, scaler: Any) -> None:
         scaler.load_state_dict(saved["state"] if same else {**here["state"], "scale": saved["scale"]})
 
 
-def _scaler_state(scaler: Any) -> dict[str, Any]:
+def _read_scaler_state(scaler: Any) -> dict[str, Any]:
     if hasattr(scaler, "cur_scale"):
         plain = {name: value for name, value in vars(scaler).items() if isinstance(value, int | float)}
         # One that never moves is a setting.

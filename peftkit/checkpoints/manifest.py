@@ -11,28 +11,28 @@ from typing import Any
 from transformers import TrainingArguments
 
 from peftkit.errors import UserError
-from peftkit.models.loading import source
+from peftkit.models.loading import resolve_source
 from peftkit.recipe.parser import recipe_to_dict
 from peftkit.recipe.schema import Recipe
 from peftkit.recipe.serialization import as_class, as_homeless, as_plain
-from peftkit.runs.manifest import base_identity
+from peftkit.runs.manifest import identify_base
 from peftkit.system.files import redact_home
 from peftkit.system.logging import logger
 
 FORMAT = 1
-ABOUT = "checkpoint.json"
+FILE_NAME = "checkpoint.json"
 REPLACED = ".replaced"
 # What decides the weights that come out; another value is another run.
-LEARNING = (
+IDENTITY_OPTIONS = (
     "learning_rate", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps", "seed", "data_seed",
     "train_sampling_strategy", "label_smoothing_factor", "neftune_noise_alpha",
 )  # fmt: skip
-HOW = "checkpoints are written with --training.save_strategy steps --training.save_steps N"
+SAVE_HINT = "checkpoints are written with --training.save_strategy steps --training.save_steps N"
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
+class CheckpointManifest:
     """What a checkpoint says of itself, in `checkpoint.json`.
 
     Attributes:
@@ -44,7 +44,7 @@ class About:
         per_rank_batch: Rows of a step on one rank.
         resumable: Whether the optimizer's state is there.
         seconds: Of training with its evaluations, up to the step.
-        recipe: What decides the result: model, data, task, method, and the words of `LEARNING`.
+        recipe: What decides the result: model, data, task, method, and the words of `IDENTITY_OPTIONS`.
         resumed: The checkpoints that this run went on from before, as `Report.resumed` has them.
         files: Bytes of each file.
     """
@@ -71,16 +71,16 @@ class About:
         return {"from": name, "step": self.step, "processes": self.processes, "zero_stage": self.zero_stage}
 
 
-def read_about(folder: Path) -> About:
+def read_manifest(folder: Path) -> CheckpointManifest:
     """What a checkpoint says of itself, its files found whole. Raises UserError."""
-    path = folder / ABOUT
+    path = folder / FILE_NAME
     if not path.is_file():
         raise UserError(f"--resume: {folder} is no checkpoint of peftkit; name a folder checkpoint-N of a run")
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         if plain["format"] > FORMAT:
             raise UserError(f"{path}: of a newer peftkit (format {plain['format']}, this one reads {FORMAT})")
-        about = About(**plain)
+        about = CheckpointManifest(**plain)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: can't be read ({error!r}); go on from another checkpoint") from None
     for name, size in about.files.items():
@@ -89,17 +89,17 @@ def read_about(folder: Path) -> About:
     return about
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The folders `checkpoint-N` here, the last step first."""
     found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and re.fullmatch(r"\d+", path.name[11:])]
     return sorted(found, key=lambda path: -int(path.name[11:]))
 
 
-def last_whole(folder: Path) -> Path | None:
+def find_last_complete(folder: Path) -> Path | None:
     """The last checkpoint here that a run can go on from; one that is not whole is told of and passed over."""
-    for path in checkpoints(folder):
+    for path in list_checkpoints(folder):
         try:
-            about = read_about(path)
+            about = read_manifest(path)
         except UserError as error:
             logger.warning("%s: passed over (%s)", path.name, error)
             continue
@@ -108,13 +108,13 @@ def last_whole(folder: Path) -> Path | None:
     return None
 
 
-def chosen(folder: Path, resume: bool | str | Path) -> Path | None:
+def find_checkpoint(folder: Path, resume: bool | str | Path) -> Path | None:
     """The checkpoint that a run in `folder` goes on from: the one that `resume` names, or with True the last whole one.
 
     None for a new run. Raises UserError where there is none, and for a new run among the checkpoints of another.
     """
     if resume is False:
-        if there := checkpoints(folder):
+        if there := list_checkpoints(folder):
             raise UserError(
                 f"{redact_home(folder)}: holds {there[0].name} of a run that was stopped; go on from it with "
                 "--resume, or remove its checkpoints"
@@ -122,15 +122,15 @@ def chosen(folder: Path, resume: bool | str | Path) -> Path | None:
         return None
     if resume is not True:
         path = Path(resume).expanduser()
-        if not read_about(path).resumable:
+        if not read_manifest(path).resumable:
             raise UserError(f"--resume: {resume} was saved without its optimizer (training.save_only_model)")
         return path
-    if (found := last_whole(folder)) is None:
-        raise UserError(f"--resume: no whole checkpoint in {redact_home(folder)}; {HOW}")
+    if (found := find_last_complete(folder)) is None:
+        raise UserError(f"--resume: no whole checkpoint in {redact_home(folder)}; {SAVE_HINT}")
     return found
 
 
-def with_global_batch(recipe: Recipe, about: About, processes: int) -> Recipe:
+def keep_global_batch(recipe: Recipe, about: CheckpointManifest, processes: int) -> Recipe:
     """The recipe with batches by which `processes` ranks make the checkpoint's global batch. Raises UserError.
 
     The batch of a device stays what it is if it can, and else becomes the next smaller one that fits.
@@ -163,9 +163,9 @@ def with_global_batch(recipe: Recipe, about: About, processes: int) -> Recipe:
     return replace(recipe, training={**words, **kept})
 
 
-def identity(recipe: Recipe, fingerprint: str, arguments: TrainingArguments) -> dict[str, Any]:
+def identify_run(recipe: Recipe, fingerprint: str, arguments: TrainingArguments) -> dict[str, Any]:
     """What makes a run this run, as plain data: model, data, task, method and what decides the learning."""
-    weights = base_identity(source(recipe.model), recipe.model.revision)
+    weights = identify_base(resolve_source(recipe.model), recipe.model.revision)
     method = recipe_to_dict(recipe)["method"]
     if recipe.method.quantization is not None:
         # How 4-bit weights are packed depends on the ZeRO stage, not their values.
@@ -178,13 +178,13 @@ def identity(recipe: Recipe, fingerprint: str, arguments: TrainingArguments) -> 
         "data": {"fingerprint": fingerprint},
         "task": as_class(recipe.task),
         "method": {name: value for name, value in method.items() if name != "name"},
-        "training": {name: as_plain(getattr(arguments, name)) for name in LEARNING},
+        "training": {name: as_plain(getattr(arguments, name)) for name in IDENTITY_OPTIONS},
     }), default=str))  # fmt: skip
 
 
-def check_same(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise UserError naming the first thing in which a checkpoint's `identity` is not this recipe's, both sides."""
-    saved, now = _flat(there), _flat(here)
+def check_identity(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise UserError naming the first option that differs between a checkpoint and this recipe."""
+    saved, now = _flatten(there), _flatten(here)
     for path in sorted(saved.keys() | now.keys()):
         if saved.get(path) != now.get(path):
             sides = [json.dumps(side.get(path), ensure_ascii=False)[:80] for side in (saved, now)]
@@ -194,10 +194,10 @@ def check_same(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> 
             )
 
 
-def _flat(plain: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def _flatten(plain: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in plain.items():
-        found |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
+        found |= _flatten(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
     return found
 
 
@@ -211,8 +211,8 @@ def remove_unfinished(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def remove_all(folder: Path) -> None:
+def remove_checkpoints(folder: Path) -> None:
     """Remove every checkpoint here."""
-    for path in checkpoints(folder):
+    for path in list_checkpoints(folder):
         shutil.rmtree(path, ignore_errors=True)
     remove_unfinished(folder)

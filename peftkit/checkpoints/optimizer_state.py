@@ -8,10 +8,10 @@ import torch
 from peftkit.errors import UserError
 
 # Entries of a parameter group that say how a step is computed, not what it is: they belong to the device.
-IMPLEMENTATION = ("params", "fused", "foreach", "capturable", "differentiable")
+DEVICE_OPTIONS = ("params", "fused", "foreach", "capturable", "differentiable")
 
 
-def _scalar(key: str, value: Any) -> torch.Tensor:
+def _to_scalar(key: str, value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, bool | int):
@@ -21,7 +21,7 @@ def _scalar(key: str, value: Any) -> torch.Tensor:
     raise UserError(f"training.optim: its state has '{key}', a {type(value).__name__}: no checkpoint can hold it")
 
 
-def _filled(present: Any, value: torch.Tensor) -> Any:
+def _fill(present: Any, value: torch.Tensor) -> Any:
     """A scalar of the state as its optimizer keeps it: a number, or a tensor where it lies."""
     if isinstance(present, torch.Tensor):
         present.data.copy_(value)
@@ -29,10 +29,10 @@ def _filled(present: Any, value: torch.Tensor) -> Any:
     return value.item() if present is None else type(present)(value.item())
 
 
-class Alone:
+class LocalState:
     """The state of an optimizer whose parameters are the model's own: every rank has all of it.
 
-    Every rank asks the same, in the same order, here as of `Sharded`.
+    Every rank asks the same, in the same order, here as of `ZeroState`.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]) -> None:
@@ -58,7 +58,7 @@ class Alone:
         Raises UserError for what no checkpoint can hold.
         """
         return {
-            key: value.dtype if isinstance(value, torch.Tensor) and value.dim() else _scalar(key, value)
+            key: value.dtype if isinstance(value, torch.Tensor) and value.dim() else _to_scalar(key, value)
             for key, value in self.optimizer.state.get(parameter, {}).items()
             if value is not None
         }
@@ -87,10 +87,10 @@ class Alone:
         if not saved:
             del self.optimizer.state[parameter]
             return
-        _check_form(saved, {key: value.shape for key, value in state.items() if _is_whole(value)})
+        _check_shapes(saved, {key: value.shape for key, value in state.items() if _is_tensor(value)})
         for key, value in saved.items():
             if value.dim() == 0:
-                state[key] = _filled(state.get(key), value)
+                state[key] = _fill(state.get(key), value)
             else:
                 state[key].data.copy_(value)
 
@@ -98,7 +98,7 @@ class Alone:
         """They are each parameter's own, and set with its state."""
 
 
-class Sharded:
+class ZeroState:
     """DeepSpeed's ZeRO 1, 2 or 3: flat float32 pieces of all parameters, spread over the ranks."""
 
     def __init__(self, zero: Any) -> None:
@@ -154,7 +154,7 @@ class Sharded:
             for key, value in self.inner.state.get(flat, {}).items():
                 if not isinstance(value, torch.Tensor) or value.dim() == 0:
                     if value is not None:
-                        found[key] = max(found.get(key, _scalar(key, value)), _scalar(key, value))  # type: ignore[type-var]
+                        found[key] = max(found.get(key, _to_scalar(key, value)), _to_scalar(key, value))  # type: ignore[type-var]
                 elif value.shape != flat.shape or not value.is_floating_point():
                     raise UserError(
                         f"training.optim: under ZeRO its '{key}' can't be told apart by parameter: no checkpoint can "
@@ -193,8 +193,8 @@ class Sharded:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         shape = self.shape(parameter, "")
-        here = {key for flat in self.flats for key, value in self.inner.state[flat].items() if _is_whole(value)}
-        _check_form(saved, dict.fromkeys(here, shape))
+        here = {key for flat in self.flats for key, value in self.inner.state[flat].items() if _is_tensor(value)}
+        _check_shapes(saved, dict.fromkeys(here, shape))
         for key, value in saved.items():
             if value.dim() == 0:
                 continue
@@ -208,17 +208,17 @@ class Sharded:
         for flat in self.flats:
             state = self.inner.state[flat]
             for key, value in saved.items():
-                state[key] = _filled(state.get(key), value)
+                state[key] = _fill(state.get(key), value)
 
 
-Keeper = Alone | Sharded
+OptimizerState = LocalState | ZeroState
 
 
-def _is_whole(value: Any) -> bool:
+def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() > 0
 
 
-def _check_form(saved: Mapping[str, torch.Tensor], here: Mapping[str, Sequence[int]]) -> None:
+def _check_shapes(saved: Mapping[str, torch.Tensor], here: Mapping[str, Sequence[int]]) -> None:
     """Raise UserError unless a parameter's saved tensors are those, by key and shape, that the optimizer made."""
     there = {key: list(value.shape) for key, value in saved.items() if value.dim()}
     made = {key: list(shape) for key, shape in here.items()}
@@ -230,27 +230,27 @@ def _check_form(saved: Mapping[str, torch.Tensor], here: Mapping[str, Sequence[i
         )
 
 
-def keeper(optimizer: Any, model: torch.nn.Module) -> Keeper:
+def wrap_optimizer(optimizer: Any, model: torch.nn.Module) -> OptimizerState:
     """Who keeps the state of the Trainer's optimizer. Raises UserError for one that can't be asked."""
     while hasattr(optimizer, "optimizer") and not _is_zero(optimizer):
         optimizer = optimizer.optimizer
     if _is_zero(optimizer):
-        return Sharded(optimizer)
-    parameters = dict(trainable(model))
+        return ZeroState(optimizer)
+    parameters = dict(list_trainable(model))
     known = {id(parameter) for parameter in parameters.values()}
     if not {id(parameter) for group in optimizer.param_groups for parameter in group["params"]} <= known:
         raise UserError("training.deepspeed: no checkpoint can be made without ZeRO in 16 bits; take stage 1, 2 or 3")
-    return Alone(optimizer, parameters)
+    return LocalState(optimizer, parameters)
 
 
 def _is_zero(optimizer: Any) -> bool:
     return hasattr(optimizer, "fp32_partitioned_groups_flat") or hasattr(optimizer, "single_partition_of_fp32_groups")
 
 
-def groups(kept: Keeper) -> list[dict[str, Any]]:
+def read_groups(kept: OptimizerState) -> list[dict[str, Any]]:
     """What the optimizer keeps of its groups, such as the learning rate: numbers, words and lists of them."""
     return [
-        {key: value for key, value in group.items() if key not in IMPLEMENTATION and _is_plain(value)}
+        {key: value for key, value in group.items() if key not in DEVICE_OPTIONS and _is_plain(value)}
         for group in kept.groups
     ]
 
@@ -261,7 +261,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def set_groups(kept: Keeper, saved: list[dict[str, Any]]) -> None:
+def set_groups(kept: OptimizerState, saved: list[dict[str, Any]]) -> None:
     """Set what both sides know. Raises UserError for another number of groups."""
     if len(saved) != len(kept.groups):
         raise UserError(
@@ -273,6 +273,6 @@ def set_groups(kept: Keeper, saved: list[dict[str, Any]]) -> None:
                 group[key] = tuple(value) if isinstance(group[key], tuple) else value
 
 
-def trainable(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def list_trainable(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """The parameters that are trained, by name."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

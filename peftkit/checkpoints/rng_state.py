@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 
-def rng_state() -> dict[str, torch.Tensor]:
+def read_rng_state() -> dict[str, torch.Tensor]:
     """The state of Python's, NumPy's and PyTorch's generators, and of this rank's GPU where there is one."""
     version, words, gauss = random.getstate()
     # NumPy's own type names a legacy and a newer form of it.
@@ -26,7 +26,7 @@ def rng_state() -> dict[str, torch.Tensor]:
 
 
 def set_rng_state(state: Mapping[str, torch.Tensor]) -> None:
-    """Set every generator that `state`, as `rng_state` gives it, tells of and that is here."""
+    """Set every generator that `state`, as `read_rng_state` gives it, tells of and that is here."""
     version, *words = state["python"].tolist()
     gauss = state["python_gauss"].tolist()
     random.setstate((version, tuple(words), gauss[0] if gauss else None))

@@ -9,14 +9,14 @@ from typing import IO
 
 import torch
 
-CODES = {
+DTYPE_CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class TensorEntry:
     """A tensor to be written.
 
     Attributes:
@@ -32,12 +32,12 @@ class Entry:
     make: Callable[[], torch.Tensor]
 
 
-def entry(name: str, tensor: torch.Tensor) -> Entry:
+def make_entry(name: str, tensor: torch.Tensor) -> TensorEntry:
     """An entry of a tensor that is whole already."""
-    return Entry(name=name, shape=tuple(tensor.shape), dtype=tensor.dtype, make=lambda: tensor)
+    return TensorEntry(name=name, shape=tuple(tensor.shape), dtype=tensor.dtype, make=lambda: tensor)
 
 
-def write_tensors(path: Path | None, entries: Sequence[Entry], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(path: Path | None, entries: Sequence[TensorEntry], metadata: Mapping[str, str] | None = None) -> None:
     """Ask every entry for its tensor, and write it to `path`; with None for `path` the tensors are but asked for.
 
     The layout is that of the format's own description: eight bytes with the header's length, the header as JSON, and
@@ -47,7 +47,7 @@ def write_tensors(path: Path | None, entries: Sequence[Entry], metadata: Mapping
     end = 0
     for one in entries:
         start, end = end, end + one.dtype.itemsize * math.prod(one.shape)
-        header[one.name] = {"dtype": CODES[one.dtype], "shape": list(one.shape), "data_offsets": [start, end]}
+        header[one.name] = {"dtype": DTYPE_CODES[one.dtype], "shape": list(one.shape), "data_offsets": [start, end]}
     if path is None:
         for one in entries:
             one.make()
@@ -61,7 +61,7 @@ def write_tensors(path: Path | None, entries: Sequence[Entry], metadata: Mapping
             _write(file, one)
 
 
-def _write(file: IO[bytes], one: Entry) -> None:
+def _write(file: IO[bytes], one: TensorEntry) -> None:
     tensor = one.make().detach().to("cpu", one.dtype)
     if tuple(tensor.shape) != one.shape:
         raise ValueError(f"{one.name}: is of shape {tuple(tensor.shape)}, announced as {one.shape}")

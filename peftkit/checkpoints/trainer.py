@@ -14,17 +14,17 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
 from peftkit.checkpoints import files
-from peftkit.checkpoints.manifest import ABOUT, REPLACED, About, read_about, remove_unfinished
-from peftkit.checkpoints.optimizer_state import Keeper, Sharded, keeper
-from peftkit.checkpoints.rng_state import rng_state, set_rng_state
-from peftkit.checkpoints.safetensors_writer import entry, write_tensors
+from peftkit.checkpoints.manifest import FILE_NAME, REPLACED, CheckpointManifest, read_manifest, remove_unfinished
+from peftkit.checkpoints.optimizer_state import OptimizerState, ZeroState, wrap_optimizer
+from peftkit.checkpoints.rng_state import read_rng_state, set_rng_state
+from peftkit.checkpoints.safetensors_writer import make_entry, write_tensors
 from peftkit.distributed import process_group as distributed
 from peftkit.system.files import write_json
 
 RNG, STATE = "rng.safetensors", "trainer_state.json"
 
 
-class ResumableTrainer(Trainer):
+class PortableCheckpointTrainer(Trainer):
     """Put before any class of Trainer's, it takes over what that writes and reads as a checkpoint, and nothing else.
 
     Attributes:
@@ -74,12 +74,12 @@ class ResumableTrainer(Trainer):
         if self.state.best_global_step and best.is_dir():
             self.state.best_model_checkpoint = str(best)
 
-    def _keeper(self) -> Keeper:
+    def _keeper(self) -> OptimizerState:
         assert self.model is not None
-        return keeper(self.optimizer, self.model)
+        return wrap_optimizer(self.optimizer, self.model)
 
-    def _scaler(self, kept: Keeper) -> Any:
-        if isinstance(kept, Sharded):
+    def _scaler(self, kept: OptimizerState) -> Any:
+        if isinstance(kept, ZeroState):
             return getattr(kept.zero, "loss_scaler", None)
         return getattr(self.accelerator, "scaler", None)
 
@@ -102,13 +102,13 @@ class ResumableTrainer(Trainer):
                 self.state.stateful_callbacks[type(one).__name__] = one.state()  # type: ignore[index, call-overload]
         # Its place is told by its step; a path would be another one's on another machine.
         dataclasses.replace(self.state, best_model_checkpoint=None).save_to_json(str(folder / STATE))
-        write_json(folder / ABOUT, dataclasses.asdict(self._about(folder)))
+        write_json(folder / FILE_NAME, dataclasses.asdict(self._about(folder)))
 
-    def _about(self, folder: Path) -> About:
+    def _about(self, folder: Path) -> CheckpointManifest:
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
         config = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
         devices = {part: (config.get(f"offload_{part}") or {}).get("device") for part in ("optimizer", "param")}
-        return About(
+        return CheckpointManifest(
             step=self.state.global_step, processes=self.args.world_size,
             zero_stage=None if plugin is None else config.get("stage", 0),
             offload=[part for part, device in devices.items() if device not in (None, "none")],
@@ -119,7 +119,7 @@ class ResumableTrainer(Trainer):
 
     def _write_rng(self, folder: Path | None) -> None:
         """Generators of every rank, now and at the epoch's begin, and the loss that is not logged yet."""
-        mine = {f"now.{name}": value for name, value in rng_state().items()}
+        mine = {f"now.{name}": value for name, value in read_rng_state().items()}
         mine |= {f"epoch.{name}": value for name, value in self._epoch_rng.items()}
         mine["loss"] = self._tr_loss.detach().cpu()
         every: list[Any] = [mine]
@@ -132,7 +132,7 @@ class ResumableTrainer(Trainer):
                 "last_logged": torch.tensor(self._globalstep_last_logged),
             }
             named = {f"{rank}.{name}": value for rank, one in enumerate(every) for name, value in one.items()}
-            write_tensors(folder / RNG, [entry(name, value) for name, value in (named | logged).items()])
+            write_tensors(folder / RNG, [make_entry(name, value) for name, value in (named | logged).items()])
 
     # Reading.
 
@@ -156,7 +156,7 @@ class ResumableTrainer(Trainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         if resume_from_checkpoint is not None:
             folder = self._from = Path(resume_from_checkpoint)
-            self._seconds_before = read_about(folder).seconds
+            self._seconds_before = read_manifest(folder).seconds
             model: Any = self.model
             kept = self._keeper()
             files.read_optimizer(folder, model, kept)
@@ -194,7 +194,7 @@ class ResumableTrainer(Trainer):
             # The order of an epoch's rows may depend on the generators as they stood when it began.
             within = how["steps_trained_in_current_epoch"] > 0
             set_rng_state(self._rank_part(folder, "epoch." if within else "now."))
-        self._epoch_rng = rng_state()
+        self._epoch_rng = read_rng_state()
         super()._run_epoch(**how)
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
@@ -207,7 +207,7 @@ class ResumableTrainer(Trainer):
         folder, self._from = self._from, None
         if folder is None:
             return None
-        about = read_about(folder)
+        about = read_manifest(folder)
         with safe_open(folder / RNG, framework="pt") as file:
             same = about.processes == self.args.world_size
             ranks = [self.args.process_index] if same else range(about.processes)

@@ -118,7 +118,7 @@ def _plan(chosen: argparse.Namespace, words: list[str]) -> None:
 
 def _export(chosen: argparse.Namespace, words: list[str]) -> None:
     from peftkit.export.exporter import export
-    from peftkit.export.hub import check_login, push
+    from peftkit.export.hub import check_login, push_folder
 
     if chosen.push_to_hub:
         check_login(chosen.push_to_hub)
@@ -127,7 +127,7 @@ def _export(chosen: argparse.Namespace, words: list[str]) -> None:
         tolerance=chosen.tolerance, trust_remote_code=chosen.trust_remote_code, reload_data=chosen.reload_data,
     )  # fmt: skip
     if chosen.push_to_hub:
-        push(chosen.out, chosen.push_to_hub, private=chosen.private)
+        push_folder(chosen.out, chosen.push_to_hub, private=chosen.private)
 
 
 def _combine(chosen: argparse.Namespace, words: list[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from peftkit.checkpoints.manifest import last_whole
+from peftkit.checkpoints.manifest import find_last_complete
 from peftkit.comparison.grid import Contender, Setting, contenders, settings, with_setting
 from peftkit.comparison.progress import Progress
 from peftkit.comparison.scheduler import Place, PlannedRun, places, run_all
@@ -241,7 +241,7 @@ def _run_missing(planned: Sequence[PlannedRun], free: Sequence[Place], processes
             progress.made_before(one)
         else:
             # What a run left that was killed, unless it can go on.
-            if last_whole(one.folder) is None:
+            if find_last_complete(one.folder) is None:
                 shutil.rmtree(one.folder, ignore_errors=True)
             missing.append(one)
     run_all(missing, free, processes, ended=progress.ended, watch=progress.watch)

@@ -26,11 +26,11 @@ def main() -> None:
     """Run the recipe of the first argument; ends the process with its exit code."""
     _end_with_the_parent()
     # Importing takes seconds, in which the comparison may be killed too.
-    from peftkit.checkpoints.manifest import last_whole
+    from peftkit.checkpoints.manifest import find_last_complete
     from peftkit.comparison.scheduler import PROGRESS
     from peftkit.errors import run_with_exit_code
     from peftkit.recipe.parser import read_recipe
-    from peftkit.runs.writer import choose
+    from peftkit.runs.writer import choose_run_folder
     from peftkit.system.files import write_text
     from peftkit.system.logging import set_up_logging
     from peftkit.training.run import run
@@ -45,7 +45,7 @@ def main() -> None:
         try:
             recipe = read_recipe(sys.argv[1])
             # What was killed goes on from where it stood, if its recipe asks for checkpoints.
-            begun = last_whole(choose(recipe)) is not None
+            begun = find_last_complete(choose_run_folder(recipe)) is not None
             run(recipe, trial="--trial" in sys.argv[2:], progress=tell, resume=begun)
         finally:
             file.unlink(missing_ok=True)

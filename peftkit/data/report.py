@@ -7,7 +7,7 @@ from peftkit.data.quality import PERCENTILES, Checks, check_data
 from peftkit.data.splits import Splits, complete_splits, find_splits, row_problems
 from peftkit.errors import UserError
 from peftkit.models.loading import load_tokenizer
-from peftkit.models.positions import positions
+from peftkit.models.positions import read_position_limit
 from peftkit.recipe.schema import Recipe
 from peftkit.system.files import write_json
 
@@ -30,7 +30,7 @@ def check(recipe: Recipe, output: Path | None = None) -> str:
         raise UserError(f"{rows} can't be used; the first: {problems[0]}")
     splits = complete_splits(recipe.data, recipe.task, found, labels)
     tokenizer = load_tokenizer(recipe.model, recipe.task)
-    checks = check_data(splits, recipe.task, tokenizer, positions(recipe.model))
+    checks = check_data(splits, recipe.task, tokenizer, read_position_limit(recipe.model))
     if output is not None:
         write_json(output, {**splits.describe(), "checks": dataclasses.asdict(checks)})
     return described(splits, checks)

@@ -14,14 +14,14 @@ from peft.utils import ModulesToSaveWrapper
 
 from peftkit.data.splits import Splits, reload_splits
 from peftkit.errors import UserError
-from peftkit.export.comparison import FormRow, ValidationLook, form_table
-from peftkit.models.inference import kept_of, outputs_of
+from peftkit.export.comparison import ValidationComparison, VariantScores, format_variants
+from peftkit.models.inference import compute_outputs, infer_rows
 from peftkit.recipe.method import Method
-from peftkit.runs.reload import fresh_outputs_of, read_held_out
+from peftkit.runs.reload import read_held_out, reload_outputs
 from peftkit.runs.report import Report, is_finished, read_report
 from peftkit.runs.saved import SavedRun, load_model, read_run
-from peftkit.runs.verification import allowance, check, compared, is_half
-from peftkit.runs.writer import complete, weight_bytes, write_predictions
+from peftkit.runs.verification import check_difference, compare_outputs, find_tolerance, is_half_precision
+from peftkit.runs.writer import count_weight_bytes, write_predictions, write_run_files
 from peftkit.system import environment as measure
 from peftkit.system.files import atomic_directory
 from peftkit.system.logging import logger
@@ -29,10 +29,10 @@ from peftkit.tasks import Task
 from peftkit.tasks.default import first_output
 
 COMBINED = "combined"
-LEAST_WEIGHT = 1e-6
-SPARSE = ("ties", "dare", "magnitude_prune")
+MIN_WEIGHT_SUM = 1e-6
+SPARSE_TYPES = ("ties", "dare", "magnitude_prune")
 # How adapters of other methods, or these variants of LoRA, were to be added up, peft does not know.
-NOT_COMBINED = ("use_dora", "alora_invocation_tokens", "target_parameters")
+UNSUPPORTED_OPTIONS = ("use_dora", "alora_invocation_tokens", "target_parameters")
 
 
 def combine(
@@ -44,7 +44,7 @@ def combine(
     density: float | None = None,
     trust_remote_code: bool = False,
     reload_data: bool = False,
-) -> list[FormRow]:
+) -> list[VariantScores]:
     """Write to `out` a run whose adapter is the runs' adapters added up by `weights` (equal ones when not given).
 
     `combination_type` and `density` are those of peft's `add_weighted_adapter`: `cat` is exact, and its rank is the sum
@@ -57,14 +57,14 @@ def combine(
         raise UserError("combine: give two runs or more, and then a new folder")
     if weights and len(weights) != len(runs):
         raise UserError(f"--weights: {len(weights)} for {len(runs)} runs")
-    if density is None and combination_type.startswith(SPARSE):
+    if density is None and combination_type.startswith(SPARSE_TYPES):
         raise UserError(f"--combination_type {combination_type}: needs --density, the share of values that it keeps")
     weights = list(weights) or [1 / len(runs)] * len(runs)
-    if abs(sum(weights)) < LEAST_WEIGHT:
+    if abs(sum(weights)) < MIN_WEIGHT_SUM:
         raise UserError("--weights: add up to 0, and heads can't be averaged by them")
-    saved = [_read(folder, trust_remote_code) for folder in runs]
+    saved = [_read_lora_run(folder, trust_remote_code) for folder in runs]
     for other in saved[1:]:
-        _check_fit(saved[0], other)
+        _check_compatible(saved[0], other)
     first, report = saved[0], read_report(runs[0])
     try:
         splits = reload_splits(first.recipe.data, first.task, report.data["fingerprint"], allow_remote=reload_data)
@@ -75,14 +75,14 @@ def combine(
     with atomic_directory(out) as folder:
         model: Any = load_model(first)
         for place, other in enumerate(saved[1:], 1):
-            model.load_adapter(str(other.folder), adapter_name=_name(place))
-        look = ValidationLook.of(first, report, model, batch, reload_data=reload_data)
+            model.load_adapter(str(other.folder), adapter_name=_name_adapter(place))
+        look = ValidationComparison.of(first, report, model, batch, reload_data=reload_data)
         rows = []
         for place, run in enumerate(runs):
-            model.set_adapter(_name(place))
-            rows.append(look.row(str(run), model, weight_bytes(run), saved[place].task))
-        _add_up(model, len(runs), weights, combination_type, density)
-        task = _fitted(first, model, splits)
+            model.set_adapter(_name_adapter(place))
+            rows.append(look.row(str(run), model, count_weight_bytes(run), saved[place].task))
+        _combine_adapters(model, len(runs), weights, combination_type, density)
+        task = _calibrate_task(first, model, splits)
         rows.append(look.row(f"{COMBINED} ({combination_type})", model, None, task))
         peft = copy.deepcopy(model.peft_config[COMBINED])
         peft.base_model_name_or_path = None
@@ -94,43 +94,45 @@ def combine(
             path.rename(folder / path.name)
         (folder / COMBINED).rmdir()
         first.tokenizer.save_pretrained(folder)
-        live = outputs_of(model, batch)
-        complete(
+        live = compute_outputs(model, batch)
+        write_run_files(
             folder, recipe, model, set(), labels=first.labels, held_out={**batch, **live, **counted}, task=task
         )  # fmt: skip
-        scores = _scored(first, task, model, splits, folder)
+        scores = _score_splits(first, task, model, splits, folder)
         del model
-        found = compared(
+        found = compare_outputs(
             task,
-            fresh_outputs_of(folder, recipe, batch, trust_remote_code=trust_remote_code),
+            reload_outputs(folder, recipe, batch, trust_remote_code=trust_remote_code),
             {**live, **counted},
             batch,
         )
         on_gpu = torch.cuda.is_available()
-        half = is_half(recipe, first.contract["dtype"], on_gpu=on_gpu)
-        check("combine: the combination read back", found, allowance(live, half=half, same_device=not on_gpu))
+        half = is_half_precision(recipe, first.contract["dtype"], on_gpu=on_gpu)
+        check_difference(
+            "combine: the combination read back", found, find_tolerance(live, half=half, same_device=not on_gpu)
+        )
         told = replace(
             report, name=recipe.name, method=recipe.method.name, environment=measure.environment(), metrics=scores,
-            seed=None, round_trip=asdict(found), **_nothing_trained(report, folder),
+            seed=None, round_trip=asdict(found), **_build_cost_fields(report, folder),
         )  # fmt: skip
         told.write(folder)
-    logger.info("on validation of %s:\n%s\ncombined: %s", runs[0], form_table(rows), out)
+    logger.info("on validation of %s:\n%s\ncombined: %s", runs[0], format_variants(rows), out)
     return rows
 
 
-def _read(folder: Path, trust_remote_code: bool) -> SavedRun:
+def _read_lora_run(folder: Path, trust_remote_code: bool) -> SavedRun:
     if not is_finished(folder):
         raise UserError(f"{folder}: no finished run here; give the folder that a training run printed")
     saved = read_run(folder, trust_remote_code=trust_remote_code)
     config: Any = saved.recipe.method.peft
     if not isinstance(config, LoraConfig):
         raise UserError(f"{folder}: was trained by {saved.recipe.method.kind}; only adapters of LoRA can be combined")
-    if odd := [name for name in NOT_COMBINED if getattr(config, name, None)]:
+    if odd := [name for name in UNSUPPORTED_OPTIONS if getattr(config, name, None)]:
         raise UserError(f"{folder}: was trained with {odd[0]}; peft can't combine such adapters")
     return saved
 
 
-def _check_fit(first: SavedRun, other: SavedRun) -> None:
+def _check_compatible(first: SavedRun, other: SavedRun) -> None:
     for what, names in (
         ("the base", ("base", "sha256")), ("the 4-bit settings", ("quantization",)), ("the labels", ("labels",)),
         ("the tokenizer", ("tokenizer",)), ("the kind of model", ("auto_class",)),
@@ -139,7 +141,7 @@ def _check_fit(first: SavedRun, other: SavedRun) -> None:
         for name in names:
             one, two = one[name], two[name]
         if one != two:
-            raise UserError(f"{first.folder} and {other.folder} differ in {what}: {_short(one)} and {_short(two)}")
+            raise UserError(f"{first.folder} and {other.folder} differ in {what}: {_shorten(one)} and {_shorten(two)}")
     mine, others = first.contract["task"], other.contract["task"]
     if mine["class_path"] != others["class_path"]:
         kinds = f"{mine['class_path']} and {others['class_path']}"
@@ -150,18 +152,20 @@ def _check_fit(first: SavedRun, other: SavedRun) -> None:
             raise UserError(f"{first.folder} and {other.folder} differ in task.{field}: {lengths[0]} and {lengths[1]}")
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = ", ".join(value) if isinstance(value, list) else str(value)
     return text if len(text) < 100 else f"{text[:100]}..."
 
 
-def _name(place: int) -> str:
+def _name_adapter(place: int) -> str:
     return "default" if place == 0 else f"run-{place}"
 
 
 @torch.no_grad()
-def _add_up(model: Any, runs: int, weights: Sequence[float], combination_type: str, density: float | None) -> None:
-    names = [_name(place) for place in range(runs)]
+def _combine_adapters(
+    model: Any, runs: int, weights: Sequence[float], combination_type: str, density: float | None
+) -> None:
+    names = [_name_adapter(place) for place in range(runs)]
     first = model.peft_config["default"]
     # peft gives the new adapter alpha = r, which is a scale of 1 only by LoRA's own rule; each run's is settled.
     first.use_rslora = False
@@ -190,7 +194,7 @@ def _add_up(model: Any, runs: int, weights: Sequence[float], combination_type: s
     model.set_adapter(COMBINED)
 
 
-def _kept(saved: SavedRun, task: Task, model: Any, encoded: Dataset) -> np.ndarray:
+def _evaluate_rows(saved: SavedRun, task: Task, model: Any, encoded: Dataset) -> np.ndarray:
     """What evaluation keeps of the rows."""
 
     def read(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -198,23 +202,23 @@ def _kept(saved: SavedRun, task: Task, model: Any, encoded: Dataset) -> np.ndarr
             return task.infer(model, batch)
         return task.reduce(first_output(model(**batch).logits))
 
-    return kept_of(model, task, encoded, saved.tokenizer, read)
+    return infer_rows(model, task, encoded, saved.tokenizer, read)
 
 
-def _fitted(saved: SavedRun, model: Any, splits: Splits) -> Task:
+def _calibrate_task(saved: SavedRun, model: Any, splits: Splits) -> Task:
     """The task with what the combination teaches on validation, such as thresholds."""
     task = saved.recipe.task
     encoded = task.encode(splits.validation, saved.tokenizer, saved.labels)
-    return task.fitted(_kept(saved, task, model, encoded), encoded, saved.labels)
+    return task.fitted(_evaluate_rows(saved, task, model, encoded), encoded, saved.labels)
 
 
-def _scored(saved: SavedRun, task: Task, model: Any, splits: Splits, folder: Path) -> dict[str, dict[str, Any]]:
+def _score_splits(saved: SavedRun, task: Task, model: Any, splits: Splits, folder: Path) -> dict[str, dict[str, Any]]:
     """Scores as a run has them, and its predictions in the folder."""
     scores: dict[str, dict[str, Any]] = {}
     for split in ("validation", "test"):
         rows = splits.rows[split]
         encoded = task.encode(rows, saved.tokenizer, saved.labels)
-        answers = task.decode(_kept(saved, task, model, encoded), encoded, rows, saved.tokenizer, saved.labels)
+        answers = task.decode(_evaluate_rows(saved, task, model, encoded), encoded, rows, saved.tokenizer, saved.labels)
         references = task.references(rows, saved.labels)
         scores[split] = dict(task.score(answers, references))
     scores["test"] |= task.intervals(answers, references)
@@ -222,7 +226,7 @@ def _scored(saved: SavedRun, task: Task, model: Any, splits: Splits, folder: Pat
     return scores
 
 
-def _nothing_trained(report: Report, folder: Path) -> dict[str, Any]:
+def _build_cost_fields(report: Report, folder: Path) -> dict[str, Any]:
     """The fields of a report that tell what a run cost: here, the cost of combining."""
     age = measure.process_age()
     memory = measure.memory_per_rank()
@@ -230,6 +234,6 @@ def _nothing_trained(report: Report, folder: Path) -> dict[str, Any]:
     return {
         "times": {"start_up": 0.0, "data": 0.0, "train": 0.0, "evaluate": age, "total": age, **rates},
         "memory": memory[0], "memory_per_rank": memory, "tokens": 0, "history": [],
-        "sizes": {**report.sizes, "trained": weight_bytes(folder)},
+        "sizes": {**report.sizes, "trained": count_weight_bytes(folder)},
         "audit": {"verdict": "combined of trained runs, not trained itself"},
     }  # fmt: skip

@@ -10,20 +10,20 @@ from transformers import PreTrainedTokenizerBase
 
 from peftkit.data.splits import reload_splits
 from peftkit.errors import UserError
-from peftkit.models.inference import BATCH_SIZE, answers_of, held_out, logits_of
+from peftkit.models.inference import BATCH_SIZE, compute_logits, predict_rows, select_inputs
 from peftkit.runs.report import Report
 from peftkit.runs.saved import SavedRun
-from peftkit.runs.verification import combined, compared
+from peftkit.runs.verification import combine_differences, compare_outputs
 from peftkit.system.logging import logger
 from peftkit.tasks import Task
 
 MEGABYTE = 1e6
 # So many numbers of logits are held for a comparison; of a vocabulary's, that is a few rows.
-MOST_NUMBERS = 20_000_000
+MAX_LOGITS = 20_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class FormRow:
+class VariantScores:
     """What one form of a model makes of validation.
 
     Attributes:
@@ -52,7 +52,7 @@ class LogitSample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidationLook:
+class ValidationComparison:
     """Validation rows (None where they can't be had), and the first form's logits of some of them."""
 
     saved: SavedRun
@@ -62,7 +62,7 @@ class ValidationLook:
     @classmethod
     def of(
         cls, saved: SavedRun, report: Report, model: Any, batch: Mapping[str, torch.Tensor], *, reload_data: bool
-    ) -> "ValidationLook":
+    ) -> "ValidationComparison":
         """Look at validation with the first form; where the data can't be had, at the held-out `batch`."""
         task = saved.task
         try:
@@ -71,51 +71,51 @@ class ValidationLook:
             logger.warning(
                 "forms are compared on %d held-out rows alone, without scores: %s", len(batch["input_ids"]), error
             )
-            sample = LogitSample(batches=[batch], outputs=[{"logits": logits_of(model, batch)}])
+            sample = LogitSample(batches=[batch], outputs=[{"logits": compute_logits(model, batch)}])
             return cls(saved=saved, rows=None, sample=sample)
         encoded = task.encode(splits.validation, saved.tokenizer, saved.labels)
-        sample = sampled_logits(model, task, encoded, saved.tokenizer)
+        sample = sample_logits(model, task, encoded, saved.tokenizer)
         return cls(saved=saved, rows=splits.validation, sample=sample)
 
-    def row(self, form: str, model: Any, weight_bytes: int | None, task: Task | None = None) -> FormRow:
+    def row(self, form: str, model: Any, weight_bytes: int | None, task: Task | None = None) -> VariantScores:
         """What this form makes of the same rows, by its own `task` where it learned another one from validation."""
         task, scores = task or self.saved.task, {}
         logger.info("scoring on validation: %s", form)
         # What can't generate can't be scored on what it generates.
         if self.rows is not None and (task.task_type != "SEQ_2_SEQ_LM" or hasattr(model, "generate")):
-            answers = answers_of(model, task, self.rows, self.saved.tokenizer, self.saved.labels)
+            answers = predict_rows(model, task, self.rows, self.saved.tokenizer, self.saved.labels)
             every = task.score(answers, task.references(self.rows, self.saved.labels))
             scores = {name: every[name] for name in task.main_metrics}
-        found = combined(
+        found = combine_differences(
             [
-                compared(task, {"logits": logits_of(model, batch)}, right, batch)
+                compare_outputs(task, {"logits": compute_logits(model, batch)}, right, batch)
                 for batch, right in zip(self.sample.batches, self.sample.outputs, strict=True)
             ]
         )
-        return FormRow(
+        return VariantScores(
             form=form, scores=scores, rows=found.rows, label_agreement=found.label_agreement,
             divergence=found.divergence, megabytes=None if weight_bytes is None else weight_bytes / MEGABYTE,
         )  # fmt: skip
 
 
 @torch.no_grad()
-def sampled_logits(model: Any, task: Task, encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> LogitSample:
+def sample_logits(model: Any, task: Task, encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> LogitSample:
     """Logits of encoded rows, from the first on, until the numbers held would be too many."""
     collator = task.collator(tokenizer, model)
     batches: list[Mapping[str, torch.Tensor]] = []
     outputs: list[Mapping[str, torch.Tensor]] = []
     for start in range(0, len(encoded), BATCH_SIZE):
         batch = collator([encoded[row] for row in range(start, min(start + BATCH_SIZE, len(encoded)))])
-        inputs, counted = held_out(task, batch, model.config)
+        inputs, counted = select_inputs(task, batch, model.config)
         batches.append(inputs)
-        outputs.append({"logits": logits_of(model, inputs), **counted})
+        outputs.append({"logits": compute_logits(model, inputs), **counted})
         sizes = [one["logits"].numel() for one in outputs]
-        if sum(sizes) + sizes[-1] > MOST_NUMBERS:
+        if sum(sizes) + sizes[-1] > MAX_LOGITS:
             break
     return LogitSample(batches=batches, outputs=outputs)
 
 
-def form_table(rows: Sequence[FormRow]) -> str:
+def format_variants(rows: Sequence[VariantScores]) -> str:
     """The rows as a Markdown table; agreement and divergence are with the first."""
     shown = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
     head = ["form", *(f"validation {name}" for name in shown), "same answers", "divergence", "rows", "MB"]

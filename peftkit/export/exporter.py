@@ -7,14 +7,14 @@ from typing import Literal
 from peft import PromptLearningConfig
 
 from peftkit.errors import UserError
-from peftkit.export.comparison import form_table
+from peftkit.export.comparison import format_variants
 from peftkit.export.formats import export_adapter, export_merged, export_onnx
-from peftkit.export.model_card import write_card
-from peftkit.export.receipt import RECEIPT, Origin, Receipt
+from peftkit.export.model_card import write_model_card
+from peftkit.export.receipt import RECEIPT, ExportSource, Receipt
 from peftkit.recipe.parser import recipe_to_dict
-from peftkit.runs.manifest import read_contract
+from peftkit.runs.manifest import read_manifest
 from peftkit.runs.reload import read_held_out
-from peftkit.runs.report import finite, is_finished, read_report
+from peftkit.runs.report import is_finished, read_report, replace_nonfinite
 from peftkit.runs.saved import SavedRun, read_run
 from peftkit.system.environment import environment
 from peftkit.system.files import atomic_directory, write_json
@@ -54,12 +54,12 @@ def export(
         raise UserError(f"{run}: no finished run here; give the folder that a training run printed")
     batch, live = read_held_out(run)
     saved = read_run(run, trust_remote_code=trust_remote_code)
-    _check_words(saved, form, dtype, merge, int8)
+    _check_options(saved, form, dtype, merge, int8)
     if form is None and isinstance(saved.recipe.method.peft, PromptLearningConfig):
         kind = saved.recipe.method.kind.upper()
         logger.warning("%s adds no weights that could be merged: the adapter is exported", kind)
         form = "adapter"
-    origin = Origin(
+    origin = ExportSource(
         saved=saved, report=read_report(run), batch=batch, live=live, tolerance=tolerance, reload_data=reload_data
     )
     with atomic_directory(out) as folder:
@@ -68,15 +68,15 @@ def export(
         receipt = export_adapter(origin, folder) if adapter else export_merged(origin, folder, written, merge)
         if form == "onnx":
             receipt = export_onnx(origin, folder, receipt, int8)
-        told = finite(asdict(receipt))
+        told = replace_nonfinite(asdict(receipt))
         write_json(folder / RECEIPT, {**told, "recipe": recipe_to_dict(saved.recipe), "environment": environment()})
-        contract = read_contract(folder)
+        contract = read_manifest(folder)
         assert contract is not None
-        write_card(folder, saved.recipe, origin.report, contract, told)
+        write_model_card(folder, saved.recipe, origin.report, contract, told)
     if receipt.forms:
-        logger.info("on validation:\n%s\nexported: %s", form_table(receipt.forms), receipt.shipped)
+        logger.info("on validation:\n%s\nexported: %s", format_variants(receipt.forms), receipt.shipped)
     if receipt.onnx_forms:
-        logger.info("on validation:\n%s", form_table(receipt.onnx_forms))
+        logger.info("on validation:\n%s", format_variants(receipt.onnx_forms))
     held = "not held to a tolerance" if receipt.tolerance is None else f"tolerance {receipt.tolerance:.2g}"
     logger.info(
         "exported to %s: largest logit difference %.2g on %d held-out rows (%s), %.4g %% of answers as the live model",
@@ -85,7 +85,7 @@ def export(
     return receipt
 
 
-def _check_words(saved: SavedRun, form: str | None, dtype: str, merge: str, int8: bool) -> None:
+def _check_options(saved: SavedRun, form: str | None, dtype: str, merge: str, int8: bool) -> None:
     recipe = saved.recipe
     if form == "adapter" and recipe.method.peft is None:
         raise UserError("--format adapter: full fine-tuning has no adapter; leave the word out")

@@ -11,17 +11,17 @@ import torch
 from transformers import PreTrainedModel
 
 from peftkit.errors import UserError
-from peftkit.export.comparison import FormRow, ValidationLook
-from peftkit.export.merging import dequantized, merged_whole, packed_weights, write_merged
-from peftkit.export.receipt import Origin, Receipt
-from peftkit.models.adapters import can_be_merged
-from peftkit.models.inference import logits_of, outputs_of
-from peftkit.models.loading import OVERFLOW_IN_FLOAT16, load_finished
+from peftkit.export.comparison import ValidationComparison, VariantScores
+from peftkit.export.merging import find_packed_weights, make_dequantizer, merge_in_memory, write_merged
+from peftkit.export.receipt import ExportSource, Receipt
+from peftkit.models.adapters import is_mergeable
+from peftkit.models.inference import compute_logits, compute_outputs
+from peftkit.models.loading import OVERFLOW_IN_FLOAT16, load_finished_model
 from peftkit.models.onnx import OnnxModel, write_onnx
 from peftkit.runs.manifest import RECIPE
 from peftkit.runs.saved import SavedRun, load_model
-from peftkit.runs.verification import Difference, check, combined, compared
-from peftkit.runs.writer import weight_bytes
+from peftkit.runs.verification import Difference, check_difference, combine_differences, compare_outputs
+from peftkit.runs.writer import count_weight_bytes
 from peftkit.system.logging import logger
 
 MERGES = {
@@ -33,10 +33,10 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json", "config.jso
 
 
 def _finished(saved: SavedRun, folder: Path, dtype: str) -> PreTrainedModel:
-    return load_finished(folder, saved.task, dtype=dtype, trust_remote_code=saved.trust_remote_code).eval()
+    return load_finished_model(folder, saved.task, dtype=dtype, trust_remote_code=saved.trust_remote_code).eval()
 
 
-def _scored(look: ValidationLook, form: str, folder: Path) -> FormRow:
+def _scored(look: ValidationComparison, form: str, folder: Path) -> VariantScores:
     """The row of a model in a folder, asked on the accelerator where it has room."""
     model: Any = _finished(look.saved, folder, "auto")
     if torch.accelerator.is_available():
@@ -45,10 +45,10 @@ def _scored(look: ValidationLook, form: str, folder: Path) -> FormRow:
         except torch.OutOfMemoryError:
             model = _finished(look.saved, folder, "auto")
             logger.warning("%s does not fit the accelerator; it is scored on the CPU", form)
-    return look.row(form, model, weight_bytes(folder))
+    return look.row(form, model, count_weight_bytes(folder))
 
 
-def export_adapter(origin: Origin, folder: Path) -> Receipt:
+def export_adapter(origin: ExportSource, folder: Path) -> Receipt:
     """The adapter as it was trained, with what loads it, checked in a fresh process against the live model."""
     reloaded = origin.load_as_trained()[1]
     for name in ADAPTER_FILES:
@@ -58,7 +58,7 @@ def export_adapter(origin: Origin, folder: Path) -> Receipt:
     origin.sign(folder, adapter=True, dtype=dtype)
     found = origin.compared_live(origin.fresh(folder))
     allowed = origin.as_trained
-    check("export: the adapter", found, allowed)
+    check_difference("export: the adapter", found, allowed)
     return Receipt(
         format="adapter", dtype=dtype, rows=found.rows, tolerance=allowed.difference,
         exported_difference=found.difference, label_agreement=found.label_agreement,
@@ -88,7 +88,7 @@ class _Merge:
     def said(self) -> str:
         return MERGES.get(self.name, f"merged, in {self.dtype}")
 
-    def write(self, origin: Origin, folder: Path) -> Mapping[str, torch.Tensor]:
+    def write(self, origin: ExportSource, folder: Path) -> Mapping[str, torch.Tensor]:
         """Write the merged model; the outputs that it must have."""
         saved = origin.saved
         folder.mkdir()
@@ -98,19 +98,19 @@ class _Merge:
         unmerged.config.update(dict(saved.task.settings()))
         quantization = saved.recipe.method.quantization
         if self.name == "dequantized" and quantization is not None:
-            weights = dequantized(quantization, self.packed, getattr(torch, self.as_trained))
+            weights = make_dequantizer(quantization, self.packed, getattr(torch, self.as_trained))
             write_merged(unmerged, folder, getattr(torch, self.dtype), weights)
             return origin.live
-        expected = outputs_of(unmerged, origin.batch)
+        expected = compute_outputs(unmerged, origin.batch)
         write_merged(unmerged, folder, getattr(torch, self.dtype))
         return expected
 
 
-def export_merged(origin: Origin, folder: Path, dtype: str, merge: str) -> Receipt:
+def export_merged(origin: ExportSource, folder: Path, dtype: str, merge: str) -> Receipt:
     """The best merge, checked in a fresh process against the same weights before they were merged."""
     saved, quantized = origin.saved, origin.saved.recipe.method.quantization is not None
     model, reloaded = origin.load_as_trained()
-    if not can_be_merged(model):
+    if not is_mergeable(model):
         kind = saved.recipe.method.kind.upper()
         raise UserError(f"export: {kind} adds no weights that could be merged; take --format adapter")
     as_trained = saved.contract["dtype"]
@@ -118,12 +118,12 @@ def export_merged(origin: Origin, folder: Path, dtype: str, merge: str) -> Recei
     if dtype == "float16" and model.config.model_type in OVERFLOW_IN_FLOAT16:
         raise UserError(f"--dtype float16: {model.config.model_type} overflows in it; take bfloat16 or float32")
     names = ["original", "dequantized"] + ["4bit"] * (merge == "4bit") if quantized else ["merged"]
-    base, packed = "float32" if dtype == "float32" else as_trained, packed_weights(model)
+    base, packed = "float32" if dtype == "float32" else as_trained, find_packed_weights(model)
     merges = [_Merge(name=name, base=base, dtype=dtype, packed=packed, as_trained=as_trained) for name in names]
-    rows: list[FormRow] = []
+    rows: list[VariantScores] = []
     look = None
     if quantized or dtype != as_trained:
-        look = ValidationLook.of(saved, origin.report, model, origin.batch, reload_data=origin.reload_data)
+        look = ValidationComparison.of(saved, origin.report, model, origin.batch, reload_data=origin.reload_data)
         rows.append(look.row("as trained, not merged", model, None))
     # One model at a time: what is merged next maps the base's files anew.
     del model
@@ -141,8 +141,8 @@ def export_merged(origin: Origin, folder: Path, dtype: str, merge: str) -> Recei
     allowed = origin.as_trained if chosen.name == "dequantized" and not half else origin.allowed(half=half)
     origin.sign(folder, adapter=False, dtype="auto")
     found = origin.fresh(folder)
-    exported = compared(saved.task, found, expected[chosen.name], origin.batch)
-    check("export: the merged model", exported, allowed)
+    exported = compare_outputs(saved.task, found, expected[chosen.name], origin.batch)
+    check_difference("export: the merged model", exported, allowed)
     live = origin.compared_live(found)
     return Receipt(
         format="model", dtype="4bit" if chosen.name == "4bit" else dtype, rows=exported.rows,
@@ -152,7 +152,7 @@ def export_merged(origin: Origin, folder: Path, dtype: str, merge: str) -> Recei
     )  # fmt: skip
 
 
-def _chosen(merges: Sequence[_Merge], rows: Sequence[FormRow], asked: str, metric: str) -> _Merge:
+def _chosen(merges: Sequence[_Merge], rows: Sequence[VariantScores], asked: str, metric: str) -> _Merge:
     """What was asked for; else the best on validation, of equals and without scores the nearest to the unmerged."""
     if asked != "best":
         return next(merge for merge in merges if merge.name == asked)
@@ -160,19 +160,19 @@ def _chosen(merges: Sequence[_Merge], rows: Sequence[FormRow], asked: str, metri
     return max(pairs, key=lambda pair: (pair[1].scores.get(metric, 0.0), -pair[1].divergence))[0]
 
 
-def _merge_into_4bit(origin: Origin, folder: Path) -> dict[str, torch.Tensor]:
+def _merge_into_4bit(origin: ExportSource, folder: Path) -> dict[str, torch.Tensor]:
     logger.warning("--merge 4bit: rounding to 4 bits erases much of a small adapter; the table tells how much")
     model = load_model(origin.saved)
     with warnings.catch_warnings():
         # peft warns of the rounding that was just told of.
         warnings.filterwarnings("ignore", message="Merge lora module to 4-bit linear")
-        merged = merged_whole(model)
+        merged = merge_in_memory(model)
     merged.config.update(dict(origin.saved.task.settings()))
     merged.save_pretrained(folder)
-    return outputs_of(merged, origin.batch)
+    return compute_outputs(merged, origin.batch)
 
 
-def export_onnx(origin: Origin, folder: Path, receipt: Receipt, int8: bool) -> Receipt:
+def export_onnx(origin: ExportSource, folder: Path, receipt: Receipt, int8: bool) -> Receipt:
     """The merged model that is in the folder, as ONNX in its place, checked in ONNX Runtime against it."""
     saved = origin.saved
     merged: Any = _finished(saved, folder, "float32")
@@ -180,9 +180,11 @@ def export_onnx(origin: Origin, folder: Path, receipt: Receipt, int8: bool) -> R
     def difference(model: Any) -> Difference:
         # The graph was traced with the whole batch: a row alone tells whether its rows or its length are fixed.
         shapes = (origin.batch, _shortest(origin.batch))
-        return combined(
+        return combine_differences(
             [
-                compared(saved.task, {"logits": logits_of(model, one)}, {"logits": logits_of(merged, one)}, one)
+                compare_outputs(
+                    saved.task, {"logits": compute_logits(model, one)}, {"logits": compute_logits(merged, one)}, one
+                )
                 for one in shapes
             ]
         )
@@ -193,11 +195,11 @@ def export_onnx(origin: Origin, folder: Path, receipt: Receipt, int8: bool) -> R
 
     model, size = written(False)
     exported = difference(model)
-    check("export: the model in ONNX Runtime", exported, origin.allowed(half=False))
-    forms: list[FormRow] = []
+    check_difference("export: the model in ONNX Runtime", exported, origin.allowed(half=False))
+    forms: list[VariantScores] = []
     if int8:
-        look = ValidationLook.of(saved, origin.report, merged, origin.batch, reload_data=origin.reload_data)
-        forms.append(look.row("merged, in float32", merged, weight_bytes(folder)))
+        look = ValidationComparison.of(saved, origin.report, merged, origin.batch, reload_data=origin.reload_data)
+        forms.append(look.row("merged, in float32", merged, count_weight_bytes(folder)))
         forms.append(look.row("as ONNX, in float32", model, size))
         model, size = written(True)
         forms.append(look.row("as ONNX, in int8", model, size))
@@ -207,7 +209,7 @@ def export_onnx(origin: Origin, folder: Path, receipt: Receipt, int8: bool) -> R
         path.unlink()
     origin.sign(folder, adapter=False, dtype="float32")
     right = {name: tensor for name, tensor in origin.live.items() if name != "generated"}
-    live = compared(saved.task, outputs_of(model, origin.batch), right, origin.batch)
+    live = compare_outputs(saved.task, compute_outputs(model, origin.batch), right, origin.batch)
     return replace(
         receipt, format="onnx", dtype="int8" if int8 else "float32", exported_difference=exported.difference,
         label_agreement=live.label_agreement, text_agreement=None, live_difference=live.difference,

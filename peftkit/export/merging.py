@@ -18,13 +18,13 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.errors import UserError
-from peftkit.models.adapters import plain_name
+from peftkit.models.adapters import remove_peft_prefix
 from peftkit.recipe.method import Quantization
 
 # A file of weights holds up to this, and of a larger model a twentieth, within these bounds: what is in memory beside
 # the base.
-ONE_FILE = 500_000_000
-SMALLEST_FILE, LARGEST_FILE = 100_000_000, 5_000_000_000
+MAX_SINGLE_FILE = 500_000_000
+MIN_SHARD, MAX_SHARD = 100_000_000, 5_000_000_000
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 BaseWeight = Callable[[str, torch.Tensor], torch.Tensor]
@@ -43,8 +43,8 @@ def write_merged(
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     inner.config.dtype = dtype
     inner.config.architectures = [type(inner).__name__]
-    if _is_stored_otherwise(inner):
-        merged_whole(model, base_weight).to(dtype).save_pretrained(folder)
+    if _has_converted_weights(inner):
+        merge_in_memory(model, base_weight).to(dtype).save_pretrained(folder)
         return
     inner.config.save_pretrained(folder)
     if inner.can_generate():
@@ -58,7 +58,7 @@ def write_merged(
             writer.add(name, tensor.to(dtype) if tensor.is_floating_point() else tensor)
         done.add(name)
 
-    for name, module in _merged_modules(model, inner, base_weight):
+    for name, module in _merge_modules(model, inner, base_weight):
         for own, tensor in module.state_dict(prefix=f"{name}.").items():
             write(own, tensor)
         for parameter in module.parameters():
@@ -69,25 +69,25 @@ def write_merged(
     writer.finish()
 
 
-def merged_whole(model: PreTrainedModel | PeftModel, base_weight: BaseWeight | None = None) -> Any:
+def merge_in_memory(model: PreTrainedModel | PeftModel, base_weight: BaseWeight | None = None) -> Any:
     """The model with its adapter merged, in memory."""
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    for _ in _merged_modules(model, inner, base_weight):
+    for _ in _merge_modules(model, inner, base_weight):
         pass
     return inner
 
 
-def packed_weights(model: nn.Module) -> dict[str, bool]:
+def find_packed_weights(model: nn.Module) -> dict[str, bool]:
     """The names, without peft's, of the weights that are in 4 bits; true for those that were transposed before."""
     return {
-        plain_name(f"{name}.weight"): getattr(module, "source_cls", None) is Conv1D
+        remove_peft_prefix(f"{name}.weight"): getattr(module, "source_cls", None) is Conv1D
         for name, module in model.named_modules()
         if type(module).__name__ == "Linear4bit"
     }
 
 
-def dequantized(quantization: Quantization, packed_names: Mapping[str, bool], dtype: torch.dtype) -> BaseWeight:
-    """For `write_merged`: of the weights named as by `packed_weights`, what remains of them in 4 bits.
+def make_dequantizer(quantization: Quantization, packed_names: Mapping[str, bool], dtype: torch.dtype) -> BaseWeight:
+    """For `write_merged`: of the weights named as by `find_packed_weights`, what remains of them in 4 bits.
 
     `dtype` is what they had before they were packed.
     """
@@ -112,13 +112,13 @@ def dequantized(quantization: Quantization, packed_names: Mapping[str, bool], dt
     return weight
 
 
-def _is_stored_otherwise(model: Any) -> bool:
+def _has_converted_weights(model: Any) -> bool:
     """Whether the checkpoint's tensors are other than the model's, or its code comes along: the library then writes."""
     conversions = getattr(model, "_weight_conversions", None) or ()
     return model.is_remote_code() or any(not isinstance(one, WeightRenaming) for one in conversions)
 
 
-def _merged_modules(
+def _merge_modules(
     model: PreTrainedModel | PeftModel, inner: nn.Module, base_weight: BaseWeight | None
 ) -> Iterator[tuple[str, nn.Module]]:
     """Each module that peft had wrapped, by name, when its plain and merged form has taken its place."""
@@ -154,7 +154,7 @@ def _is_inside(name: str, outer: Sequence[str]) -> bool:
     return any(name.startswith(f"{other}.") for other in outer)
 
 
-def _give_back_memory() -> None:
+def _release_memory() -> None:
     """Return freed memory to the system: the C library keeps what tensors of some megabytes leave behind."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -167,7 +167,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, total: int) -> None:
         self.folder = folder
-        self.most = total if total <= ONE_FILE else min(LARGEST_FILE, max(SMALLEST_FILE, total // 20))
+        self.most = total if total <= MAX_SINGLE_FILE else min(MAX_SHARD, max(MIN_SHARD, total // 20))
         self.waiting: dict[str, torch.Tensor] = {}
         self.bytes = self.total = 0
         self.files: list[list[str]] = []
@@ -186,7 +186,7 @@ class ShardWriter:
         self.files.append(list(self.waiting))
         (self.folder / f"part-{len(self.files) - 1}").chmod(0o644)
         self.waiting, self.bytes = {}, 0
-        _give_back_memory()
+        _release_memory()
 
     def finish(self) -> None:
         """Write the rest, give the files their names, and an index where there are several."""

@@ -10,10 +10,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from peftkit.data.sources import DEMOS
-from peftkit.export.comparison import FormRow, form_table
+from peftkit.export.comparison import VariantScores, format_variants
 from peftkit.recipe.parser import recipe_to_yaml
 from peftkit.recipe.schema import Recipe
-from peftkit.runs.manifest import CONTRACT
+from peftkit.runs.manifest import MANIFEST
 from peftkit.runs.report import Report
 from peftkit.system.files import redact_home_in_text, write_text
 
@@ -23,7 +23,7 @@ HUB_METRICS = {"f1_macro": "f1", "f1_micro": "f1", "pearson": "pearsonr", "spear
 MIB = 2**20
 
 
-def write_card(
+def write_model_card(
     folder: Path, recipe: Recipe, report: Report, contract: Mapping[str, Any], receipt: Mapping[str, Any]
 ) -> None:
     """Write `README.md`: what it is, scores, cost, limits, how to repeat it, and the receipt."""
@@ -54,32 +54,32 @@ def write_card(
         ],
     )
     card = ModelCard(
-        f"---\n{data.to_yaml()}\n---\n\n{_body(recipe, report, contract, receipt)}", ignore_metadata_errors=True
+        f"---\n{data.to_yaml()}\n---\n\n{_format_body(recipe, report, contract, receipt)}", ignore_metadata_errors=True
     )
     write_text(folder / "README.md", card.content)
 
 
-def _body(recipe: Recipe, report: Report, contract: Mapping[str, Any], receipt: Mapping[str, Any]) -> str:
+def _format_body(recipe: Recipe, report: Report, contract: Mapping[str, Any], receipt: Mapping[str, Any]) -> str:
     base = contract["base"]
     commit = f", commit {base['revision']}" if base["revision"] else ""
     sections = {
-        f"# {_plain(recipe.name)}": f"{_plain(base['name_or_path'])}{commit}, trained by the method "
-        f"{_plain(recipe.method.name)} with peftkit. Weights of the base: SHA-256 {base['sha256'] or 'not known'}.",
-        "## Use": _use(recipe, contract, receipt),
-        "## Scores": _scores(recipe, report),
-        "## Forms": _forms(receipt["forms"], receipt["shipped"]),
-        "## ONNX": _forms(receipt["onnx_forms"], "the last one" if receipt["onnx_forms"] else None),
-        "## Receipt": _receipt(receipt),
-        "## Data": _data(recipe, report, contract),
-        "## Cost": _cost(report),
-        "## Limits": _limits(report, receipt),
+        f"# {_escape(recipe.name)}": f"{_escape(base['name_or_path'])}{commit}, trained by the method "
+        f"{_escape(recipe.method.name)} with peftkit. Weights of the base: SHA-256 {base['sha256'] or 'not known'}.",
+        "## Use": _format_usage(recipe, contract, receipt),
+        "## Scores": _format_scores(recipe, report),
+        "## Forms": _format_variant_table(receipt["forms"], receipt["shipped"]),
+        "## ONNX": _format_variant_table(receipt["onnx_forms"], "the last one" if receipt["onnx_forms"] else None),
+        "## Receipt": _format_receipt(receipt),
+        "## Data": _format_data(recipe, report, contract),
+        "## Cost": _format_cost(report),
+        "## Limits": _format_limits(report, receipt),
         "## Repeat": "Save as `recipe.yaml`, and run `peftkit train recipe.yaml`:\n\n"
-        + _fenced(recipe_to_yaml(_repeatable(recipe)), "yaml"),
+        + _format_code(recipe_to_yaml(_remove_output_dir(recipe)), "yaml"),
     }
     return "\n\n".join(f"{title}\n\n{text}" for title, text in sections.items() if text) + "\n"
 
 
-def _use(recipe: Recipe, contract: Mapping[str, Any], receipt: Mapping[str, Any]) -> str:
+def _format_usage(recipe: Recipe, contract: Mapping[str, Any], receipt: Mapping[str, Any]) -> str:
     auto_class, base = contract["auto_class"], contract["base"]["name_or_path"]
     if receipt["format"] == "onnx":
         code = (
@@ -107,14 +107,14 @@ def _use(recipe: Recipe, contract: Mapping[str, Any], receipt: Mapping[str, Any]
             'model = PeftModel.from_pretrained(base, "FOLDER")\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")'
         )
     prefix = getattr(recipe.task, "source_prefix", "")
-    before = f" Every text begins with {_plain(repr(prefix))}." if prefix else ""
+    before = f" Every text begins with {_escape(repr(prefix))}." if prefix else ""
     return (
-        f"{_fenced(code, 'python')}\n\nOr `peftkit predict FOLDER FILE`: labels, thresholds, lengths and prefix stand "
-        f"in `{CONTRACT}`.{before}"
+        f"{_format_code(code, 'python')}\n\nOr `peftkit predict FOLDER FILE`, which reads labels, thresholds and "
+        f"lengths from `{MANIFEST}`.{before}"
     )
 
 
-def _scores(recipe: Recipe, report: Report) -> str:
+def _format_scores(recipe: Recipe, report: Report) -> str:
     rows = report.data["rows"]["test"]
     lines = [f"On {rows:,} test rows, of the model as it was trained:", "", "| metric | score | 95 % interval |"]
     lines.append("| --- | ---: | ---: |")
@@ -122,16 +122,16 @@ def _scores(recipe: Recipe, report: Report) -> str:
         if isinstance(value, float):
             low_high = report.metrics["test"].get(f"{name}_ci95")
             interval = "" if low_high is None else f"{low_high[0]:.4f} to {low_high[1]:.4f}"
-            lines.append(f"| {_plain(name)} | {value:.4f} | {interval} |")
+            lines.append(f"| {_escape(name)} | {value:.4f} | {interval} |")
     return "\n".join(lines)
 
 
-def _forms(forms: Sequence[Mapping[str, Any]], shipped: str | None) -> str:
-    rows = [FormRow(**row) for row in forms]
-    return form_table(rows) + (f"\n\nThis folder holds: {shipped}." if shipped else "") if rows else ""
+def _format_variant_table(forms: Sequence[Mapping[str, Any]], shipped: str | None) -> str:
+    rows = [VariantScores(**row) for row in forms]
+    return format_variants(rows) + (f"\n\nThis folder holds: {shipped}." if shipped else "") if rows else ""
 
 
-def _receipt(receipt: Mapping[str, Any]) -> str:
+def _format_receipt(receipt: Mapping[str, Any]) -> str:
     texts = receipt["text_agreement"]
     generated = "" if texts is None else f" The same text is generated for {texts:.1%} of them."
     held = "in 8 bits it is scored, not held to a tolerance"
@@ -146,33 +146,33 @@ def _receipt(receipt: Mapping[str, Any]) -> str:
     )
 
 
-def _data(recipe: Recipe, report: Report, contract: Mapping[str, Any]) -> str:
+def _format_data(recipe: Recipe, report: Report, contract: Mapping[str, Any]) -> str:
     rows = ", ".join(f"{count:,} {split}" for split, count in report.data["rows"].items())
     labels = contract["labels"]
-    named = f" Labels, in the order of their ids: {_plain(', '.join(labels))}." if labels else ""
-    return f"{_plain(recipe.data.path)}: {rows} rows, SHA-256 {report.data['fingerprint']}.{named}"
+    named = f" Labels, in the order of their ids: {_escape(', '.join(labels))}." if labels else ""
+    return f"{_escape(recipe.data.path)}: {rows} rows, SHA-256 {report.data['fingerprint']}.{named}"
 
 
-def _cost(report: Report) -> str:
+def _format_cost(report: Report) -> str:
     here = report.environment
     hardware = ", ".join(here.get("gpus") or ()) or here.get("cpu") or "CPU"
     peak = ", ".join(f"{name.replace('_', ' ')} {size / MIB:,.0f} MiB" for name, size in report.memory.items())
     return (
-        f"Training took {report.times['train']:,.0f} s of {report.times['total']:,.0f} s on {_plain(str(hardware))}, "
+        f"Training took {report.times['train']:,.0f} s of {report.times['total']:,.0f} s on {_escape(str(hardware))}, "
         f"{here.get('processes', 1)} process(es); {peak}. {report.parameters['trainable']:,} of "
         f"{report.parameters['total']:,} weights were trained."
     )
 
 
-def _limits(report: Report, receipt: Mapping[str, Any]) -> str:
+def _format_limits(report: Report, receipt: Mapping[str, Any]) -> str:
     lines = ["The scores hold for texts like those test rows. The licences of the base and of the data apply."]
     if receipt["forms"] or receipt["onnx_forms"]:
         lines.append("They are of the model as it was trained; the table above tells what this form changes.")
     lines += [f"Data: {redact_home_in_text(warning)}." for warning in report.data["checks"]["warnings"]]
-    return "\n".join(f"- {_plain(line)}" for line in lines)
+    return "\n".join(f"- {_escape(line)}" for line in lines)
 
 
-def _repeatable(recipe: Recipe) -> Recipe:
+def _remove_output_dir(recipe: Recipe) -> Recipe:
     """The recipe, without the folder that now holds its run."""
     return replace(recipe, training={name: value for name, value in recipe.training.items() if name != "output_dir"})
 
@@ -182,12 +182,12 @@ def _is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name in own or Path(name).expanduser().exists()
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     """Text of the user's or of the data's, with nothing in it that Markdown or HTML would read as its own."""
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
-def _fenced(code: str, language: str) -> str:
+def _format_code(code: str, language: str) -> str:
     """A block of code, by a fence longer than any inside it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
     return f"{fence}{language}\n{code.rstrip()}\n{fence}"

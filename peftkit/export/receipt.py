@@ -8,14 +8,21 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel
 
-from peftkit.export.comparison import FormRow
-from peftkit.models.inference import outputs_of
+from peftkit.export.comparison import VariantScores
+from peftkit.models.inference import compute_outputs
 from peftkit.recipe.serialization import whole_class
-from peftkit.runs.manifest import tokenizer_identity, write_contract
-from peftkit.runs.reload import fresh_outputs_of
+from peftkit.runs.manifest import identify_tokenizer, write_manifest
+from peftkit.runs.reload import reload_outputs
 from peftkit.runs.report import Report
 from peftkit.runs.saved import SavedRun, load_model
-from peftkit.runs.verification import Allowance, Difference, allowance, check, compared, is_half
+from peftkit.runs.verification import (
+    Difference,
+    Tolerance,
+    check_difference,
+    compare_outputs,
+    find_tolerance,
+    is_half_precision,
+)
 
 RECEIPT = "receipt.json"
 
@@ -51,12 +58,12 @@ class Receipt:
     reload_difference: float
     live_difference: float
     shipped: str | None = None
-    forms: Sequence[FormRow] = ()
-    onnx_forms: Sequence[FormRow] = ()
+    forms: Sequence[VariantScores] = ()
+    onnx_forms: Sequence[VariantScores] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class ExportSource:
     """What an export starts from: a run, its report, and what the live model said of a held-out batch."""
 
     saved: SavedRun
@@ -68,21 +75,21 @@ class Origin:
 
     def compared_live(self, found: Mapping[str, torch.Tensor]) -> Difference:
         """How far outputs are from those of the live model."""
-        return compared(self.saved.task, found, self.live, self.batch)
+        return compare_outputs(self.saved.task, found, self.live, self.batch)
 
     @property
-    def as_trained(self) -> Allowance:
+    def as_trained(self) -> Tolerance:
         """What may lie between outputs when the arithmetic is that of training."""
-        return self.allowed(half=is_half(self.saved.recipe, self.saved.contract["dtype"], on_gpu=self.on_gpu))
+        return self.allowed(half=is_half_precision(self.saved.recipe, self.saved.contract["dtype"], on_gpu=self.on_gpu))
 
     @property
     def on_gpu(self) -> bool:
         """Whether it was trained there."""
         return bool(self.report.environment.get("gpus"))
 
-    def allowed(self, *, half: bool) -> Allowance:
+    def allowed(self, *, half: bool) -> Tolerance:
         """What may lie between outputs in float32, or in 16 bits."""
-        usual = allowance(self.live, half=half, same_device=not self.on_gpu)
+        usual = find_tolerance(self.live, half=half, same_device=not self.on_gpu)
         return usual if self.tolerance is None else replace(usual, difference=self.tolerance)
 
     def sign(self, folder: Path, *, adapter: bool, dtype: str) -> None:
@@ -91,19 +98,19 @@ class Origin:
         kept = {name: saved.contract[name] for name in ("auto_class", "base", "labels")}
         saved.tokenizer.save_pretrained(folder)
         read = AutoTokenizer.from_pretrained(folder, trust_remote_code=saved.trust_remote_code)
-        write_contract(
-            folder, **kept, adapter=adapter, dtype=dtype, tokenizer=tokenizer_identity(read),
+        write_manifest(
+            folder, **kept, adapter=adapter, dtype=dtype, tokenizer=identify_tokenizer(read),
             quantization=saved.contract["quantization"] if adapter else None, task=whole_class(saved.task),
         )  # fmt: skip
 
     def fresh(self, folder: Path) -> dict[str, torch.Tensor]:
         """What a fresh process makes of a folder that was signed."""
         trust = self.saved.trust_remote_code
-        return fresh_outputs_of(folder, self.saved.recipe, self.batch, trust_remote_code=trust)
+        return reload_outputs(folder, self.saved.recipe, self.batch, trust_remote_code=trust)
 
     def load_as_trained(self) -> tuple[PreTrainedModel | PeftModel, Difference]:
         """The model as it was trained, and how far it is from the live one. Raises NotReproducedError if too far."""
         model = load_model(self.saved)
-        found = self.compared_live(outputs_of(model, self.batch))
-        check("export: the run read back", found, self.as_trained)
+        found = self.compared_live(compute_outputs(model, self.batch))
+        check_difference("export: the run read back", found, self.as_trained)
         return model, found

@@ -14,7 +14,7 @@ from peftkit.errors import AuditError, UserError
 from peftkit.recipe.method import Method
 
 
-def apply(
+def apply_method(
     method: Method, model: PreTrainedModel, head: tuple[str, ...], task_type: str, unused: tuple[str, ...] = ()
 ) -> PreTrainedModel | PeftModel:
     """Make `model` trainable by `method`; the modules named in `head` are trained and saved whatever the method.
@@ -35,14 +35,16 @@ def apply(
         config.exclude_modules = sorted({*(config.exclude_modules or ()), *unused})
     _check_targets(getattr(config, "target_modules", None), model)
     if method.quantization is not None:
-        model = prepare_quantized(model)
+        model = prepare_quantized_model(model)
     try:
         with warnings.catch_warnings():
             # GPT-2's transposed layers: peft sets it right by itself and warns of it.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
             adapted = peft.get_peft_model(model, config)
     except (ValueError, NotImplementedError, KeyError) as error:
-        raise UserError(f"method.peft: {kind} does not fit {type(model).__name__}: {_first_line(error)}") from error
+        raise UserError(
+            f"method.peft: {kind} does not fit {type(model).__name__}: {_read_first_line(error)}"
+        ) from error
     return adapted
 
 
@@ -60,7 +62,7 @@ def _check_targets(targets: Any, model: torch.nn.Module) -> None:
             raise UserError(f"method.peft.target_modules: no module '{target}'; {hint}")
 
 
-def prepare_quantized(model: PreTrainedModel) -> PreTrainedModel:
+def prepare_quantized_model(model: PreTrainedModel) -> PreTrainedModel:
     """Freeze a 4-bit base, all but its 4-bit layers in float32.
 
     A 4-bit layer rounds its bias to the compute dtype at its first use; done here, what is frozen stays as it is. A
@@ -78,12 +80,12 @@ def prepare_quantized(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def can_be_merged(model: torch.nn.Module) -> bool:
+def is_mergeable(model: torch.nn.Module) -> bool:
     """Whether what was trained can become an ordinary model: everything but prompts before the input."""
     return not isinstance(model, PeftModel) or hasattr(model.base_model, "merge_and_unload")
 
 
-def _first_line(error: Exception) -> str:
+def _read_first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -92,12 +94,12 @@ def check_head(model: torch.nn.Module, missing_keys: set[str]) -> None:
 
     Raises AuditError naming those that are not.
     """
-    trained = {plain_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {remove_peft_prefix(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     if frozen := sorted(missing_keys - trained):
         raise AuditError(f"head contract: not in the checkpoint, yet frozen: {', '.join(frozen)}")
     # A new head in a 4-bit layer is packed only at its first use, so the layer's kind tells and not its weight.
     packed = {
-        plain_name(f"{name}.{own}")
+        remove_peft_prefix(f"{name}.{own}")
         for name, module in model.named_modules()
         if type(module).__module__.startswith("bitsandbytes.nn")
         for own, _ in module.named_parameters(recurse=False)
@@ -106,7 +108,7 @@ def check_head(model: torch.nn.Module, missing_keys: set[str]) -> None:
         raise AuditError(f"head contract: not in the checkpoint, yet quantized: {', '.join(quantized)}")
 
 
-def plain_name(name: str) -> str:
+def remove_peft_prefix(name: str) -> str:
     """A parameter's name in the model without peft, given its name with peft around it."""
     name = name.removeprefix("base_model.").removeprefix("model.") if name.startswith("base_model.") else name
     parts = name.split(".")

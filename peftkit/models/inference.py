@@ -14,16 +14,16 @@ from peftkit.tasks.default import IGNORED, first_output
 BATCH_SIZE = 32
 
 
-def answers_of(
+def predict_rows(
     model: Any, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]
 ) -> list[Mapping[str, Any]]:
     """The task's answer to each row."""
     encoded = task.encode_inputs(rows, tokenizer)
-    return task.answer(kept_of(model, task, encoded, tokenizer, task.infer), encoded, rows, tokenizer, labels)
+    return task.answer(infer_rows(model, task, encoded, tokenizer, task.infer), encoded, rows, tokenizer, labels)
 
 
 @torch.no_grad()
-def kept_of(
+def infer_rows(
     model: Any,
     task: Task,
     encoded: Dataset,
@@ -34,25 +34,25 @@ def kept_of(
     collator = task.collator(tokenizer, model)
     kept: list[Any] = [None] * len(encoded)
     inputs = encoded.remove_columns("labels") if "labels" in encoded.column_names else encoded
-    for places in _by_length(encoded):
-        batch = _inputs(collator([inputs[place] for place in places]), model.device)
+    for places in _group_by_length(encoded):
+        batch = _move_inputs(collator([inputs[place] for place in places]), model.device)
         for place, found in zip(places, read(model, batch).cpu().numpy(), strict=True):
             kept[place] = found
-    return _stacked(kept)
+    return _stack_rows(kept)
 
 
-def _by_length(encoded: Dataset) -> Iterator[list[int]]:
+def _group_by_length(encoded: Dataset) -> Iterator[list[int]]:
     lengths = [len(ids) for ids in encoded["input_ids"]]
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     for start in range(0, len(order), BATCH_SIZE):
         yield order[start : start + BATCH_SIZE]
 
 
-def _inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+def _move_inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
     return {name: tensor.to(device) for name, tensor in batch.items() if tensor is not None}
 
 
-def _stacked(kept: list[Any]) -> np.ndarray:
+def _stack_rows(kept: list[Any]) -> np.ndarray:
     """The rows as one array, those of fewer tokens filled up."""
     longest = max(len(row) if np.ndim(row) else 0 for row in kept)
     return np.stack(
@@ -65,7 +65,7 @@ def _stacked(kept: list[Any]) -> np.ndarray:
     )
 
 
-def held_out(
+def select_inputs(
     task: Task, batch: Mapping[str, Any], config: Any
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Of a batch with labels, the inputs on which models are compared, and which of a target's tokens `counted`."""
@@ -78,20 +78,20 @@ def held_out(
 
 
 @torch.no_grad()
-def logits_of(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def compute_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Logits in float32 on the CPU."""
-    return first_output(model(**_inputs(batch, model.device)).logits).float().cpu()
+    return first_output(model(**_move_inputs(batch, model.device)).logits).float().cpu()
 
 
 @torch.no_grad()
-def outputs_of(
+def compute_outputs(
     model: Any, batch: Mapping[str, torch.Tensor], device: torch.device | None = None, **how: Any
 ) -> dict[str, torch.Tensor]:
     """`logits`, and the token ids `generated`, without sampling, by a model that generates; -1 is padding.
 
     `device` is where a model computes whose weights lie elsewhere; `how` are keywords of `generate`.
     """
-    batch = _inputs(batch, device or model.device)
+    batch = _move_inputs(batch, device or model.device)
     found = {"logits": first_output(model(**batch).logits).float().cpu()}
     if "decoder_input_ids" in batch and hasattr(model, "generate"):
         source = {name: tensor for name, tensor in batch.items() if not name.startswith("decoder_")}

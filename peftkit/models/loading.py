@@ -18,8 +18,8 @@ from transformers import (
 from transformers.core_model_loading import WeightRenaming
 
 from peftkit.errors import AuditError, UserError
-from peftkit.models.demo import demo_model_folder
-from peftkit.models.encoder_decoder import starting_point
+from peftkit.models.demo import find_demo_model
+from peftkit.models.encoder_decoder import open_checkpoint
 from peftkit.recipe.method import Quantization
 from peftkit.recipe.schema import ModelConfig
 from peftkit.system.logging import logger
@@ -46,10 +46,10 @@ class BaseModel:
     unused: tuple[str, ...] = ()
 
 
-def source(config: ModelConfig) -> str:
+def resolve_source(config: ModelConfig) -> str:
     """Where the weights come from: an installed folder of the demo, a local folder, or a hub id."""
     if config.name_or_path in ("demo", "demo-seq2seq"):
-        return str(demo_model_folder(config.name_or_path))
+        return str(find_demo_model(config.name_or_path))
     path = Path(config.name_or_path).expanduser()
     if path.exists():
         return str(path)
@@ -61,18 +61,18 @@ def source(config: ModelConfig) -> str:
 def load_tokenizer(config: ModelConfig, task: Task) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer, able to pad, on the right. Raises UserError when it can't be had."""
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    with loading(config):
-        tokenizer = AutoTokenizer.from_pretrained(source(config), **options)
+    with translate_load_errors(config):
+        tokenizer = AutoTokenizer.from_pretrained(resolve_source(config), **options)
         if more := task.tokenizer_options(tokenizer):
-            tokenizer = AutoTokenizer.from_pretrained(source(config), **options, **more)
+            tokenizer = AutoTokenizer.from_pretrained(resolve_source(config), **options, **more)
     least = tokenizer.num_special_tokens_to_add(False) + 1
     for field in task.length_fields:
         if getattr(task, field) < least:
             raise UserError(f"task.{field}: {getattr(task, field)} tokens hold no text; {least} is the least")
-    return make_paddable(tokenizer, config.name_or_path)
+    return ensure_padding(tokenizer, config.name_or_path)
 
 
-def make_paddable(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
+def ensure_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
     """The tokenizer, with a token to pad with, on the right. Raises UserError when it has none to take."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -104,26 +104,26 @@ def load_base(
         output_loading_info=True,
         **task.model_config(labels),
     )
-    with loading(config), ExitStack() as stack:
+    with translate_load_errors(config), ExitStack() as stack:
         # Sharded weights can't be written down as a checkpoint.
-        with without_zero3():
-            start = stack.enter_context(starting_point(source(config), task.auto_model, tokenizer, options))
+        with disable_zero3():
+            start = stack.enter_context(open_checkpoint(resolve_source(config), task.auto_model, tokenizer, options))
         if quantization is not None:
             # The head must be known before anything is quantized; the meta device reads no weights.
-            with without_zero3():
+            with disable_zero3():
                 skeleton, info = task.auto_model.from_pretrained(start.place, device_map="meta", **options)
             if getattr(skeleton.config, "quantization_config", None) is not None:
                 raise UserError(
                     f"model.name_or_path: {config.name_or_path} is quantized already; give its full-precision weights"
                 )
-            head = head_modules(skeleton, _missing(info) | start.missing_keys)
-            options["quantization_config"] = quantization.config((*head, *_output_embeddings(skeleton)))
+            head = find_head_modules(skeleton, _find_missing_keys(info) | start.missing_keys)
+            options["quantization_config"] = quantization.config((*head, *_find_output_embeddings(skeleton)))
         model, info = task.auto_model.from_pretrained(start.place, **options)
     for name in start.unused:
         model.get_submodule(name).requires_grad_(False)
-    model.name_or_path = model.config._name_or_path = source(config)
+    model.name_or_path = model.config._name_or_path = resolve_source(config)
     task.prepare(model, tokenizer)
-    missing = (_missing(info) | start.missing_keys) & {name for name, _ in model.named_parameters()}
+    missing = (_find_missing_keys(info) | start.missing_keys) & {name for name, _ in model.named_parameters()}
     # The Trainer multiplies the loss by the number of ranks when it believes that the model divides it by them; these
     # models' forward takes any keyword and divides by nothing.
     model.accepts_loss_kwargs = False
@@ -131,10 +131,12 @@ def load_base(
     if conversions := getattr(model, "_weight_conversions", None):
         model._weight_conversions = [c for c in conversions if c.was_used() or not isinstance(c, WeightRenaming)]
     unused = tuple(name for name, _ in model.named_modules() if name.startswith(start.unused)) if start.unused else ()
-    return BaseModel(model=model, missing_keys=frozenset(missing), head=head_modules(model, missing), unused=unused)
+    return BaseModel(
+        model=model, missing_keys=frozenset(missing), head=find_head_modules(model, missing), unused=unused
+    )
 
 
-def labels_of_checkpoint(config: ModelConfig, task: Task, labels: Sequence[str]) -> tuple[str, ...]:
+def match_checkpoint_labels(config: ModelConfig, task: Task, labels: Sequence[str]) -> tuple[str, ...]:
     """The labels in the order of the checkpoint's own head, where the checkpoint is a classifier of the same labels.
 
     Its head is used as it is: row i of its weights belongs to label i of its config. Names are compared without regard
@@ -142,9 +144,9 @@ def labels_of_checkpoint(config: ModelConfig, task: Task, labels: Sequence[str])
     """
     if len(labels) < 2:
         return tuple(labels)
-    with loading(config):
+    with translate_load_errors(config):
         found = AutoConfig.from_pretrained(
-            source(config), revision=config.revision, trust_remote_code=config.trust_remote_code
+            resolve_source(config), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     model_class = task.auto_model._model_mapping.get(type(found), None)
     has_head = getattr(model_class, "__name__", None) in (found.architectures or ())
@@ -180,18 +182,18 @@ def check_precision(model: PreTrainedModel, quantization: Quantization | None, a
             raise UserError(f"{word}: {model.config.model_type} overflows in float16; take bfloat16 or float32")
 
 
-def load_finished(folder: str | Path, task: Task, **options: Any) -> PreTrainedModel:
+def load_finished_model(folder: str | Path, task: Task, **options: Any) -> PreTrainedModel:
     """Load a model that brings its head: what full fine-tuning or an export left. Raises UserError if it does not."""
     try:
         model, info = task.auto_model.from_pretrained(folder, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: not a model that transformers can load ({_short(error)})") from error
-    if missing := _missing(info):
+        raise UserError(f"{folder}: not a model that transformers can load ({_shorten(error)})") from error
+    if missing := _find_missing_keys(info):
         raise UserError(f"{folder}: lacks the weights {', '.join(sorted(missing))}; it is not a finished model")
     return model
 
 
-def head_modules(model: PreTrainedModel, missing_keys: set[str]) -> tuple[str, ...]:
+def find_head_modules(model: PreTrainedModel, missing_keys: set[str]) -> tuple[str, ...]:
     """The modules to train, save and keep out of quantization, given the parameters the checkpoint did not bring.
 
     Raises AuditError for a parameter that no module but the model itself holds.
@@ -210,18 +212,18 @@ def head_modules(model: PreTrainedModel, missing_keys: set[str]) -> tuple[str, .
     return tuple(sorted(name for name in found if not any(name.startswith(f"{outer}.") for outer in found)))
 
 
-def _output_embeddings(model: PreTrainedModel) -> list[str]:
+def _find_output_embeddings(model: PreTrainedModel) -> list[str]:
     """The module that speaks the vocabulary: tied to the embeddings, which can't be in 4 bits."""
     output = model.get_output_embeddings()
     return [name for name, module in model.named_modules() if output is not None and module is output]
 
 
-def _missing(info: dict[str, Any]) -> set[str]:
+def _find_missing_keys(info: dict[str, Any]) -> set[str]:
     return set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
 
 
 @contextmanager
-def without_zero3() -> Iterator[None]:
+def disable_zero3() -> Iterator[None]:
     """Load without sharding: the meta device and ZeRO-3 exclude each other."""
     kept = hf_deepspeed._hf_deepspeed_config_weak_ref
     hf_deepspeed.unset_hf_deepspeed_config()
@@ -232,7 +234,7 @@ def without_zero3() -> Iterator[None]:
 
 
 @contextmanager
-def loading(config: ModelConfig) -> Iterator[None]:
+def translate_load_errors(config: ModelConfig) -> Iterator[None]:
     """Raise as UserError what the libraries raise for a model that can't be had."""
     try:
         yield
@@ -240,9 +242,9 @@ def loading(config: ModelConfig) -> Iterator[None]:
         raise
     except (OSError, ValueError, ImportError) as error:
         name = config.name_or_path
-        place = "" if Path(source(config)).exists() else "no folder here, and from the hub it "
-        raise UserError(f"model.name_or_path: {name}: {place}can't be loaded: {_short(error)}") from error
+        place = "" if Path(resolve_source(config)).exists() else "no folder here, and from the hub it "
+        raise UserError(f"model.name_or_path: {name}: {place}can't be loaded: {_shorten(error)}") from error
 
 
-def _short(error: Exception) -> str:
+def _shorten(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

@@ -20,8 +20,8 @@ from peftkit.tasks.default import first_output
 FILE = "model.onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "transformers.exporters")
 # A dimension of 1, and for some models of 2, would be traced as one that never changes.
-LEAST_ROWS = 2
-LEAST_LENGTH = 8
+MIN_ROWS = 2
+MIN_LENGTH = 8
 
 
 def write_onnx(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], folder: Path, *, int8: bool = False) -> None:
@@ -32,8 +32,8 @@ def write_onnx(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], folder
     activations are quantized as they come. The model stays as it was. Raises UserError where the library can't do it
     or lacks a package.
     """
-    with _quiet():
-        _require_packages()
+    with _silence():
+        _check_packages()
         from onnx_ir.passes.common import ClearMetadataAndDocStringPass
         from transformers.exporters import OnnxConfig, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
         from transformers.exporters.exporter_onnx import OnnxExporter
@@ -41,14 +41,14 @@ def write_onnx(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], folder
         # A scale for each column halves the error. In 8 bits, sums would overflow on processors without VNNI.
         how = OnnxRuntimeDynamicConfig(per_channel=True, reduce_range=True)
         config = OnnxConfig(dynamic=True, quantizer=OnnxRuntimeQuantizer(how) if int8 else None)
-        sample: dict[str, Any] = {name: _enlarged(tensor) for name, tensor in batch.items()}
+        sample: dict[str, Any] = {name: _repeat_rows(tensor) for name, tensor in batch.items()}
         kind = type(model).__name__
         try:
-            with _giving_logits(model):
+            with _return_logits(model):
                 exported = OnnxExporter().export(model, sample, config)
         except Exception as error:
-            raise UserError(f"export: {kind} can't become ONNX: {_reason(error)}") from error
-        if fixed := _fixed_size(exported.program):
+            raise UserError(f"export: {kind} can't become ONNX: {_find_reason(error)}") from error
+        if fixed := _find_fixed_size(exported.program):
             raise UserError(f"export: {kind} can't become ONNX: it would read {fixed} only")
         # The stack trace of every node has the paths of this machine.
         ClearMetadataAndDocStringPass()(exported.program)
@@ -77,7 +77,7 @@ class OnnxModel:
     device = torch.device("cpu")
 
     def __init__(self, folder: Path) -> None:
-        _require_packages()
+        _check_packages()
         import onnxruntime
 
         self.config: Any = AutoConfig.from_pretrained(folder)
@@ -93,7 +93,7 @@ class OnnxModel:
         return OnnxOutput(logits=torch.from_numpy(logits))
 
 
-def _require_packages() -> None:
+def _check_packages() -> None:
     try:
         for name in PACKAGES:
             importlib.import_module(name)
@@ -101,14 +101,14 @@ def _require_packages() -> None:
         raise UserError("export: ONNX needs more packages: pip install 'peftkit[onnx]'") from error
 
 
-def _enlarged(tensor: torch.Tensor) -> torch.Tensor:
+def _repeat_rows(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, whole rows and whole texts repeated until no dimension is small: each row keeps as many ends."""
     rows, length = tensor.shape
-    return tensor.repeat(-(-LEAST_ROWS // rows), -(-LEAST_LENGTH // length))
+    return tensor.repeat(-(-MIN_ROWS // rows), -(-MIN_LENGTH // length))
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """Nothing of what the libraries print, log or warn of: progress, versions, what another package would add."""
     disabled, handlers = logging.root.manager.disable, list(logging.root.handlers)
     logging.disable(logging.CRITICAL)
@@ -127,7 +127,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _giving_logits(model: Any) -> Iterator[None]:
+def _return_logits(model: Any) -> Iterator[None]:
     """The model in evaluation mode, returning its logits alone; afterwards as it was."""
     own = dict(vars(model))
     training = [module for module in model.modules() if module.training]
@@ -146,7 +146,7 @@ def _giving_logits(model: Any) -> Iterator[None]:
             module.training = True
 
 
-def _fixed_size(program: Any) -> str:
+def _find_fixed_size(program: Any) -> str:
     """An input of the graph with a dimension that became a constant, which the library does not tell; or nothing."""
     for value in program.graph.inputs:
         sizes = [str(size) for size in value.shape]
@@ -155,7 +155,7 @@ def _fixed_size(program: Any) -> str:
     return ""
 
 
-def _reason(error: BaseException) -> str:
+def _find_reason(error: BaseException) -> str:
     """The first line of what lies at the bottom of an error; those above it tell how to report it."""
     while error.__cause__ is not None:
         error = error.__cause__

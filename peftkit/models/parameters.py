@@ -3,7 +3,7 @@
 import torch
 
 
-def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
+def count_parameters(model: torch.nn.Module) -> dict[str, int]:
     """Number of `trainable` and `total` weights; a 4-bit weight counts as one, a ZeRO-3 shard as the whole."""
     trainable = total = 0
     for parameter in model.parameters():

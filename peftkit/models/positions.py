@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from peftkit.models.loading import loading, source, without_zero3
+from peftkit.models.loading import disable_zero3, resolve_source, translate_load_errors
 from peftkit.recipe.schema import ModelConfig
 
 
-def position_limit(model: PreTrainedModel) -> int | None:
+def find_position_limit(model: PreTrainedModel) -> int | None:
     """The most tokens that the model can read; None where positions are relative and nothing ends."""
     config: Any = getattr(model.config, "encoder", model.config)
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
@@ -26,11 +26,11 @@ def position_limit(model: PreTrainedModel) -> int | None:
     return limit
 
 
-def positions(config: ModelConfig) -> int | None:
-    """As `position_limit`, before any weight is read."""
+def read_position_limit(config: ModelConfig) -> int | None:
+    """As `find_position_limit`, before any weight is read."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     # The head that is drawn later is to be the same as without this look.
-    with loading(config), without_zero3(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-        found = AutoConfig.from_pretrained(source(config), revision=config.revision, **options)
+    with translate_load_errors(config), disable_zero3(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        found = AutoConfig.from_pretrained(resolve_source(config), revision=config.revision, **options)
         # An encoder-decoder of two models has no plain class of its own; its encoder is what reads.
-        return position_limit(AutoModel.from_config(getattr(found, "encoder", found), **options))
+        return find_position_limit(AutoModel.from_config(getattr(found, "encoder", found), **options))

@@ -10,7 +10,7 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, TrainingArguments
 
 from peftkit.models import adapters
-from peftkit.models.encoder_decoder import paired_config
+from peftkit.models.encoder_decoder import build_encoder_decoder_config
 from peftkit.recipe.method import Method, Quantization
 from peftkit.tasks import Task
 
@@ -39,7 +39,7 @@ def _adapted(
 ) -> Any:  # fmt: skip
     config = copy.deepcopy(config)
     if task.auto_model is AutoModelForSeq2SeqLM:
-        config = paired_config(config)
+        config = build_encoder_decoder_config(config)
     for name, value in task.model_config(labels).items():
         setattr(config, name, value)
     loaded = config.dtype if dtype == "auto" else getattr(torch, dtype)
@@ -49,7 +49,7 @@ def _adapted(
         head = head_by_name(model)
     if method.quantization is not None:
         _quantize(model, method.quantization, on_gpu, tuple(head))
-    adapted = adapters.apply(method, model, tuple(head), task.task_type).train()
+    adapted = adapters.apply_method(method, model, tuple(head), task.task_type).train()
     if arguments.activation_checkpointing:
         # Random numbers would be drawn again by a state that fake tensors do not have.
         adapted.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, TrainingArguments
 
 from peftkit.errors import UserError
-from peftkit.models.loading import loading, source
+from peftkit.models.loading import resolve_source, translate_load_errors
 from peftkit.planning.hardware import Hardware
 from peftkit.planning.scaling import of_rows
 from peftkit.planning.selection import PlanRow, advice, choose, fits
@@ -144,9 +144,9 @@ def traced_method(
 
 def read_config(config: ModelConfig) -> Any:
     """The model's config; no weight is read. Raises UserError when it can't be had."""
-    with loading(config):
+    with translate_load_errors(config):
         return AutoConfig.from_pretrained(
-            source(config), revision=config.revision, trust_remote_code=config.trust_remote_code
+            resolve_source(config), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
 
 

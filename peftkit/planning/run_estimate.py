@@ -9,7 +9,7 @@ import pyarrow.compute
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from peftkit.models.loading import without_zero3
+from peftkit.models.loading import disable_zero3
 from peftkit.planning.tracing import trace
 from peftkit.planning.zero import placement_of, rank_memory
 from peftkit.recipe.schema import Recipe
@@ -29,7 +29,7 @@ def planned_run(
         task = replace(recipe.task, **longest(recipe, train))  # type: ignore[type-var]
         words = recipe.training.get("deepspeed")
         placement = placement_of(words)
-        with without_zero3():
+        with disable_zero3():
             memory = trace(
                 config, task, recipe.method, arguments, labels=labels, dtype=recipe.model.dtype, rows=(rows,),
                 on_gpu=on_gpu, head=head, deepspeed=words is not None,

@@ -11,13 +11,13 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftkit.errors import UserError
-from peftkit.models.inference import answers_of
-from peftkit.models.loading import load_finished, make_paddable
+from peftkit.models.inference import predict_rows
+from peftkit.models.loading import ensure_padding, load_finished_model
 from peftkit.models.onnx import FILE, OnnxModel
-from peftkit.models.positions import position_limit
+from peftkit.models.positions import find_position_limit
 from peftkit.recipe.parser import dict_to_recipe
-from peftkit.runs.manifest import RECIPE, check_labels, check_tokenizer, read_contract
-from peftkit.runs.saved import label_names, load_model, read_run
+from peftkit.runs.manifest import RECIPE, check_labels, check_tokenizer, read_manifest
+from peftkit.runs.saved import load_model, read_label_names, read_run
 from peftkit.tasks import TASKS, Task
 
 # Where neither a recipe nor the tokenizer says how many the model reads.
@@ -79,7 +79,7 @@ class Predictor:
 
     def answers(self, rows: Dataset, *, top_k: int | None = None) -> list[dict[str, Any]]:
         """The answer to each row, whose columns have been looked at."""
-        found = answers_of(self.model, self.task, rows, self.tokenizer, self.labels)
+        found = predict_rows(self.model, self.task, rows, self.tokenizer, self.labels)
         return [_most_probable(answer, top_k) for answer in found]
 
 
@@ -120,13 +120,13 @@ def load(folder: str | Path, *, columns: Mapping[str, str] | None = None, trust_
 
 
 def _load_model_folder(folder: Path, trust_remote_code: bool) -> Predictor:
-    contract = read_contract(folder)
+    contract = read_manifest(folder)
     trust = {"trust_remote_code": trust_remote_code}
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **trust)
     config = AutoConfig.from_pretrained(folder, **trust)
-    labels = label_names(config)
+    labels = read_label_names(config)
     if contract is None:
-        tokenizer = make_paddable(tokenizer, str(folder))
+        tokenizer = ensure_padding(tokenizer, str(folder))
         task = _task_of(config, min(tokenizer.model_max_length, MOST_TOKENS), folder)
     else:
         labels = labels if contract["labels"] else ()
@@ -137,7 +137,7 @@ def _load_model_folder(folder: Path, trust_remote_code: bool) -> Predictor:
         if task.task_type == "SEQ_2_SEQ_LM":
             raise UserError(f"{folder}: peftkit generates no text from ONNX; predict with the run or a model export")
         return Predictor(model=OnnxModel(folder), tokenizer=tokenizer, task=task, labels=labels, contract=contract)
-    model = load_finished(folder, task, dtype="auto" if contract else None, **trust)
+    model = load_finished_model(folder, task, dtype="auto" if contract else None, **trust)
     model.config.pad_token_id = tokenizer.pad_token_id
     if contract is None:
         task = within_positions(task, model)
@@ -162,5 +162,5 @@ def _task_of(config: Any, length: int, folder: Path) -> Task:
 
 def within_positions(task: Any, model: PreTrainedModel) -> Task:
     """The task, reading no more tokens than the model has positions for; a tokenizer may promise more."""
-    field, limit = task.length_fields[0], position_limit(model)
+    field, limit = task.length_fields[0], find_position_limit(model)
     return task if limit is None or getattr(task, field) <= limit else replace(task, **{field: limit})

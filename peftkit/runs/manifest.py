@@ -14,28 +14,28 @@ from transformers import PreTrainedTokenizerBase
 from peftkit.errors import UserError
 from peftkit.system.files import redact_home, write_json
 
-CONTRACT = "contract.json"
+MANIFEST = "contract.json"
 FORMAT = 1
 # Of a folder's weights, the first kind that is there.
-KINDS_OF_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 PARTS = ("auto_class", "adapter", "base", "dtype", "quantization", "labels", "tokenizer", "task")
 HELD_OUT = "held_out.safetensors"
 RECIPE = "recipe.yaml"
 
 
-def write_contract(folder: Path, **parts: Any) -> None:
+def write_manifest(folder: Path, **parts: Any) -> None:
     """Write what `parts` say, and the size and SHA-256 of each file of weights in the folder."""
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": _hash_file(path)}
         for path in sorted(folder.iterdir())
         if path.suffix in (".safetensors", ".onnx", ".data") and path.name != HELD_OUT
     }
-    write_json(folder / CONTRACT, {"format": FORMAT, **parts, "files": files})
+    write_json(folder / MANIFEST, {"format": FORMAT, **parts, "files": files})
 
 
-def read_contract(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The folder's contract, its files of weights found whole; None where there is none. Raises UserError."""
-    path = folder / CONTRACT
+    path = folder / MANIFEST
     if not path.is_file():
         return None
     try:
@@ -56,7 +56,7 @@ def read_contract(folder: Path) -> dict[str, Any] | None:
             raise UserError(f"{folder}: {name} is missing; take the folder anew from its source")
         if (size := file.stat().st_size) != right:
             raise UserError(f"{file}: has {size:,} bytes of {right:,}; take it anew from its source")
-        if _digest(file) != digest:
+        if _hash_file(file) != digest:
             raise UserError(f"{file}: its bytes are not those that were saved; take it anew from its source")
     return contract
 
@@ -65,14 +65,14 @@ def check_labels(folder: Path, contract: Mapping[str, Any], labels: tuple[str, .
     """Raise UserError when the labels of the folder's config are not those of its contract."""
     if list(labels) != contract["labels"]:
         raise UserError(
-            f"{folder}: its config.json names the labels {_shown(labels)}, it was trained with "
-            f"{_shown(contract['labels'])}; labels and weights don't belong together"
+            f"{folder}: its config.json names the labels {_format_labels(labels)}, it was trained with "
+            f"{_format_labels(contract['labels'])}; labels and weights don't belong together"
         )
 
 
 def check_tokenizer(folder: Path, contract: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError when the folder's tokenizer is not the one that its model was trained with."""
-    found, right = tokenizer_identity(tokenizer), contract["tokenizer"]
+    found, right = identify_tokenizer(tokenizer), contract["tokenizer"]
     if found != right:
         raise UserError(
             f"{folder}: its tokenizer has {found['tokens']:,} tokens ({found['sha256'][:8]}), it was trained with one "
@@ -83,7 +83,7 @@ def check_tokenizer(folder: Path, contract: Mapping[str, Any], tokenizer: PreTra
 def check_base(folder: Path, contract: Mapping[str, Any], source: str, revision: str | None) -> None:
     """Raise UserError when the weights at `source` are not those of the base that the folder was trained on."""
     right = contract["base"]
-    found = base_identity(source, revision)
+    found = identify_base(source, revision)
     if right["sha256"] is not None and found["sha256"] is not None and found["sha256"] != right["sha256"]:
         raise UserError(
             f"{folder}: was trained on {right['name_or_path']} ({right['sha256'][:8]}), but {redact_home(source)} "
@@ -91,7 +91,7 @@ def check_base(folder: Path, contract: Mapping[str, Any], source: str, revision:
         )
 
 
-def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def identify_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """How many tokens it has, and a SHA-256 of all that decides what a text becomes but the length it is cut to."""
     special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -102,7 +102,7 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {"tokens": len(tokenizer), "sha256": digest.hexdigest()}
 
 
-def base_identity(source: str, revision: str | None = None) -> dict[str, Any]:
+def identify_base(source: str, revision: str | None = None) -> dict[str, Any]:
     """The commit, for a model of the hub, and a SHA-256 of its weights; None for what can't be told."""
     folder, commit = Path(source), None
     if not folder.is_dir():
@@ -111,20 +111,20 @@ def base_identity(source: str, revision: str | None = None) -> dict[str, Any]:
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
             return {"revision": revision, "sha256": None}
         commit = folder.name
-    for pattern in KINDS_OF_WEIGHTS:
+    for pattern in WEIGHT_PATTERNS:
         if files := sorted(folder.glob(pattern)):
-            whole = hashlib.sha256("".join(_digest(file) for file in files).encode())
+            whole = hashlib.sha256("".join(_hash_file(file) for file in files).encode())
             return {"revision": commit, "sha256": whole.hexdigest()}
     return {"revision": commit, "sha256": None}
 
 
-def _digest(path: Path) -> str:
+def _hash_file(path: Path) -> str:
     stat = path.stat()
-    return _digest_of(path.resolve(), stat.st_size, stat.st_mtime_ns)
+    return _hash_unchanged_file(path.resolve(), stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache
-def _digest_of(path: Path, size: int, changed: int) -> str:
+def _hash_unchanged_file(path: Path, size: int, changed: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -132,6 +132,6 @@ def _digest_of(path: Path, size: int, changed: int) -> str:
     return digest.hexdigest()
 
 
-def _shown(labels: Any) -> str:
+def _format_labels(labels: Any) -> str:
     names = [str(label) for label in labels]
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -21,10 +21,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-ONE = "--one"
+SINGLE_REQUEST = "--one"
 
 
-def plain_model(question: dict[str, Any]) -> Any:
+def load_plain_model(question: dict[str, Any]) -> Any:
     """The model of a folder that holds all its weights."""
     model, info = getattr(transformers, question["auto_class"]).from_pretrained(
         question["folder"],
@@ -37,7 +37,7 @@ def plain_model(question: dict[str, Any]) -> Any:
     return model
 
 
-def adapted_model(question: dict[str, Any]) -> Any:
+def load_adapted_model(question: dict[str, Any]) -> Any:
     """The base model with the folder's adapter."""
     trust = {"trust_remote_code": question["trust_remote_code"]}
     config = transformers.AutoConfig.from_pretrained(question["folder"], **trust)
@@ -63,9 +63,9 @@ def adapted_model(question: dict[str, Any]) -> Any:
 
 
 @torch.no_grad()
-def answer(question: dict[str, Any]) -> None:
+def compute_outputs(question: dict[str, Any]) -> None:
     """Load what the question names, ask it, write its outputs."""
-    model = (adapted_model if question.get("base") else plain_model)(question)
+    model = (load_adapted_model if question.get("base") else load_plain_model)(question)
     transformers.AutoTokenizer.from_pretrained(question["folder"], trust_remote_code=question["trust_remote_code"])
     model.eval()
     device = next(model.parameters()).device
@@ -81,20 +81,20 @@ def answer(question: dict[str, Any]) -> None:
     save_file({name: tensor.cpu().contiguous() for name, tensor in found.items()}, question["output"])
 
 
-def told(line: str) -> str:
+def handle_request(line: str) -> str:
     """Answer a question; the line to say of it."""
     try:
-        answer(json.loads(line))
+        compute_outputs(json.loads(line))
         error = None
     except Exception as problem:
         error = " ".join(f"{type(problem).__name__}: {problem}".split())[:500]
     return json.dumps({"error": error, "peftkit": "peftkit" in sys.modules})
 
 
-def told_by_child(line: str) -> str:
+def handle_in_child(line: str) -> str:
     """The same, by a child that has these imports alone: a fork, or where a GPU forbids that, a new program."""
     if not hasattr(os, "fork") or torch.cuda.is_available():
-        words = [sys.executable, "-P", "-W", "ignore", __file__, ONE]
+        words = [sys.executable, "-P", "-W", "ignore", __file__, SINGLE_REQUEST]
         done = subprocess.run(words, input=line, stdout=subprocess.PIPE, text=True)  # noqa: S603
         return done.stdout.strip() or json.dumps({"error": f"it ended with status {done.returncode}"})
     read, write = os.pipe()
@@ -102,7 +102,7 @@ def told_by_child(line: str) -> str:
     if not child:
         os.close(read)
         with os.fdopen(write, "w") as pipe:
-            pipe.write(told(line))
+            pipe.write(handle_request(line))
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
@@ -118,7 +118,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
-        answers.write((told(line) if ONE in sys.argv else told_by_child(line)) + "\n")
+        answers.write((handle_request(line) if SINGLE_REQUEST in sys.argv else handle_in_child(line)) + "\n")
         answers.flush()
 
 

@@ -81,19 +81,19 @@ class Report:
     def write(self, folder: Path) -> Path:
         """Write `report.json` into `folder` and return its path; what is not finite is written as null."""
         path = folder / FILE_NAME
-        write_json(path, finite(dataclasses.asdict(self)))
+        write_json(path, replace_nonfinite(dataclasses.asdict(self)))
         return path
 
 
-def finite(value: Any) -> Any:
+def replace_nonfinite(value: Any) -> Any:
     """The value with null for every number that is not finite.
 
     JSON has no NaN, and a step that a float16 scaler skipped has no finite gradient norm.
     """
     if isinstance(value, dict):
-        return {name: finite(inner) for name, inner in value.items()}
+        return {name: replace_nonfinite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
+        return [replace_nonfinite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

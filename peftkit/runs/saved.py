@@ -11,8 +11,8 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftkit.errors import UserError
-from peftkit.models.adapters import prepare_quantized
-from peftkit.models.loading import load_base, load_finished, source
+from peftkit.models.adapters import prepare_quantized_model
+from peftkit.models.loading import load_base, load_finished_model, resolve_source
 from peftkit.recipe.parser import read_recipe
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.manifest import (
@@ -20,7 +20,7 @@ from peftkit.runs.manifest import (
     check_base,
     check_labels,
     check_tokenizer,
-    read_contract,
+    read_manifest,
 )
 from peftkit.system.environment import is_out_of_memory
 from peftkit.tasks import Task
@@ -53,13 +53,13 @@ class SavedRun:
 
 def read_run(folder: Path, *, trust_remote_code: bool = False) -> SavedRun:
     """Read all but the model. Raises UserError when this is no finished run, or its parts don't belong together."""
-    contract = read_contract(folder) if (folder / RECIPE).is_file() else None
+    contract = read_manifest(folder) if (folder / RECIPE).is_file() else None
     if contract is None:
         raise UserError(f"{folder}: no finished run here; give the folder that a training run printed")
     recipe = read_recipe(folder / RECIPE)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    labels = label_names(config) if contract["labels"] else ()
+    labels = read_label_names(config) if contract["labels"] else ()
     check_labels(folder, contract, labels)
     check_tokenizer(folder, contract, tokenizer)
     return SavedRun(
@@ -68,7 +68,7 @@ def read_run(folder: Path, *, trust_remote_code: bool = False) -> SavedRun:
     )  # fmt: skip
 
 
-def label_names(config: Any) -> tuple[str, ...]:
+def read_label_names(config: Any) -> tuple[str, ...]:
     """The labels of a model's config, in the order of their ids."""
     return tuple(config.id2label[index] for index in sorted(config.id2label))
 
@@ -82,16 +82,16 @@ def load_model(saved: SavedRun, *, unquantized_as: str | None = None) -> PreTrai
     folder, recipe = saved.folder, saved.recipe
     dtype = unquantized_as or recipe.model.dtype
     if recipe.method.peft is None:
-        return load_finished(folder, recipe.task, dtype=dtype, trust_remote_code=saved.trust_remote_code).eval()
+        return load_finished_model(folder, recipe.task, dtype=dtype, trust_remote_code=saved.trust_remote_code).eval()
     revision = saved.contract["base"]["revision"] or recipe.model.revision
     trust = saved.trust_remote_code
     config = replace(recipe.model, dtype=dtype, revision=revision, trust_remote_code=trust)
     quantization = recipe.method.quantization if unquantized_as is None else None
     base = load_base(config, recipe.task, saved.tokenizer, saved.labels, quantization).model
     # Now that what the hub had to send is there.
-    check_base(folder, saved.contract, source(recipe.model), revision)
+    check_base(folder, saved.contract, resolve_source(recipe.model), revision)
     if quantization is not None:
-        base = prepare_quantized(base)
+        base = prepare_quantized_model(base)
     try:
         with warnings.catch_warnings():
             # GPT-2's transposed layers: peft sets it right by itself and warns of it.

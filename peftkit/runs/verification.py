@@ -35,7 +35,7 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Allowance:
+class Tolerance:
     """How far one model's outputs may be from another's.
 
     Attributes:
@@ -49,7 +49,7 @@ class Allowance:
     text_agreement: float = 1.0
 
 
-def allowance(outputs: Mapping[str, torch.Tensor], *, half: bool = False, same_device: bool = True) -> Allowance:
+def find_tolerance(outputs: Mapping[str, torch.Tensor], *, half: bool = False, same_device: bool = True) -> Tolerance:
     """What may lie between `outputs` and the same model's elsewhere: 1e-4 of the largest logit, and at least that.
 
     In 16 bits (`half`) it is 5e-2, and texts may differ, since of two nearly equal tokens either may be generated.
@@ -57,11 +57,11 @@ def allowance(outputs: Mapping[str, torch.Tensor], *, half: bool = False, same_d
     """
     scale = max(1.0, float(outputs["logits"].abs().max()))
     if half:
-        return Allowance(difference=HALF_TOLERANCE * scale, label_agreement=0.9, text_agreement=0.0)
-    return Allowance(difference=FULL_TOLERANCE * scale, text_agreement=1.0 if same_device else 0.5)
+        return Tolerance(difference=HALF_TOLERANCE * scale, label_agreement=0.9, text_agreement=0.0)
+    return Tolerance(difference=FULL_TOLERANCE * scale, text_agreement=1.0 if same_device else 0.5)
 
 
-def is_half(recipe: Recipe, dtype: str, *, on_gpu: bool) -> bool:
+def is_half_precision(recipe: Recipe, dtype: str, *, on_gpu: bool) -> bool:
     """Whether arithmetic of 16 bits (or TF32's 19) takes part: by weights of `dtype`, mixed precision, 4-bit layers."""
     half = dtype != "float32" or any(recipe.training.get(name) for name in ("bf16", "fp16"))
     half |= on_gpu and bool(recipe.training.get("tf32"))
@@ -71,7 +71,7 @@ def is_half(recipe: Recipe, dtype: str, *, on_gpu: bool) -> bool:
     return half
 
 
-def compared(
+def compare_outputs(
     task: Task, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], batch: Mapping[str, Any]
 ) -> Difference:
     """How far `found` (`logits`, perhaps `generated`) is from `expected` on `batch`; padding does not count.
@@ -86,7 +86,7 @@ def compared(
     )
     texts = None
     if "generated" in expected:
-        texts = _same_texts(found["generated"], expected["generated"])
+        texts = _compare_texts(found["generated"], expected["generated"])
     # A NaN is no agreement: infinity fails every tolerance.
     worst = (logits - reference).abs().nan_to_num(nan=float("inf")).max()
     return Difference(
@@ -98,7 +98,7 @@ def compared(
     )
 
 
-def _same_texts(one: torch.Tensor, other: torch.Tensor) -> float:
+def _compare_texts(one: torch.Tensor, other: torch.Tensor) -> float:
     """Share of rows with the same tokens; -1 is padding."""
     if one.shape != other.shape:
         width = max(one.shape[1], other.shape[1])
@@ -106,7 +106,7 @@ def _same_texts(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one == other).all(-1).float().mean())
 
 
-def combined(parts: Sequence[Difference]) -> Difference:
+def combine_differences(parts: Sequence[Difference]) -> Difference:
     """Of several batches: the largest difference, and the other means by their rows."""
     rows = [part.rows for part in parts]
 
@@ -123,7 +123,7 @@ def combined(parts: Sequence[Difference]) -> Difference:
     )
 
 
-def check(what: str, found: Difference, allowed: Allowance) -> None:
+def check_difference(what: str, found: Difference, allowed: Tolerance) -> None:
     """Raise NotReproducedError when logits, answers or texts differ by more than is allowed."""
     if not found.difference <= allowed.difference:
         raise NotReproducedError(

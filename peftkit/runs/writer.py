@@ -15,18 +15,18 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftkit.errors import AuditError, UserError, ignore_sigterm
-from peftkit.models.adapters import plain_name
-from peftkit.models.loading import source
-from peftkit.models.positions import position_limit
+from peftkit.models.adapters import remove_peft_prefix
+from peftkit.models.loading import resolve_source
+from peftkit.models.positions import find_position_limit
 from peftkit.recipe.parser import recipe_to_yaml
 from peftkit.recipe.schema import Recipe
 from peftkit.recipe.serialization import whole_class
 from peftkit.runs.manifest import (
     HELD_OUT,
     RECIPE,
-    base_identity,
-    tokenizer_identity,
-    write_contract,
+    identify_base,
+    identify_tokenizer,
+    write_manifest,
 )
 from peftkit.runs.report import FILE_NAME, is_finished
 from peftkit.system.files import redact_home, write_json, write_text
@@ -43,7 +43,7 @@ TRAINING_ARGUMENTS = "training_args.bin"
 _FILLING = ".filling"
 
 
-def choose(recipe: Recipe) -> Path:
+def choose_run_folder(recipe: Recipe) -> Path:
     """The run's folder: `training.output_dir`, else `runs/NAME`, numbered when a finished run lies there.
 
     Raises UserError when the folder that the user named holds a finished run.
@@ -63,17 +63,17 @@ def choose(recipe: Recipe) -> Path:
     return folder
 
 
-def fit_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, task: Task) -> None:
+def set_max_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, task: Task) -> None:
     """Let the tokenizer carry the length that the task reads. Raises UserError when the model has fewer positions."""
     field = task.length_fields[0]
-    length, limit = getattr(task, field), position_limit(model)
+    length, limit = getattr(task, field), find_position_limit(model)
     if limit is not None and length > limit:
         raise UserError(f"task.{field}: {length} is more than the model's {limit} positions")
     tokenizer.model_max_length = length
 
 
 @contextmanager
-def filling(folder: Path) -> Iterator[Path]:
+def stage_run_folder(folder: Path) -> Iterator[Path]:
     """A folder inside `folder` to fill on all ranks; at the end rank 0 moves its files up, report.json last.
 
     On a failure, such as too little memory for evaluation, weights that were saved by then stay in `unscored`.
@@ -107,7 +107,7 @@ def filling(folder: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def complete(
+def write_run_files(
     folder: Path,
     recipe: Recipe,
     model: PreTrainedModel | PeftModel,
@@ -145,15 +145,15 @@ def complete(
     write_text(folder / RECIPE, recipe_to_yaml(recipe))
     adapted, trust = isinstance(model, PeftModel), recipe.model.trust_remote_code
     quantization = getattr(model.config, "quantization_config", None)
-    write_contract(
+    write_manifest(
         folder,
         auto_class=task.auto_model.__name__,
         adapter=adapted,
-        base={"name_or_path": base_name, **base_identity(source(recipe.model), recipe.model.revision)},
+        base={"name_or_path": base_name, **identify_base(resolve_source(recipe.model), recipe.model.revision)},
         dtype=str(model.dtype).removeprefix("torch.") if recipe.model.dtype == "auto" else recipe.model.dtype,
         quantization=None if quantization is None else quantization.to_diff_dict(),
         labels=list(labels),
-        tokenizer=tokenizer_identity(AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)),
+        tokenizer=identify_tokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)),
         task=whole_class(task),
     )
 
@@ -163,12 +163,12 @@ def check_saved_head(folder: Path, missing_keys: set[str]) -> None:
     saved = set()
     for path in folder.glob("*model*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            saved |= {plain_name(name) for name in file.keys()}  # noqa: SIM118
+            saved |= {remove_peft_prefix(name) for name in file.keys()}  # noqa: SIM118
     if lost := sorted(missing_keys - saved):
         raise AuditError(f"head contract: not in the checkpoint, yet not saved: {', '.join(lost)}")
 
 
-def weight_bytes(folder: Path) -> int:
+def count_weight_bytes(folder: Path) -> int:
     """Bytes on disk of the trained weights: the adapter with its head, or the whole model."""
     return sum(path.stat().st_size for path in folder.glob("*model*.safetensors"))
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from peftkit.checkpoints.rng_state import rng_state, set_rng_state
+from peftkit.checkpoints.rng_state import read_rng_state, set_rng_state
 from peftkit.system.logging import logger
 
 
@@ -53,7 +53,7 @@ class KeepsGlobalBatch(Trainer):
         trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
         if self._first is None:
             self._whole = whole
-            self._first = {name: one.detach().cpu().clone() for name, one in trained.items()}, rng_state()
+            self._first = {name: one.detach().cpu().clone() for name, one in trained.items()}, read_rng_state()
             return
         # What the optimizer and the schedule have seen so far is of the attempt that failed.
         self.optimizer = self.lr_scheduler = None

@@ -25,17 +25,17 @@ from peftkit.errors import (
     run_with_exit_code,
 )
 from peftkit.models import adapters
-from peftkit.models.loading import check_precision, labels_of_checkpoint, load_base, load_tokenizer
-from peftkit.models.parameters import parameter_counts
-from peftkit.models.positions import positions
+from peftkit.models.loading import check_precision, load_base, load_tokenizer, match_checkpoint_labels
+from peftkit.models.parameters import count_parameters
+from peftkit.models.positions import read_position_limit
 from peftkit.planning.auto_deepspeed import resolve_deepspeed
 from peftkit.planning.run_estimate import planned_run
 from peftkit.recipe.parser import parse_recipe, recipe_to_dict, split_resume
 from peftkit.recipe.schema import Recipe, check_name
 from peftkit.runs import writer
-from peftkit.runs.reload import allowed, live_outputs, read_back
+from peftkit.runs.reload import compare_reloaded, compute_live_outputs, find_reload_tolerance
 from peftkit.runs.report import FILE_NAME, Report, read_report
-from peftkit.runs.verification import check
+from peftkit.runs.verification import check_difference
 from peftkit.system import environment as measure
 from peftkit.system.files import redact_home, redact_home_in_text
 from peftkit.system.logging import is_rank_zero, logger, set_up_logging
@@ -91,17 +91,17 @@ def run(
     """
     check_name(recipe.name)
     recipe = resolve_deepspeed(recipe)
-    folder = writer.choose(recipe)
-    start = checkpoint.chosen(folder, resume)
+    folder = writer.choose_run_folder(recipe)
+    start = checkpoint.find_checkpoint(folder, resume)
     if start is not None:
-        recipe = checkpoint.with_global_batch(recipe, checkpoint.read_about(start), distributed.processes())
+        recipe = checkpoint.keep_global_batch(recipe, checkpoint.read_manifest(start), distributed.processes())
     report = Report(
         name=recipe.name, method=recipe.method.name, status="failed", recipe=recipe_to_dict(recipe),
         environment=measure.environment(),
     )  # fmt: skip
     clock = ClockCallback(progress)
     try:
-        with writer.filling(folder) as temporary, distributed.lost_rank_errors():
+        with writer.stage_run_folder(folder) as temporary, distributed.lost_rank_errors():
             report, fitted = _run(recipe, folder, temporary, report, trial, clock, start)
             # The other ranks need not wait for what follows.
             distributed.meet()
@@ -109,14 +109,14 @@ def run(
             if is_rank_zero():
                 if fitted is not None:
                     # The trained model is out of scope here, so its memory is free for the one that is loaded.
-                    found = read_back(temporary, recipe, fitted)
-                    most = allowed(temporary, recipe, bool(report.environment.get("gpus")))
+                    found = compare_reloaded(temporary, recipe, fitted)
+                    most = find_reload_tolerance(temporary, recipe, bool(report.environment.get("gpus")))
                     told = {**dataclasses.asdict(found), "tolerance": most.difference}
                     report = replace(report, round_trip=told)
-                    check("the run read back", found, most)
+                    check_difference("the run read back", found, most)
                 report.write(temporary)
                 if trial:
-                    checkpoint.remove_all(folder)
+                    checkpoint.remove_checkpoints(folder)
         if is_rank_zero():
             say(recipe, report, folder)
     except (Exception, KeyboardInterrupt) as error:
@@ -171,18 +171,18 @@ def _run(
     for decision in splits.decisions:
         logger.info("%s", decision)
     tokenizer = load_tokenizer(recipe.model, task)
-    splits = replace(splits, labels=labels_of_checkpoint(recipe.model, task, splits.labels))
-    checks = check_data(splits, task, tokenizer, positions(recipe.model)) if is_rank_zero() else Checks()
+    splits = replace(splits, labels=match_checkpoint_labels(recipe.model, task, splits.labels))
+    checks = check_data(splits, task, tokenizer, read_position_limit(recipe.model)) if is_rank_zero() else Checks()
     for warning in checks.warnings:
         logger.warning("data: %s", warning)
     encoded = {name: task.encode(rows, tokenizer, splits.labels) for name, rows in splits.rows.items()}
     read = time.perf_counter() - reading
     before = measure.process_bytes()
     base = load_base(recipe.model, task, tokenizer, splits.labels, recipe.method.quantization)
-    writer.fit_length(tokenizer, base.model, task)
+    writer.set_max_length(tokenizer, base.model, task)
     check_precision(base.model, recipe.method.quantization, arguments)
-    whole = parameter_counts(base.model)["total"]
-    model = adapters.apply(recipe.method, base.model, base.head, task.task_type, base.unused)
+    whole = count_parameters(base.model)["total"]
+    model = adapters.apply_method(recipe.method, base.model, base.head, task.task_type, base.unused)
     adapters.check_head(model, set(base.missing_keys))
 
     scoring = Scoring(task=task, splits=splits, encoded=encoded, tokenizer=tokenizer)
@@ -192,18 +192,18 @@ def _run(
         return fitted.metrics("validation", fitted.answers("validation", prediction.predictions))
 
     audit = AuditCallback()
-    begun = None if start is None else checkpoint.read_about(start)
+    begun = None if start is None else checkpoint.read_manifest(start)
     trainer = make_trainer(
         recipe, model, arguments, tokenizer, encoded, splits.labels, score, [audit, clock],
         resumed_step=None if begun is None else begun.step,
     )  # fmt: skip
     if begun is not None or arguments.save_strategy != "no":
-        trainer.identity = checkpoint.identity(recipe, splits.fingerprint, arguments)
+        trainer.identity = checkpoint.identify_run(recipe, splits.fingerprint, arguments)
     if start is not None and begun is not None:
-        checkpoint.check_same(start.name, begun.recipe, trainer.identity)
+        checkpoint.check_identity(start.name, begun.recipe, trainer.identity)
         trainer.resumed = [*begun.resumed, begun.told(start.name)]
         logger.info("goes on from %s, written by %d process(es)", redact_home(start), begun.processes)
-    parameters = parameter_counts(model)
+    parameters = count_parameters(model)
     logger.info(
         "%s: %s, %d of %d weights trainable (%.2f %%); head %s; %d training rows",
         recipe.name, recipe.method.name, parameters["trainable"], parameters["total"],
@@ -230,7 +230,7 @@ def _run(
     if not trial:
         # Before evaluation, which may cast the model to 16 bits.
         trainer.save_model(str(temporary))
-        live = live_outputs(task, model, trainer.data_collator(list(first_rows)), arguments.device)
+        live = compute_live_outputs(task, model, trainer.data_collator(list(first_rows)), arguments.device)
     before_evaluation = time.perf_counter()
     # Scored below, once, with what the task learns from validation.
     trainer.compute_metrics = None
@@ -246,13 +246,13 @@ def _run(
         evaluated = time.perf_counter() - before_evaluation
         sizes = {}
         if not trial:
-            writer.complete(
+            writer.write_run_files(
                 temporary, recipe, model, set(base.missing_keys), labels=splits.labels, held_out=live, task=fitted.task,
             )  # fmt: skip
             numbers = splits.origins["test"][1]
             writer.write_predictions(temporary, numbers, answers["test"], scoring.references("test"))
-            sizes["trained"] = writer.weight_bytes(temporary)
-        if adapters.can_be_merged(model):
+            sizes["trained"] = writer.count_weight_bytes(temporary)
+        if adapters.is_mergeable(model):
             sizes["merged"] = whole * FLOAT32_BYTES
         trained_for = trained["train_runtime"] - clock.evaluated
         report = replace(

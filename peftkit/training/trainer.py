@@ -28,7 +28,7 @@ from transformers.integrations import (
     get_reporting_integration_callbacks,
 )
 
-from peftkit.checkpoints.trainer import ResumableTrainer
+from peftkit.checkpoints.trainer import PortableCheckpointTrainer
 from peftkit.distributed import process_group as distributed
 from peftkit.errors import UserError
 from peftkit.recipe.method import usual_learning_rate
@@ -140,7 +140,7 @@ class HomelessWriter(tensorboardX.SummaryWriter):
 
 
 def _resumable(kind: type[Trainer]) -> Any:
-    return type(f"Resumable{kind.__name__}", (KeepsGlobalBatch, ResumableTrainer, kind), {})
+    return type(f"Resumable{kind.__name__}", (KeepsGlobalBatch, PortableCheckpointTrainer, kind), {})
 
 
 def make_trainer(
@@ -153,13 +153,13 @@ def make_trainer(
     score: Callable[[EvalPrediction], dict[str, float]],
     callbacks: Sequence[TrainerCallback],
     resumed_step: int | None = None,
-) -> ResumableTrainer:
+) -> PortableCheckpointTrainer:
     """The library's Trainer on encoded splits `train` and `validation`; `score` is asked during training.
 
     Its collator is a TimedCollator. A run that goes on from `resumed_step` keeps the curves drawn until there.
     """
     task = recipe.task
-    trainer: ResumableTrainer = _resumable(task.trainer_class)(
+    trainer: PortableCheckpointTrainer = _resumable(task.trainer_class)(
         model=cast(PreTrainedModel, model),
         args=arguments,
         data_collator=TimedCollator(task.collator(tokenizer, model), model),

@@ -9,7 +9,14 @@ from safetensors.torch import load_file
 
 from peftkit import DataConfig, full, lora, qlora
 from peftkit.checkpoints import files
-from peftkit.checkpoints.manifest import About, check_same, checkpoints, last_whole, read_about, with_global_batch
+from peftkit.checkpoints.manifest import (
+    CheckpointManifest,
+    check_identity,
+    find_last_complete,
+    keep_global_batch,
+    list_checkpoints,
+    read_manifest,
+)
 from peftkit.errors import UserError
 from peftkit.runs.report import read_report
 from peftkit.training import run as run_module
@@ -82,7 +89,7 @@ def test_a_run_goes_on_bit_for_bit(small_recipe, tmp_path, method, words):
     assert seconds == sorted(seconds)
     parts_of_total = (parts.times[name] for name in ("start_up", "data", "train", "evaluate"))
     assert sum(parts_of_total) == pytest.approx(parts.times["total"])
-    assert [path.name for path in checkpoints(tmp_path / "parts")] == ["checkpoint-10"]
+    assert [path.name for path in list_checkpoints(tmp_path / "parts")] == ["checkpoint-10"]
 
 
 def test_an_optimizer_that_began_anew_would_be_seen(small_recipe, tmp_path, monkeypatch):
@@ -120,12 +127,12 @@ def test_a_checkpoint_is_plain_and_can_be_used(small_recipe, tmp_path, monkeypat
     last = tmp_path / "run" / "checkpoint-10"
     assert same_weights(last, tmp_path / "run")
     # One that was cut short is passed over.
-    assert last_whole(tmp_path / "run") == last
+    assert find_last_complete(tmp_path / "run") == last
     file = last / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    assert last_whole(tmp_path / "run").name == "checkpoint-8"
+    assert find_last_complete(tmp_path / "run").name == "checkpoint-8"
     with pytest.raises(UserError, match=r"optimizer\.safetensors: is missing or cut short"):
-        read_about(last)
+        read_manifest(last)
 
 
 def test_a_checkpoint_that_was_not_finished_does_not_count(small_recipe, tmp_path, monkeypatch):
@@ -139,7 +146,7 @@ def test_a_checkpoint_that_was_not_finished_does_not_count(small_recipe, tmp_pat
     recipe = small_recipe(**WORDS)
     with pytest.raises(StoppedError):
         run(recipe)
-    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-4"]
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-4"]
     assert (tmp_path / "run" / ".checkpoint-8").is_dir()
     monkeypatch.setattr(files, "write_schedule", write)
     report = run(recipe, resume=True)
@@ -209,29 +216,29 @@ def test_what_can_not_go_on_is_one_line(small_recipe, tmp_path):
 
 def about(**fields):
     plain = {"step": 4, "processes": 1, "zero_stage": None, "offload": [], "per_rank_batch": 16, "resumable": True}
-    return About(**{**plain, "seconds": 1.0, "recipe": {}, **fields})
+    return CheckpointManifest(**{**plain, "seconds": 1.0, "recipe": {}, **fields})
 
 
 @pytest.mark.parametrize(
     ("ranks", "batch", "accumulation"), [(1, 8, 2), (2, 8, 1), (4, 4, 1), (16, 1, 1), (8, 2, 1)]
 )  # fmt: skip
 def test_the_global_batch_is_kept(small_recipe, ranks, batch, accumulation):
-    recipe = with_global_batch(small_recipe(**WORDS), about(), ranks)
+    recipe = keep_global_batch(small_recipe(**WORDS), about(), ranks)
     kept = recipe.training["per_device_train_batch_size"], recipe.training["gradient_accumulation_steps"]
     assert kept == (batch, accumulation)
 
 
 def test_a_global_batch_that_can_not_be_kept_is_told(small_recipe):
     with pytest.raises(UserError, match="global batch of 16 rows can't be kept on 3 ranks"):
-        with_global_batch(small_recipe(**WORDS), about(), 3)
+        keep_global_batch(small_recipe(**WORDS), about(), 3)
     with pytest.raises(UserError, match="group_by_length would draw other rows"):
-        with_global_batch(small_recipe(**WORDS, train_sampling_strategy="group_by_length"), about(), 4)
+        keep_global_batch(small_recipe(**WORDS, train_sampling_strategy="group_by_length"), about(), 4)
 
 
 def test_a_field_that_only_one_side_has_is_another_recipe():
-    check_same("checkpoint-4", {"method": {"peft": {"r": 8}}}, {"method": {"peft": {"r": 8}}})
+    check_identity("checkpoint-4", {"method": {"peft": {"r": 8}}}, {"method": {"peft": {"r": 8}}})
     with pytest.raises(UserError, match=r"method\.peft\.r is 8 in checkpoint-4 and null here"):
-        check_same("checkpoint-4", {"method": {"peft": {"r": 8}}}, {"method": {}})
+        check_identity("checkpoint-4", {"method": {"peft": {"r": 8}}}, {"method": {}})
 
 
 def test_a_trial_leaves_no_checkpoints(small_recipe, tmp_path):

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.optimization import Adafactor
 
 from peftkit.checkpoints.files import read_optimizer, read_weights, write_optimizer, write_weights
-from peftkit.checkpoints.optimizer_state import keeper
+from peftkit.checkpoints.optimizer_state import wrap_optimizer
 from peftkit.errors import UserError
 
 OPTIMIZERS = {
@@ -54,12 +54,12 @@ def train(model, optimizer, steps, late=False):
 
 def resumed(make, model, optimizer, folder):
     """A fresh model and optimizer, to which the others are written and read."""
-    kept = keeper(optimizer, model)
+    kept = wrap_optimizer(optimizer, model)
     write_weights(folder, model, kept)
     write_optimizer(folder, model, kept)
     other = Model()
     again = make([p for p in other.parameters() if p.requires_grad])
-    kept = keeper(again, other)
+    kept = wrap_optimizer(again, other)
     read_optimizer(folder, other, kept)
     read_weights(folder, other, kept)
     return other, again
@@ -109,10 +109,10 @@ def test_another_optimizer_is_refused(tmp_path):
     model = Model()
     optimizer = OPTIMIZERS["adafactor"]([p for p in model.parameters() if p.requires_grad])
     train(model, optimizer, range(2))
-    write_optimizer(tmp_path, model, keeper(optimizer, model))
+    write_optimizer(tmp_path, model, wrap_optimizer(optimizer, model))
     other = Model()
     parameters = [p for p in other.parameters() if p.requires_grad]
-    kept = keeper(torch.optim.AdamW(parameters, lr=1e-2), other)
+    kept = wrap_optimizer(torch.optim.AdamW(parameters, lr=1e-2), other)
     with pytest.raises(UserError, match=r"'exp_avg_sq' has shape none in the checkpoint and \[80, 60\] here"):
         read_optimizer(tmp_path, other, kept)
 
@@ -122,9 +122,9 @@ def test_state_that_no_file_can_hold_is_one_line(tmp_path):
     optimizer = OPTIMIZERS["adamw"]([p for p in model.parameters() if p.requires_grad])
     optimizer.state[model.late]["projector"] = object()
     with pytest.raises(UserError, match="'projector', a object: no checkpoint can hold it"):
-        write_optimizer(tmp_path, model, keeper(optimizer, model))
+        write_optimizer(tmp_path, model, wrap_optimizer(optimizer, model))
 
 
 def test_an_optimizer_of_other_parameters_is_refused():
     with pytest.raises(UserError, match="take stage 1, 2 or 3"):
-        keeper(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=1), Model())
+        wrap_optimizer(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=1), Model())

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from peftkit.checkpoints.rng_state import rng_state, set_rng_state
+from peftkit.checkpoints.rng_state import read_rng_state, set_rng_state
 
 
 def draw():
@@ -17,7 +17,7 @@ def test_every_generator_goes_on_from_where_it_stood():
     torch.manual_seed(3)
     # A normal number leaves a second one behind, which belongs to the state.
     draw()
-    kept = load(save(rng_state()))
+    kept = load(save(read_rng_state()))
     first = [draw() for _ in range(3)]
     assert first != [draw() for _ in range(3)]
     set_rng_state(kept)

@@ -2,14 +2,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from peftkit.checkpoints.safetensors_writer import CODES, Entry, entry, write_tensors
+from peftkit.checkpoints.safetensors_writer import DTYPE_CODES, TensorEntry, make_entry, write_tensors
 
 
 def test_safetensors_reads_what_was_streamed(tmp_path):
     torch.manual_seed(0)
-    tensors = {str(dtype): torch.randn(3, 5).to(dtype) for dtype in CODES}
+    tensors = {str(dtype): torch.randn(3, 5).to(dtype) for dtype in DTYPE_CODES}
     tensors |= {"scalar": torch.tensor(7.5), "empty": torch.zeros(0), "turned": torch.randn(4, 3).T}
-    write_tensors(tmp_path / "a.safetensors", [entry(name, tensor) for name, tensor in tensors.items()])
+    write_tensors(tmp_path / "a.safetensors", [make_entry(name, tensor) for name, tensor in tensors.items()])
     found = load_file(tmp_path / "a.safetensors")
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -25,7 +25,8 @@ def test_each_tensor_is_asked_for_once_and_only_when_its_turn_comes(tmp_path):
         return torch.ones(2)
 
     entries = [
-        Entry(name=name, shape=(2,), dtype=torch.float32, make=lambda name=name: make(name)) for name in ("a", "b")
+        TensorEntry(name=name, shape=(2,), dtype=torch.float32, make=lambda name=name: make(name))
+        for name in ("a", "b")
     ]
     write_tensors(None, entries)
     assert asked == ["a", "b"]
@@ -35,4 +36,6 @@ def test_each_tensor_is_asked_for_once_and_only_when_its_turn_comes(tmp_path):
 
 def test_a_tensor_of_another_shape_than_announced_fails(tmp_path):
     with pytest.raises(ValueError, match=r"a: is of shape \(3,\), announced as \(2,\)"):
-        write_tensors(tmp_path / "c", [Entry(name="a", shape=(2,), dtype=torch.float32, make=lambda: torch.ones(3))])
+        write_tensors(
+            tmp_path / "c", [TensorEntry(name="a", shape=(2,), dtype=torch.float32, make=lambda: torch.ones(3))]
+        )

@@ -12,7 +12,7 @@ from peftkit import Method, Seq2Seq, full, lora, qlora
 from peftkit.errors import NotReproducedError, UserError
 from peftkit.export.exporter import export
 from peftkit.prediction.batch import predict
-from peftkit.runs.manifest import CONTRACT, write_contract
+from peftkit.runs.manifest import MANIFEST, write_manifest
 from peftkit.training.run import run
 
 DORA = Method(name="dora", peft=LoraConfig(use_dora=True, target_modules="all-linear"))
@@ -30,9 +30,9 @@ def trained(small_recipe, tmp_path):
 
 def sign_again(folder):
     """As one who changes a folder and its contract alike: what is then caught is caught by asking the model."""
-    contract = json.loads((folder / CONTRACT).read_text())
+    contract = json.loads((folder / MANIFEST).read_text())
     parts = {name: value for name, value in contract.items() if name not in ("format", "files")}
-    write_contract(folder, **parts)
+    write_manifest(folder, **parts)
 
 
 def change(folder, alter):
@@ -232,9 +232,9 @@ class TestGuards:
         (folder / "recipe.yaml").write_text(recipe.replace(str(checkpoints / "bert"), str(other)))
         with pytest.raises(UserError, match=r"was trained on .*bert \(.*\), but .*other has other weights"):
             export(folder, tmp_path / "out")
-        contract = json.loads((folder / CONTRACT).read_text())
+        contract = json.loads((folder / MANIFEST).read_text())
         contract["base"]["sha256"] = None
-        (folder / CONTRACT).write_text(json.dumps(contract))
+        (folder / MANIFEST).write_text(json.dumps(contract))
         with pytest.raises(NotReproducedError, match="the run read back differs"):
             export(folder, tmp_path / "out")
 
@@ -331,9 +331,9 @@ def test_no_home_path_and_no_row_of_the_data_leaves(trained, tmp_path, monkeypat
 
 
 def test_a_split_base_is_merged_file_by_file(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("peftkit.export.merging.ONE_FILE", 1_000_000)
-    monkeypatch.setattr("peftkit.export.merging.SMALLEST_FILE", 400_000)
-    monkeypatch.setattr("peftkit.export.merging.LARGEST_FILE", 500_000)
+    monkeypatch.setattr("peftkit.export.merging.MAX_SINGLE_FILE", 1_000_000)
+    monkeypatch.setattr("peftkit.export.merging.MIN_SHARD", 400_000)
+    monkeypatch.setattr("peftkit.export.merging.MAX_SHARD", 500_000)
     receipt = export(trained(), tmp_path / "out")
     files = list((tmp_path / "out").glob("model-*-of-*.safetensors"))
     assert len(files) == 3

@@ -1,7 +1,7 @@
 import pytest
 
 from peftkit.errors import UserError
-from peftkit.export.hub import check_login, push
+from peftkit.export.hub import check_login, push_folder
 
 
 def test_without_a_login_nothing_is_begun(monkeypatch, tmp_path):
@@ -13,5 +13,5 @@ def test_without_a_login_nothing_is_begun(monkeypatch, tmp_path):
 def test_what_is_not_sent_stays(tmp_path):
     (tmp_path / "README.md").write_text("it")
     with pytest.raises(UserError, match=rf"--push_to_hub me/it: not sent .*; the export is whole in {tmp_path}"):
-        push(tmp_path, "me/it")
+        push_folder(tmp_path, "me/it")
     assert (tmp_path / "README.md").read_text() == "it"

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from peftkit import ModelConfig, Quantization, SequenceClassification, qlora
-from peftkit.export.merging import ShardWriter, dequantized, packed_weights, write_merged
-from peftkit.models.adapters import apply, prepare_quantized
+from peftkit.export.merging import ShardWriter, find_packed_weights, make_dequantizer, write_merged
+from peftkit.models.adapters import apply_method, prepare_quantized_model
 from peftkit.models.loading import load_base, load_tokenizer
 
 TASK = SequenceClassification(max_length=32)
@@ -26,11 +26,11 @@ def test_dequantized_weights_are_those_that_a_4_bit_model_computes_with(checkpoi
 
     quantization = Quantization()
     packed = base_of(checkpoints / architecture, quantization).model
-    packed = prepare_quantized(packed)
+    packed = prepare_quantized_model(packed)
     plain = dict(base_of(checkpoints / architecture).model.named_parameters())
-    names = packed_weights(packed)
+    names = find_packed_weights(packed)
     assert len(names) >= 8
-    weight_of = dequantized(quantization, names, torch.float32)
+    weight_of = make_dequantizer(quantization, names, torch.float32)
     for name, parameter in packed.named_parameters():
         if name in names:
             state = parameter.quant_state
@@ -46,13 +46,13 @@ def test_dequantized_weights_are_those_that_a_4_bit_model_computes_with(checkpoi
 def test_what_no_adapter_is_on_is_dequantized_too(checkpoints, tmp_path):
     method = qlora(target_modules=["query"])
     packed = base_of(checkpoints / "bert", Quantization())
-    names = packed_weights(apply(method, packed.model, packed.head, "SEQ_CLS"))
+    names = find_packed_weights(apply_method(method, packed.model, packed.head, "SEQ_CLS"))
     assert any("dense" in name for name in names)
     base = base_of(checkpoints / "bert")
     before = base.model.bert.encoder.layer[0].output.dense.weight.clone()
     config = LoraConfig(target_modules=["query"], init_lora_weights=False)
-    model = apply(type(method)(peft=config), base.model, base.head, "SEQ_CLS")
-    weight_of = dequantized(Quantization(), names, torch.float32)
+    model = apply_method(type(method)(peft=config), base.model, base.head, "SEQ_CLS")
+    weight_of = make_dequantizer(Quantization(), names, torch.float32)
     write_merged(model, tmp_path, torch.float32, weight_of)
     written = load_file(tmp_path / "model.safetensors")
     name = "bert.encoder.layer.0.output.dense.weight"
@@ -65,7 +65,7 @@ def test_merging_in_16_bits_rounds_once(checkpoints, tmp_path):
     layer = base.model.bert.encoder.layer[0].attention.self.query
     before = layer.weight.clone()
     config = LoraConfig(target_modules=["query"], init_lora_weights=False)
-    model = apply(qlora().__class__(peft=config), base.model, base.head, "SEQ_CLS")
+    model = apply_method(qlora().__class__(peft=config), base.model, base.head, "SEQ_CLS")
     adapted = model.base_model.model.bert.encoder.layer[0].attention.self.query
     delta = adapted.get_delta_weight("default").detach()
     write_merged(model, tmp_path, torch.bfloat16)
@@ -92,9 +92,9 @@ def test_tied_weights_are_written_once(checkpoints, tmp_path):
 
 
 def test_files_hold_no_more_than_they_may(tmp_path, monkeypatch):
-    monkeypatch.setattr("peftkit.export.merging.ONE_FILE", 100)
-    monkeypatch.setattr("peftkit.export.merging.SMALLEST_FILE", 100)
-    monkeypatch.setattr("peftkit.export.merging.LARGEST_FILE", 1000)
+    monkeypatch.setattr("peftkit.export.merging.MAX_SINGLE_FILE", 100)
+    monkeypatch.setattr("peftkit.export.merging.MIN_SHARD", 100)
+    monkeypatch.setattr("peftkit.export.merging.MAX_SHARD", 1000)
     tensors = {f"layer.{place}": torch.full((10, 10), float(place)) for place in range(7)}
     writer = ShardWriter(tmp_path, 20_000)
     for name, tensor in tensors.items():

@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from peftkit.checkpoints.manifest import last_whole
+from peftkit.checkpoints.manifest import find_last_complete
 from peftkit.runs.report import read_report
 from tests.integration.test_recipes import BIN, ROOT
 
@@ -144,7 +144,7 @@ def test_a_host_that_is_killed_ends_the_other(hosts, model, tmp_path):
     hosts.launch("torchrun", [*model, *ENDLESS, *saving], str(folder))
     hosts.wait_for_training()
     until = time.monotonic() + 60
-    while last_whole(folder) is None and time.monotonic() < until:
+    while find_last_complete(folder) is None and time.monotonic() < until:
         time.sleep(0.2)
     hosts.kill(0)
     assert hosts.codes(TO_END) == [-signal.SIGKILL, 1]
@@ -154,7 +154,7 @@ def test_a_host_that_is_killed_ends_the_other(hosts, model, tmp_path):
     assert "(rank 1 of 2, host " in report.error
     assert "start the run again" in report.error
     assert f"peftkit, rank 1: {report.error}" in hosts.said(1)
-    assert last_whole(folder) is not None
+    assert find_last_complete(folder) is not None
     left = {path.name for path in folder.iterdir() if "checkpoint-" not in path.name}
     assert left == {"report.json", "tensorboard"}
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from peftkit import full, lora
-from peftkit.checkpoints.manifest import last_whole, read_about
+from peftkit.checkpoints.manifest import find_last_complete, read_manifest
 from peftkit.recipe.parser import recipe_to_yaml
 from peftkit.runs.report import read_report
 from peftkit.system.files import write_json, write_text
@@ -99,7 +99,7 @@ def same_losses(report, whole):
 
 
 def last_step(folder):
-    return read_about(last_whole(folder)).step
+    return read_manifest(find_last_complete(folder)).step
 
 
 def test_a_run_that_was_killed_goes_on_by_the_command_line(chained, tmp_path):
@@ -123,7 +123,7 @@ def test_an_adapter_goes_on_with_other_ranks_and_other_stages(chained, tmp_path)
     with pytest.raises(StoppedError):
         run(recipe, progress=stop_at(7), resume=True)
     leg("deepspeed", 9, "--resume", "--training.deepspeed", "ds_configs/zero3.json")
-    assert {path.suffix for path in last_whole(folder).iterdir()} == {".json", ".safetensors"}
+    assert {path.suffix for path in find_last_complete(folder).iterdir()} == {".json", ".safetensors"}
     report = run(recipe, resume=True)
     same_losses(report, whole)
     assert [(one["step"], one["processes"], one["zero_stage"]) for one in report.resumed] == [
@@ -138,7 +138,7 @@ def test_full_fine_tuning_goes_on_under_zero2_zero3_with_offload_and_back(chaine
         run(recipe, progress=stop_at(3))
     leg("deepspeed", 5, "--resume", "--training.deepspeed", "ds_configs/zero2.json")
     leg("deepspeed", 9, "--resume", "--training.deepspeed", "ds_configs/zero3_offload.json")
-    about = read_about(last_whole(folder))
+    about = read_manifest(find_last_complete(folder))
     assert (about.step, about.zero_stage, about.offload) == (8, 3, ["optimizer", "param"])
     report = run(recipe, resume=True)
     same_losses(report, whole)

@@ -3,7 +3,7 @@ from peft import LoraConfig, get_peft_model
 
 from peftkit import ModelConfig, Quantization, SequenceClassification, full, lora, qlora
 from peftkit.errors import AuditError, UserError
-from peftkit.models.adapters import apply, check_head, plain_name
+from peftkit.models.adapters import apply_method, check_head, remove_peft_prefix
 from peftkit.models.loading import load_base, load_tokenizer
 
 TASK = SequenceClassification(max_length=32)
@@ -19,9 +19,9 @@ def base(checkpoints, architecture, quantization=None):
 @pytest.mark.parametrize("method", [full(), lora(), qlora()], ids=lambda m: m.name)
 def test_the_head_is_trained_and_not_quantized_whatever_it_is_called(checkpoints, architecture, method):
     loaded = base(checkpoints, architecture, method.quantization)
-    model = apply(method, loaded.model, loaded.head, TASK.task_type)
+    model = apply_method(method, loaded.model, loaded.head, TASK.task_type)
     check_head(model, set(loaded.missing_keys))
-    trainable = {plain_name(name) for name, p in model.named_parameters() if p.requires_grad}
+    trainable = {remove_peft_prefix(name) for name, p in model.named_parameters() if p.requires_grad}
     assert set(loaded.missing_keys) <= trainable
 
 
@@ -45,14 +45,14 @@ def test_the_head_contract_fails_on_a_quantized_head(checkpoints):
 def test_a_config_that_does_not_fit_is_one_line(checkpoints):
     loaded = base(checkpoints, "bert")
     with pytest.raises(UserError, match=r"target_modules: no module 'nothing'; there are LayerNorm, classifier, dense"):
-        apply(lora(target_modules=["query", "nothing"]), loaded.model, loaded.head, TASK.task_type)
+        apply_method(lora(target_modules=["query", "nothing"]), loaded.model, loaded.head, TASK.task_type)
     with pytest.raises(UserError, match=r"method\.peft: LoraConfig does not fit BertForSeq.*: "):
-        apply(lora(target_modules=["dropout"]), loaded.model, loaded.head, TASK.task_type)
+        apply_method(lora(target_modules=["dropout"]), loaded.model, loaded.head, TASK.task_type)
 
 
 def test_the_recipes_own_config_is_left_as_it_was(checkpoints):
     loaded, method = base(checkpoints, "bert"), lora()
-    apply(method, loaded.model, loaded.head, TASK.task_type)
+    apply_method(method, loaded.model, loaded.head, TASK.task_type)
     assert method.peft.modules_to_save is None
     assert method.peft.task_type is None
 
@@ -68,4 +68,4 @@ def test_the_recipes_own_config_is_left_as_it_was(checkpoints):
     ],
 )
 def test_plain_names(wrapped, plain):
-    assert plain_name(wrapped) == plain
+    assert remove_peft_prefix(wrapped) == plain

@@ -19,12 +19,12 @@ from peftkit import (
 from peftkit.errors import UserError
 from peftkit.models.loading import (
     check_precision,
-    head_modules,
-    labels_of_checkpoint,
+    find_head_modules,
     load_base,
-    load_finished,
+    load_finished_model,
     load_tokenizer,
-    source,
+    match_checkpoint_labels,
+    resolve_source,
 )
 
 TASK = SequenceClassification(max_length=32)
@@ -74,14 +74,14 @@ def test_a_head_of_another_size_counts_as_not_brought(checkpoints, tmp_path):
 
 def test_the_head_is_the_outermost_module_that_is_all_new(checkpoints):
     model = load(checkpoints / "roberta").model
-    assert head_modules(model, {"classifier.dense.weight", "classifier.dense.bias"}) == ("classifier.dense",)
+    assert find_head_modules(model, {"classifier.dense.weight", "classifier.dense.bias"}) == ("classifier.dense",)
     # One weight of a module is enough: its module is trained and saved.
-    assert head_modules(model, {"classifier.dense.bias"}) == ("classifier.dense",)
+    assert find_head_modules(model, {"classifier.dense.bias"}) == ("classifier.dense",)
 
 
 def test_a_model_without_its_head_is_not_finished(checkpoints):
     with pytest.raises(UserError, match="lacks the weights"):
-        load_finished(checkpoints / "bert", TASK)
+        load_finished_model(checkpoints / "bert", TASK)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "no-such/model-anywhere"])
@@ -93,7 +93,7 @@ def test_a_model_that_cannot_be_had_is_one_line(name):
 
 def test_the_demo_is_a_pretrained_bert():
     loaded = load("demo")
-    assert source(ModelConfig()).endswith("model")
+    assert resolve_source(ModelConfig()).endswith("model")
     assert loaded.head == ("classifier",)
     assert loaded.model.config.model_type == "bert"
 
@@ -164,13 +164,13 @@ def test_labels_follow_the_head_of_the_checkpoint(checkpoints, tmp_path, caplog,
     config = ModelConfig(name_or_path=str(tmp_path))
     caplog.set_level("INFO", logger="peftkit")
     by_name = ("neg", "neutral", "pos")
-    assert labels_of_checkpoint(config, task, by_name) == ("pos", "neg", "neutral")
+    assert match_checkpoint_labels(config, task, by_name) == ("pos", "neg", "neutral")
     assert "label order taken from the checkpoint's head: pos, neg, neutral" in caplog.text
-    assert labels_of_checkpoint(config, task, ("Neg", "Neutral", "Pos")) == ("Pos", "Neg", "Neutral")
+    assert match_checkpoint_labels(config, task, ("Neg", "Neutral", "Pos")) == ("Pos", "Neg", "Neutral")
     # Another number of labels gets a new head; without a head there is no order to keep.
-    assert labels_of_checkpoint(config, task, ("neg", "pos")) == ("neg", "pos")
+    assert match_checkpoint_labels(config, task, ("neg", "pos")) == ("neg", "pos")
     bare = ModelConfig(name_or_path=str(checkpoints / architecture))
-    assert labels_of_checkpoint(bare, task, by_name) == by_name
+    assert match_checkpoint_labels(bare, task, by_name) == by_name
     assert "trained for the labels" not in caplog.text
-    assert labels_of_checkpoint(config, task, ("a", "b", "c")) == ("a", "b", "c")
+    assert match_checkpoint_labels(config, task, ("a", "b", "c")) == ("a", "b", "c")
     assert "trained for the labels pos, neg, neutral; its rows are used in this order for a, b, c" in caplog.text

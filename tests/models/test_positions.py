@@ -18,7 +18,7 @@ from peftkit.models.loading import (
     load_base,
     load_tokenizer,
 )
-from peftkit.models.positions import position_limit, positions
+from peftkit.models.positions import find_position_limit, read_position_limit
 
 TASK = SequenceClassification(max_length=32)
 
@@ -41,7 +41,7 @@ def load(folder, task=TASK, quantization=None, dtype="float32"):
 )
 def test_positions_end_where_the_model_ends(checkpoints, architecture, task, limit):
     loaded = load(checkpoints / architecture, task)
-    assert position_limit(loaded.model) == limit
+    assert find_position_limit(loaded.model) == limit
     if architecture in ("bert", "roberta") and task is TASK:
         most = torch.full((1, limit), 5)
         with torch.no_grad():
@@ -59,26 +59,26 @@ def test_positions_are_told_by_their_table_and_not_by_the_config():
         "vocab_size": 50,
     }
     mpnet = MPNetForSequenceClassification(MPNetConfig(**few, max_position_embeddings=66))
-    assert position_limit(mpnet) == 64
+    assert find_position_limit(mpnet) == 64
     mpnet(input_ids=torch.full((1, 64), 5))
     with pytest.raises((IndexError, RuntimeError)):
         mpnet(input_ids=torch.full((1, 65), 5))
     deberta = DebertaV2ForSequenceClassification(
         DebertaV2Config(**few, max_position_embeddings=16, position_biased_input=False, relative_attention=True)
     )
-    assert position_limit(deberta) is None
+    assert find_position_limit(deberta) is None
     deberta(input_ids=torch.full((1, 40), 5))
 
 
 def test_relative_positions_have_no_end(checkpoints):
     model = load(checkpoints / "t5").model
     model.config.n_positions = 512
-    assert position_limit(model) is None
+    assert find_position_limit(model) is None
 
 
 def test_positions_are_known_before_weights(checkpoints, tmp_path):
     bert = AutoConfig.from_pretrained(checkpoints / "bert")
     EncoderDecoderConfig.from_encoder_decoder_configs(bert, bert).save_pretrained(tmp_path)
-    assert positions(ModelConfig(name_or_path=str(tmp_path))) == 512
+    assert read_position_limit(ModelConfig(name_or_path=str(tmp_path))) == 512
     for architecture, limit in (("bert", 512), ("roberta", 513), ("t5", None), ("gpt2", 512)):
-        assert positions(ModelConfig(name_or_path=str(checkpoints / architecture))) == limit
+        assert read_position_limit(ModelConfig(name_or_path=str(checkpoints / architecture))) == limit

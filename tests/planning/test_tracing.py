@@ -54,7 +54,7 @@ def measured(recipe):
     """Bytes of model, optimizer's state, and peak with them, in two steps of the Trainer; and the head."""
     tokenizer = load_tokenizer(recipe.model, recipe.task)
     base = load_base(recipe.model, recipe.task, tokenizer, LABELS, recipe.method.quantization)
-    model = adapters.apply(recipe.method, base.model, base.head, recipe.task.task_type)
+    model = adapters.apply_method(recipe.method, base.model, base.head, recipe.task.task_type)
     accumulated = recipe.training.get("gradient_accumulation_steps", 1)
     batch = recipe.task.blank_batch(2 * ROWS * accumulated, len(LABELS))
     if recipe.task.task_type == "SEQ_CLS" and batch["labels"].dim() == 2:

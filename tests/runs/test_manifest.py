@@ -6,29 +6,29 @@ from transformers import AutoTokenizer
 
 from peftkit.errors import UserError
 from peftkit.runs.manifest import (
-    CONTRACT,
+    MANIFEST,
     PARTS,
-    base_identity,
     check_base,
     check_labels,
-    read_contract,
-    tokenizer_identity,
-    write_contract,
+    identify_base,
+    identify_tokenizer,
+    read_manifest,
+    write_manifest,
 )
 
 
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    write_contract(tmp_path, **{**dict.fromkeys(PARTS), "labels": ["a", "b"]})
+    write_manifest(tmp_path, **{**dict.fromkeys(PARTS), "labels": ["a", "b"]})
     return tmp_path
 
 
 def test_what_was_written_is_read(folder):
-    contract = read_contract(folder)
+    contract = read_manifest(folder)
     assert contract["labels"] == ["a", "b"]
     assert contract["files"]["model.safetensors"]["bytes"] == 7
-    assert read_contract(folder.parent) is None
+    assert read_manifest(folder.parent) is None
 
 
 @pytest.mark.parametrize(
@@ -45,19 +45,19 @@ def test_files_that_are_not_whole_are_refused(folder, content, said):
     else:
         (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=said):
-        read_contract(folder)
+        read_manifest(folder)
 
 
 def test_a_contract_that_cannot_be_read_is_one_line(folder):
-    contract = json.loads((folder / CONTRACT).read_text())
-    (folder / CONTRACT).write_text(json.dumps({**contract, "format": 99}))
+    contract = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**contract, "format": 99}))
     with pytest.raises(UserError, match=r"of a newer peftkit \(format 99, this one reads 1\)"):
-        read_contract(folder)
+        read_manifest(folder)
     named = {"../../etc/passwd": {"bytes": 1, "sha256": "0"}}
     for broken in ("{", "[]", "{}", *(json.dumps({**contract, "files": files}) for files in ([], {"a": 3}, named))):
-        (folder / CONTRACT).write_text(broken)
+        (folder / MANIFEST).write_text(broken)
         with pytest.raises(UserError, match=r"contract\.json: can't be read"):
-            read_contract(folder)
+            read_manifest(folder)
 
 
 def test_labels_are_named_on_both_sides(folder):
@@ -67,21 +67,21 @@ def test_labels_are_named_on_both_sides(folder):
 
 
 def test_a_base_is_known_by_its_bytes_wherever_it_lies(checkpoints, tmp_path):
-    known = base_identity(str(checkpoints / "bert"))
+    known = identify_base(str(checkpoints / "bert"))
     shutil.copytree(checkpoints / "bert", tmp_path / "copy")
-    assert base_identity(str(tmp_path / "copy")) == known
-    other = base_identity(str(checkpoints / "roberta"))
+    assert identify_base(str(tmp_path / "copy")) == known
+    other = identify_base(str(checkpoints / "roberta"))
     assert other["sha256"] != known["sha256"]
     contract = {"base": {"name_or_path": "bert-base", **known}}
     check_base(tmp_path, contract, str(tmp_path / "copy"), None)
     with pytest.raises(UserError, match=r"was trained on bert-base \(.*\), but .*roberta has other weights"):
         check_base(tmp_path, contract, str(checkpoints / "roberta"), None)
-    assert base_identity("nobody/nothing") == {"revision": None, "sha256": None}
+    assert identify_base("nobody/nothing") == {"revision": None, "sha256": None}
 
 
 def test_a_tokenizer_is_known_by_its_tokens(checkpoints):
     one, other = (AutoTokenizer.from_pretrained(checkpoints / name) for name in ("bert", "gpt2"))
-    assert tokenizer_identity(one) == tokenizer_identity(AutoTokenizer.from_pretrained(checkpoints / "roberta"))
-    assert tokenizer_identity(one) != tokenizer_identity(other)
+    assert identify_tokenizer(one) == identify_tokenizer(AutoTokenizer.from_pretrained(checkpoints / "roberta"))
+    assert identify_tokenizer(one) != identify_tokenizer(other)
     one.model_max_length = 7
-    assert tokenizer_identity(one) == tokenizer_identity(AutoTokenizer.from_pretrained(checkpoints / "roberta"))
+    assert identify_tokenizer(one) == identify_tokenizer(AutoTokenizer.from_pretrained(checkpoints / "roberta"))

@@ -8,11 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from peftkit import Seq2Seq, lora
 from peftkit.errors import NotReproducedError
-from peftkit.runs import reload_worker
-from peftkit.runs.reload import fresh_outputs, fresh_outputs_of, read_held_out
+from peftkit.runs import reload_worker, writer
+from peftkit.runs.reload import read_held_out, reload_outputs, run_reload_worker
 from peftkit.runs.report import is_finished, read_report
-from peftkit.runs.verification import allowance, check, compared
-from peftkit.training import run as run_module
+from peftkit.runs.verification import check_difference, compare_outputs, find_tolerance
 from peftkit.training.run import run
 
 
@@ -31,7 +30,7 @@ def test_a_run_is_read_back_by_a_process_that_knows_no_peftkit(small_recipe, tmp
 
 
 def test_a_run_that_was_not_saved_as_trained_fails_and_says_so(small_recipe, tmp_path, monkeypatch):
-    complete = run_module.writer.complete
+    complete = writer.write_run_files
 
     def forget(folder, *words, **fields):
         path = folder / "adapter_model.safetensors"
@@ -40,7 +39,7 @@ def test_a_run_that_was_not_saved_as_trained_fails_and_says_so(small_recipe, tmp
         save_file(weights, path, {"format": "pt"})
         complete(folder, *words, **fields)
 
-    monkeypatch.setattr(run_module.writer, "complete", forget)
+    monkeypatch.setattr(writer, "write_run_files", forget)
     with pytest.raises(NotReproducedError, match=r"the run read back differs from what was trained by .* in a logit"):
         run(small_recipe())
     report = read_report(tmp_path / "run")
@@ -54,17 +53,17 @@ def test_generated_text_is_compared(small_recipe, tmp_path):
     run(small_recipe("t5", lora(), Seq2Seq(max_source_length=32, max_target_length=8), "demo-summaries"))
     batch, live = read_held_out(tmp_path / "run")
     recipe = small_recipe("t5", lora(), Seq2Seq(), "demo-summaries")
-    found = fresh_outputs_of(tmp_path / "run", recipe, batch, trust_remote_code=False)
+    found = reload_outputs(tmp_path / "run", recipe, batch, trust_remote_code=False)
     assert torch.equal(found["generated"], live["generated"])
     other = {**found, "generated": found["generated"].clamp(0) + 1}
-    difference = compared(recipe.task, other, live, batch)
+    difference = compare_outputs(recipe.task, other, live, batch)
     assert difference.text_agreement == 0.0
     with pytest.raises(NotReproducedError, match="generates other text than what was trained for 100% of rows"):
-        check("it", difference, allowance(live))
-    check("it", difference, allowance(live, half=True))
+        check_difference("it", difference, find_tolerance(live))
+    check_difference("it", difference, find_tolerance(live, half=True))
 
 
 def test_a_folder_that_is_no_model_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(NotReproducedError, match="a fresh process can't load what was saved: ValueError"):
-        fresh_outputs(tmp_path, {"input_ids": torch.ones(1, 2, dtype=torch.long)}, auto_class="AutoModel")
+        run_reload_worker(tmp_path, {"input_ids": torch.ones(1, 2, dtype=torch.long)}, auto_class="AutoModel")

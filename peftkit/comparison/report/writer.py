@@ -13,7 +13,7 @@ from peftkit.comparison.report.renderer import draw
 from peftkit.comparison.report.tables import csv_text, markdown
 from peftkit.comparison.results import Gathered, gather
 from peftkit.errors import UserError
-from peftkit.runs.report import finite
+from peftkit.runs.report import replace_nonfinite
 from peftkit.system.files import write_bytes, write_text
 from peftkit.system.logging import logger
 
@@ -71,7 +71,7 @@ def _text(form: str, gathered: Gathered, findings: Findings) -> str:
         return markdown(findings)
     if form == "csv":
         return csv_text(gathered, findings)
-    return json.dumps(finite(dataclasses.asdict(findings)), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(replace_nonfinite(dataclasses.asdict(findings)), indent=2, ensure_ascii=False) + "\n"
 
 
 def _write(place: Path, form: str, gathered: Gathered, findings: Findings, examples: int, reload_data: bool) -> None:
