@@ -5,6 +5,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peftkit.export.formats.base import ExportFormat
+    from peftkit.export.formats.registry import register_export_format
     from peftkit.prediction.predictor import load
     from peftkit.recipe.method import Method, Quantization, full, lora, qlora
     from peftkit.recipe.schema import DataConfig, ModelConfig, Recipe
@@ -24,6 +26,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOMES = {
     "DataConfig": "recipe.schema",
+    "ExportFormat": "export.formats.base",
     "Method": "recipe.method",
     "ModelConfig": "recipe.schema",
     "MultiLabelClassification": "tasks",
@@ -38,11 +41,13 @@ _HOMES = {
     "lora": "recipe.method",
     "main": "training.run",
     "qlora": "recipe.method",
+    "register_export_format": "export.formats.registry",
 }
 
 __all__ = [
-    "DataConfig", "Method", "ModelConfig", "MultiLabelClassification", "Quantization", "Recipe", "Seq2Seq",
-    "SequenceClassification", "SequenceRegression", "TokenClassification", "full", "load", "lora", "main", "qlora",
+    "DataConfig", "ExportFormat", "Method", "ModelConfig", "MultiLabelClassification", "Quantization", "Recipe",
+    "Seq2Seq", "SequenceClassification", "SequenceRegression", "TokenClassification", "full", "load", "lora", "main",
+    "qlora", "register_export_format",
 ]  # fmt: skip
 
 

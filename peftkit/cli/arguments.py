@@ -5,6 +5,7 @@ from pathlib import Path
 
 import peftkit
 from peftkit.errors import UserError
+from peftkit.export.formats.registry import list_export_formats
 
 # Of all tasks; named here too, since `--help` loads none of them.
 INPUT_FIELDS = ("text", "text_pair", "tokens", "source")
@@ -98,8 +99,8 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("run", type=Path, help="the folder of a finished run")
     export.add_argument("out", type=Path, help="a new folder")
     export.add_argument(
-        "--format", choices=("model", "adapter", "onnx"),
-        help="a merged model, the adapter alone, or a merged model for ONNX Runtime (pip install 'peftkit[onnx]')",
+        "--format", choices=[one.name for one in list_export_formats()],
+        help="; ".join(f"{one.name}: {one.description}" for one in list_export_formats()),
     )  # fmt: skip
     export.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",

@@ -123,7 +123,7 @@ def _export(chosen: argparse.Namespace, words: list[str]) -> None:
     if chosen.push_to_hub:
         check_login(chosen.push_to_hub)
     export(
-        chosen.run, chosen.out, form=chosen.format, dtype=chosen.dtype, merge=chosen.merge, int8=chosen.int8,
+        chosen.run, chosen.out, format=chosen.format, dtype=chosen.dtype, merge=chosen.merge, int8=chosen.int8,
         tolerance=chosen.tolerance, trust_remote_code=chosen.trust_remote_code, reload_data=chosen.reload_data,
     )  # fmt: skip
     if chosen.push_to_hub:

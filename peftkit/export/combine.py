@@ -107,7 +107,7 @@ def combine(
             batch,
         )
         on_gpu = torch.cuda.is_available()
-        half = is_half_precision(recipe, first.contract["dtype"], on_gpu=on_gpu)
+        half = is_half_precision(recipe, first.manifest["dtype"], on_gpu=on_gpu)
         check_difference(
             "combine: the combination read back", found, find_tolerance(live, half=half, same_device=not on_gpu)
         )
@@ -137,17 +137,17 @@ def _check_compatible(first: SavedRun, other: SavedRun) -> None:
         ("the base", ("base", "sha256")), ("the 4-bit settings", ("quantization",)), ("the labels", ("labels",)),
         ("the tokenizer", ("tokenizer",)), ("the kind of model", ("auto_class",)),
     ):  # fmt: skip
-        one, two = first.contract, other.contract
+        one, two = first.manifest, other.manifest
         for name in names:
             one, two = one[name], two[name]
         if one != two:
             raise UserError(f"{first.folder} and {other.folder} differ in {what}: {_shorten(one)} and {_shorten(two)}")
-    mine, others = first.contract["task"], other.contract["task"]
+    mine, others = first.manifest["task"], other.manifest["task"]
     if mine["class_path"] != others["class_path"]:
         kinds = f"{mine['class_path']} and {others['class_path']}"
         raise UserError(f"{first.folder} and {other.folder} differ in the task: {kinds}")
     for field in (*first.task.length_fields, "source_prefix"):
-        lengths = [run.contract["task"]["init_args"].get(field) for run in (first, other)]
+        lengths = [run.manifest["task"]["init_args"].get(field) for run in (first, other)]
         if lengths[0] != lengths[1]:
             raise UserError(f"{first.folder} and {other.folder} differ in task.{field}: {lengths[0]} and {lengths[1]}")
 

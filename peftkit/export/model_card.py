@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from peftkit.data.sources import DEMOS
 from peftkit.export.comparison import VariantScores, format_variants
+from peftkit.export.formats.base import ExportFormat
 from peftkit.recipe.parser import recipe_to_yaml
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.manifest import MANIFEST
@@ -24,17 +25,22 @@ MIB = 2**20
 
 
 def write_model_card(
-    folder: Path, recipe: Recipe, report: Report, contract: Mapping[str, Any], receipt: Mapping[str, Any]
+    folder: Path,
+    recipe: Recipe,
+    report: Report,
+    manifest: Mapping[str, Any],
+    receipt: Mapping[str, Any],
+    export_format: ExportFormat,
 ) -> None:
     """Write `README.md`: what it is, scores, cost, limits, how to repeat it, and the receipt."""
-    shipped, base = receipt["format"], contract["base"]
+    base = manifest["base"]
     scores = report.metrics["test"]
     of_hub = not _is_path(base["name_or_path"])
     data = ModelCardData(
         model_name=recipe.name,
-        library_name={"adapter": "peft", "onnx": "onnx"}.get(shipped, "transformers"),
+        library_name=export_format.library,
         base_model=base["name_or_path"] if of_hub else None,
-        base_model_relation=("adapter" if shipped == "adapter" else "finetune") if of_hub else None,
+        base_model_relation=("adapter" if manifest["adapter"] else "finetune") if of_hub else None,
         pipeline_tag=PIPELINES.get(recipe.task.task_type),
         datasets=None if _is_path(recipe.data.path) else [recipe.data.path],
         tags=["peftkit", recipe.method.name],
@@ -54,23 +60,26 @@ def write_model_card(
         ],
     )
     card = ModelCard(
-        f"---\n{data.to_yaml()}\n---\n\n{_format_body(recipe, report, contract, receipt)}", ignore_metadata_errors=True
+        f"---\n{data.to_yaml()}\n---\n\n{_format_body(recipe, report, manifest, receipt, export_format)}",
+        ignore_metadata_errors=True,
     )
     write_text(folder / "README.md", card.content)
 
 
-def _format_body(recipe: Recipe, report: Report, contract: Mapping[str, Any], receipt: Mapping[str, Any]) -> str:
-    base = contract["base"]
+def _format_body(
+    recipe: Recipe, report: Report, manifest: Mapping[str, Any], receipt: Mapping[str, Any], export_format: ExportFormat
+) -> str:
+    base = manifest["base"]
     commit = f", commit {base['revision']}" if base["revision"] else ""
     sections = {
         f"# {_escape(recipe.name)}": f"{_escape(base['name_or_path'])}{commit}, trained by the method "
         f"{_escape(recipe.method.name)} with peftkit. Weights of the base: SHA-256 {base['sha256'] or 'not known'}.",
-        "## Use": _format_usage(recipe, contract, receipt),
+        "## Use": _format_usage(recipe, manifest, export_format),
         "## Scores": _format_scores(recipe, report),
         "## Forms": _format_variant_table(receipt["forms"], receipt["shipped"]),
         "## ONNX": _format_variant_table(receipt["onnx_forms"], "the last one" if receipt["onnx_forms"] else None),
-        "## Receipt": _format_receipt(receipt),
-        "## Data": _format_data(recipe, report, contract),
+        "## Receipt": _format_receipt(receipt, export_format.verifier),
+        "## Data": _format_data(recipe, report, manifest),
         "## Cost": _format_cost(report),
         "## Limits": _format_limits(report, receipt),
         "## Repeat": "Save as `recipe.yaml`, and run `peftkit train recipe.yaml`:\n\n"
@@ -79,38 +88,12 @@ def _format_body(recipe: Recipe, report: Report, contract: Mapping[str, Any], re
     return "\n\n".join(f"{title}\n\n{text}" for title, text in sections.items() if text) + "\n"
 
 
-def _format_usage(recipe: Recipe, contract: Mapping[str, Any], receipt: Mapping[str, Any]) -> str:
-    auto_class, base = contract["auto_class"], contract["base"]["name_or_path"]
-    if receipt["format"] == "onnx":
-        code = (
-            "import onnxruntime\nfrom transformers import AutoTokenizer\n\n"
-            'session = onnxruntime.InferenceSession("FOLDER/model.onnx")\n'
-            'tokens = AutoTokenizer.from_pretrained("FOLDER")(["a text"], return_tensors="np")\n'
-            'logits = session.run(["logits"], {one.name: tokens[one.name] for one in session.get_inputs()})[0]'
-        )
-    elif not contract["adapter"]:
-        code = (
-            f'from transformers import {auto_class}, AutoTokenizer\n\nmodel = {auto_class}.from_pretrained("FOLDER")\n'
-            'tokenizer = AutoTokenizer.from_pretrained("FOLDER")'
-        )
-    else:
-        quantization = contract["quantization"]
-        more, extra = (
-            ("", "") if quantization is None else (", BitsAndBytesConfig", ",\n    quantization_config=quantized")
-        )
-        code = (
-            f"from peft import PeftModel\nfrom transformers import AutoConfig, {auto_class}, AutoTokenizer{more}\n\n"
-            + (f"quantized = BitsAndBytesConfig(**{quantization!r})\n" if quantization else "")
-            + f'base = {auto_class}.from_pretrained(\n    {base!r}, config=AutoConfig.from_pretrained("FOLDER"),\n'
-            f'    dtype="{contract["dtype"]}", revision={contract["base"]["revision"]!r}, '
-            f"ignore_mismatched_sizes=True{extra},\n)\n"
-            'model = PeftModel.from_pretrained(base, "FOLDER")\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")'
-        )
+def _format_usage(recipe: Recipe, manifest: Mapping[str, Any], export_format: ExportFormat) -> str:
     prefix = getattr(recipe.task, "source_prefix", "")
-    before = f" Every text begins with {_escape(repr(prefix))}." if prefix else ""
+    note = f" Every text begins with {_escape(repr(prefix))}." if prefix else ""
     return (
-        f"{_format_code(code, 'python')}\n\nOr `peftkit predict FOLDER FILE`, which reads labels, thresholds and "
-        f"lengths from `{MANIFEST}`.{before}"
+        f"{_format_code(export_format.usage(manifest), 'python')}\n\nOr `peftkit predict FOLDER FILE`: it reads "
+        f"labels, thresholds, lengths and prefix from `{MANIFEST}`.{note}"
     )
 
 
@@ -131,24 +114,23 @@ def _format_variant_table(forms: Sequence[Mapping[str, Any]], shipped: str | Non
     return format_variants(rows) + (f"\n\nThis folder holds: {shipped}." if shipped else "") if rows else ""
 
 
-def _format_receipt(receipt: Mapping[str, Any]) -> str:
+def _format_receipt(receipt: Mapping[str, Any], verifier: str) -> str:
     texts = receipt["text_agreement"]
-    generated = "" if texts is None else f" The same text is generated for {texts:.1%} of them."
-    held = "in 8 bits it is scored, not held to a tolerance"
+    generated = "" if texts is None else f" The generated text is equal for {texts:.1%} of the rows."
+    limit = "8-bit weights are scored instead of compared with a tolerance"
     if receipt["tolerance"] is not None:
-        held = f"tolerance {receipt['tolerance']:.2g}"
-    by = "ONNX Runtime" if receipt["format"] == "onnx" else "a fresh process with plain libraries"
+        limit = f"tolerance {receipt['tolerance']:.2g}"
     return (
-        f"Asked by {by}, on {receipt['rows']} held-out rows: the largest difference of a logit to the same weights "
-        f"before export is {receipt['exported_difference']:.2g} ({held}), to the model "
-        f"in memory at the end of training {receipt['live_difference']:.2g}; {receipt['label_agreement']:.2%} of the "
-        f"answers are the same.{generated} `receipt.json` has the figures."
+        f"Verified in {verifier} on {receipt['rows']} held-out rows. The largest difference of a logit to the same "
+        f"weights before export is {receipt['exported_difference']:.2g} ({limit}), to the model in memory at the end "
+        f"of training {receipt['live_difference']:.2g}. {receipt['label_agreement']:.2%} of the predictions are "
+        f"equal.{generated} `receipt.json` has the figures."
     )
 
 
-def _format_data(recipe: Recipe, report: Report, contract: Mapping[str, Any]) -> str:
+def _format_data(recipe: Recipe, report: Report, manifest: Mapping[str, Any]) -> str:
     rows = ", ".join(f"{count:,} {split}" for split, count in report.data["rows"].items())
-    labels = contract["labels"]
+    labels = manifest["labels"]
     named = f" Labels, in the order of their ids: {_escape(', '.join(labels))}." if labels else ""
     return f"{_escape(recipe.data.path)}: {rows} rows, SHA-256 {report.data['fingerprint']}.{named}"
 

@@ -1,4 +1,4 @@
-"""What an export is held to, and what it tells of itself."""
+"""The source that an export starts from, and the receipt that records how far the export differs from it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,22 +29,22 @@ RECEIPT = "receipt.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """How far what was exported is from what was trained; differences are the largest of a logit.
+    """Differences between an export and the trained model, as `receipt.json` stores them; the largest of any logit.
 
     Attributes:
-        format: `model`, `adapter` or `onnx`.
-        dtype: Of the weights.
-        rows: How many held-out rows were asked.
-        tolerance: The most that `exported_difference` may be; None in 8 bits, which are scored instead.
-        exported_difference: The export, loaded by a fresh process with plain libraries (or by ONNX Runtime), against
+        format: Name of the export format.
+        dtype: Dtype of the weights.
+        rows: Number of held-out rows that were compared.
+        tolerance: Largest accepted `exported_difference`; None for 8-bit weights, which are scored instead.
+        exported_difference: The export, loaded in a new process by standard libraries (or in ONNX Runtime), against
             the same weights before they were merged (or written as ONNX).
-        label_agreement: Share of rows, tags or tokens that the exported and the live model name alike.
-        text_agreement: Share of rows for which both generate the same tokens; None where nothing is generated.
-        reload_difference: The run read back from disk as it was trained, against the live model.
-        live_difference: The export against the live model. For a quantized run this is what leaving 4 bits changes,
-            and any size passes.
-        shipped: Of several forms, the one that the folder holds.
-        forms: What each form makes of validation, the one that was trained first; empty where nothing was rounded.
+        label_agreement: Share of rows, tags or tokens with the same prediction by the export and the live model.
+        text_agreement: Share of rows for which both generate the same tokens; None without generation.
+        reload_difference: The run reloaded from disk as it was trained, against the live model.
+        live_difference: The export against the live model. For a quantized run this is the effect of leaving 4 bits,
+            and no limit applies.
+        shipped: The variant that the folder holds, if several were compared.
+        forms: Validation scores of each variant, the trained model first; empty where no weights were rounded.
         onnx_forms: The same for ONNX in 8 bits, the merged model first.
     """
 
@@ -64,7 +64,16 @@ class Receipt:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSource:
-    """What an export starts from: a run, its report, and what the live model said of a held-out batch."""
+    """The run that is exported.
+
+    Attributes:
+        saved: The run, without its model.
+        report: The run's report.
+        batch: Model inputs of held-out rows.
+        live: Outputs of the model in memory at the end of training on that batch.
+        tolerance: Largest accepted difference of a logit; None for the default.
+        reload_data: Whether remote data may be read again.
+    """
 
     saved: SavedRun
     report: Report
@@ -73,44 +82,45 @@ class ExportSource:
     tolerance: float | None
     reload_data: bool = False
 
-    def compared_live(self, found: Mapping[str, torch.Tensor]) -> Difference:
-        """How far outputs are from those of the live model."""
-        return compare_outputs(self.saved.task, found, self.live, self.batch)
-
     @property
-    def as_trained(self) -> Tolerance:
-        """What may lie between outputs when the arithmetic is that of training."""
-        return self.allowed(half=is_half_precision(self.saved.recipe, self.saved.contract["dtype"], on_gpu=self.on_gpu))
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether it was trained there."""
+    def is_trained_on_gpu(self) -> bool:
+        """Whether the run was trained on a GPU."""
         return bool(self.report.environment.get("gpus"))
 
-    def allowed(self, *, half: bool) -> Tolerance:
-        """What may lie between outputs in float32, or in 16 bits."""
-        usual = find_tolerance(self.live, half=half, same_device=not self.on_gpu)
-        return usual if self.tolerance is None else replace(usual, difference=self.tolerance)
+    @property
+    def training_tolerance(self) -> Tolerance:
+        """The tolerance for outputs computed in the arithmetic of training."""
+        half = is_half_precision(self.saved.recipe, self.saved.manifest["dtype"], on_gpu=self.is_trained_on_gpu)
+        return self.find_tolerance(half=half)
 
-    def sign(self, folder: Path, *, adapter: bool, dtype: str) -> None:
-        """Write tokenizer and contract beside the weights in the folder."""
+    def find_tolerance(self, *, half: bool) -> Tolerance:
+        """Return the tolerance for outputs in 32 bits, or in 16 bits (`half`)."""
+        default = find_tolerance(self.live, half=half, same_device=not self.is_trained_on_gpu)
+        return default if self.tolerance is None else replace(default, difference=self.tolerance)
+
+    def compare_with_live(self, outputs: Mapping[str, torch.Tensor]) -> Difference:
+        """Compare outputs with those of the live model."""
+        return compare_outputs(self.saved.task, outputs, self.live, self.batch)
+
+    def write_manifest(self, folder: Path, *, adapter: bool, dtype: str) -> None:
+        """Write tokenizer and manifest beside the weights in the folder."""
         saved = self.saved
-        kept = {name: saved.contract[name] for name in ("auto_class", "base", "labels")}
+        shared = {name: saved.manifest[name] for name in ("auto_class", "base", "labels")}
         saved.tokenizer.save_pretrained(folder)
-        read = AutoTokenizer.from_pretrained(folder, trust_remote_code=saved.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=saved.trust_remote_code)
         write_manifest(
-            folder, **kept, adapter=adapter, dtype=dtype, tokenizer=identify_tokenizer(read),
-            quantization=saved.contract["quantization"] if adapter else None, task=whole_class(saved.task),
+            folder, **shared, adapter=adapter, dtype=dtype, tokenizer=identify_tokenizer(tokenizer),
+            quantization=saved.manifest["quantization"] if adapter else None, task=whole_class(saved.task),
         )  # fmt: skip
 
-    def fresh(self, folder: Path) -> dict[str, torch.Tensor]:
-        """What a fresh process makes of a folder that was signed."""
+    def reload(self, folder: Path) -> dict[str, torch.Tensor]:
+        """Compute the outputs of a folder with a manifest, in a new process."""
         trust = self.saved.trust_remote_code
         return reload_outputs(folder, self.saved.recipe, self.batch, trust_remote_code=trust)
 
     def load_as_trained(self) -> tuple[PreTrainedModel | PeftModel, Difference]:
-        """The model as it was trained, and how far it is from the live one. Raises NotReproducedError if too far."""
+        """Load the trained model and compare it with the live one. Raises NotReproducedError beyond the tolerance."""
         model = load_model(self.saved)
-        found = self.compared_live(compute_outputs(model, self.batch))
-        check_difference("export: the run read back", found, self.as_trained)
-        return model, found
+        difference = self.compare_with_live(compute_outputs(model, self.batch))
+        check_difference("export: the reloaded run", difference, self.training_tolerance)
+        return model, difference

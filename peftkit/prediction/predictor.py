@@ -102,7 +102,7 @@ def load(folder: str | Path, *, columns: Mapping[str, str] | None = None, trust_
         saved = read_run(folder, trust_remote_code=trust_remote_code)
         found = Predictor(
             model=load_model(saved), tokenizer=saved.tokenizer, task=saved.task, labels=saved.labels,
-            contract=saved.contract,
+            contract=saved.manifest,
         )  # fmt: skip
     elif not (folder / "config.json").is_file():
         raise UserError(f"{folder}: neither a run nor a model; it has no config.json")

@@ -79,15 +79,15 @@ def find_reload_tolerance(folder: Path, recipe: Recipe, on_gpu: bool) -> Toleran
 def reload_outputs(
     folder: Path, recipe: Recipe, batch: Mapping[str, torch.Tensor], *, trust_remote_code: bool
 ) -> dict[str, torch.Tensor]:
-    """What a fresh process makes of a saved folder, by its contract. Raises NotReproducedError if it can't load it."""
-    contract = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    """What a fresh process makes of a saved folder, by its manifest. Raises NotReproducedError if it can't load it."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     adapter: dict[str, Any] = {}
-    if contract["adapter"]:
-        quantization = contract["quantization"]
-        revision = contract["base"]["revision"] or recipe.model.revision
+    if manifest["adapter"]:
+        quantization = manifest["quantization"]
+        revision = manifest["base"]["revision"] or recipe.model.revision
         adapter = {"base": resolve_source(recipe.model), "revision": revision, "quantization": quantization}
     return run_reload_worker(
-        folder, batch, auto_class=contract["auto_class"], dtype=contract["dtype"],
+        folder, batch, auto_class=manifest["auto_class"], dtype=manifest["dtype"],
         trust_remote_code=trust_remote_code, **adapter,
     )  # fmt: skip
 

@@ -38,7 +38,7 @@ class SavedRun:
         tokenizer: As it was trained with, `max_length` included.
         task: The recipe's, with what it learned from validation.
         labels: Names in the order of their ids.
-        contract: What belongs together.
+        manifest: What belongs together.
         trust_remote_code: Whether the base's own code may run: the caller's word, not the folder's.
     """
 
@@ -47,24 +47,24 @@ class SavedRun:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     labels: tuple[str, ...]
-    contract: Mapping[str, Any]
+    manifest: Mapping[str, Any]
     trust_remote_code: bool = False
 
 
 def read_run(folder: Path, *, trust_remote_code: bool = False) -> SavedRun:
     """Read all but the model. Raises UserError when this is no finished run, or its parts don't belong together."""
-    contract = read_manifest(folder) if (folder / RECIPE).is_file() else None
-    if contract is None:
+    manifest = read_manifest(folder) if (folder / RECIPE).is_file() else None
+    if manifest is None:
         raise UserError(f"{folder}: no finished run here; give the folder that a training run printed")
     recipe = read_recipe(folder / RECIPE)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    labels = read_label_names(config) if contract["labels"] else ()
-    check_labels(folder, contract, labels)
-    check_tokenizer(folder, contract, tokenizer)
+    labels = read_label_names(config) if manifest["labels"] else ()
+    check_labels(folder, manifest, labels)
+    check_tokenizer(folder, manifest, tokenizer)
     return SavedRun(
         folder=folder, recipe=recipe, tokenizer=tokenizer, task=recipe.task.restored(config), labels=labels,
-        contract=contract, trust_remote_code=trust_remote_code,
+        manifest=manifest, trust_remote_code=trust_remote_code,
     )  # fmt: skip
 
 
@@ -83,13 +83,13 @@ def load_model(saved: SavedRun, *, unquantized_as: str | None = None) -> PreTrai
     dtype = unquantized_as or recipe.model.dtype
     if recipe.method.peft is None:
         return load_finished_model(folder, recipe.task, dtype=dtype, trust_remote_code=saved.trust_remote_code).eval()
-    revision = saved.contract["base"]["revision"] or recipe.model.revision
+    revision = saved.manifest["base"]["revision"] or recipe.model.revision
     trust = saved.trust_remote_code
     config = replace(recipe.model, dtype=dtype, revision=revision, trust_remote_code=trust)
     quantization = recipe.method.quantization if unquantized_as is None else None
     base = load_base(config, recipe.task, saved.tokenizer, saved.labels, quantization).model
     # Now that what the hub had to send is there.
-    check_base(folder, saved.contract, resolve_source(recipe.model), revision)
+    check_base(folder, saved.manifest, resolve_source(recipe.model), revision)
     if quantization is not None:
         base = prepare_quantized_model(base)
     try:

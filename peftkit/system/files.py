@@ -45,15 +45,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def check_new_directory(path: Path) -> None:
+    """Raise UserError when `path` exists and is not an empty folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path.resolve().name}: already exists; name another folder or remove it")
+
+
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Give a temporary sibling of `path` to fill; rename it to `path` at the end, remove it on any failure.
 
     Raises UserError when `path` already exists and is not an empty folder.
     """
+    check_new_directory(path)
     path = path.resolve()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path.name}: already exists; name another folder or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:

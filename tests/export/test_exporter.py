@@ -113,11 +113,11 @@ def test_sixteen_bits(trained, tmp_path, dtype):
 
 def test_an_adapter_alone(trained, tmp_path, caplog):
     folder = trained("bert", PREFIX)
-    with pytest.raises(UserError, match=r"PREFIX_TUNING adds no weights that could be merged; take --format adapter"):
-        export(folder, tmp_path / "out", form="model")
+    with pytest.raises(UserError, match=r"PREFIX_TUNING adds no weights that can be merged; use --format adapter"):
+        export(folder, tmp_path / "out", format="model")
     receipt = export(folder, tmp_path / "out")
     assert receipt.format == "adapter"
-    assert "the adapter is exported" in caplog.text
+    assert "exporting the adapter" in caplog.text
     assert receipt.exported_difference <= 1e-4
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "receipt.json", "contract.json"} <= names
@@ -145,7 +145,7 @@ class TestOnnx:
 
     def test_it_answers_as_the_model_does(self, trained, tmp_path):
         folder = trained("bert", qlora())
-        receipt = export(folder, tmp_path / "out", form="onnx", int8=True)
+        receipt = export(folder, tmp_path / "out", format="onnx", int8=True)
         assert receipt.tolerance is None
         assert receipt.forms[0].form == "as trained, not merged"
         forms = {form.form: form for form in receipt.onnx_forms}
@@ -156,7 +156,7 @@ class TestOnnx:
         assert not list((tmp_path / "out").glob("*.safetensors"))
         rows = tmp_path / "rows.jsonl"
         rows.write_text('{"text": "Return the mean."}\n{"text": "Parse it, and more."}\n')
-        export(folder, tmp_path / "float", form="onnx", merge="dequantized")
+        export(folder, tmp_path / "float", format="onnx", merge="dequantized")
         for source in ("run", "float"):
             predict([tmp_path / source], rows, tmp_path / f"{source}.jsonl")
         ours, theirs = (
@@ -172,7 +172,7 @@ class TestOnnx:
 
     def test_text_is_left_to_other_runtimes(self, small_recipe, tmp_path):
         run(small_recipe("t5", lora(), Seq2Seq(max_source_length=32, max_target_length=8), "demo-summaries"))
-        receipt = export(tmp_path / "run", tmp_path / "out", form="onnx")
+        receipt = export(tmp_path / "run", tmp_path / "out", format="onnx")
         assert receipt.exported_difference <= 1e-4
         (tmp_path / "rows.jsonl").write_text('{"source": "Return the mean."}\n')
         with pytest.raises(UserError, match="peftkit generates no text from ONNX"):
@@ -235,7 +235,7 @@ class TestGuards:
         contract = json.loads((folder / MANIFEST).read_text())
         contract["base"]["sha256"] = None
         (folder / MANIFEST).write_text(json.dumps(contract))
-        with pytest.raises(NotReproducedError, match="the run read back differs"):
+        with pytest.raises(NotReproducedError, match="the reloaded run differs"):
             export(folder, tmp_path / "out")
 
     def test_a_truncated_file(self, trained, tmp_path):
@@ -260,16 +260,16 @@ class TestGuards:
     def test_words_that_do_not_fit(self, trained, small_recipe, tmp_path):
         folder = trained()
         for words, said in (
-            ({"merge": "original"}, "--merge: is for merging a quantized run"),
-            ({"int8": True}, "--int8: is for --format onnx"),
-            ({"form": "adapter", "dtype": "float16"}, "an adapter is written as it was trained"),
-            ({"form": "onnx", "dtype": "bfloat16"}, "ONNX is written in float32"),
+            ({"merge": "original"}, "--merge applies to quantized runs only"),
+            ({"int8": True}, "--int8 applies to --format onnx only"),
+            ({"format": "adapter", "dtype": "float16"}, "an adapter keeps its dtype"),
+            ({"format": "onnx", "dtype": "bfloat16"}, "ONNX is written in float32"),
         ):
             with pytest.raises(UserError, match=said):
                 export(folder, tmp_path / "out", **words)
 
     def test_t5_in_float16(self, trained, tmp_path):
-        with pytest.raises(UserError, match="t5 overflows in it"):
+        with pytest.raises(UserError, match="t5 overflows in float16"):
             export(trained("t5"), tmp_path / "out", dtype="float16")
 
     def test_what_is_no_run(self, tmp_path):
@@ -289,11 +289,11 @@ def test_a_folder_does_not_decide_whether_code_may_run(trained, checkpoints, tmp
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     recipe["model"] = {"name_or_path": str(other), "trust_remote_code": True}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    export(folder, tmp_path / "out", form="adapter")
+    export(folder, tmp_path / "out", format="adapter")
     assert not ran.exists()
     # With the word it runs; that this class then fits no model is another thing.
     with pytest.raises(UserError, match="Unrecognized configuration class"):
-        export(folder, tmp_path / "trusted", form="adapter", trust_remote_code=True)
+        export(folder, tmp_path / "trusted", format="adapter", trust_remote_code=True)
     assert ran.exists()
 
 

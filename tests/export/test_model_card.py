@@ -52,7 +52,7 @@ def test_what_the_data_says_is_no_markup(small_recipe, tmp_path):
 def test_the_code_of_the_card_loads_the_adapter(small_recipe, tmp_path, checkpoints):
     for method, name in ((lora(), "lora"), (qlora(), "qlora")):
         run(small_recipe("bert", method, output_dir=str(tmp_path / name)))
-        export(tmp_path / name, tmp_path / f"{name}-out", form="adapter")
+        export(tmp_path / name, tmp_path / f"{name}-out", format="adapter")
         text = (tmp_path / f"{name}-out" / "README.md").read_text()
         code = text.split("```python\n")[1].split("```")[0].replace('"FOLDER"', repr(str(tmp_path / f"{name}-out")))
         found: dict = {}

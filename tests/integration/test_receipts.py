@@ -127,7 +127,7 @@ def test_what_is_saved_is_what_was_trained(case, small_recipe, rows, table, tmp_
     assert back["label_agreement"] == 1.0
     assert back["text_agreement"] == (1.0 if task_name == "text" else None)
     form = "adapter" if method_name in PROMPTS else "model"
-    receipt = export(tmp_path / "run", tmp_path / "out", form=form)
+    receipt = export(tmp_path / "run", tmp_path / "out", format=form)
     assert receipt.exported_difference <= 1e-4
     # What leaves 4 bits for the original weights may answer otherwise; nothing else may.
     if receipt.shipped in (None, "merged onto the dequantized weights"):

@@ -1,0 +1,166 @@
+"""Export format: one Transformers model with the adapter merged into its weights."""
+
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from peftkit.errors import UserError
+from peftkit.export.comparison import ValidationComparison, VariantScores
+from peftkit.export.formats.base import ExportOptions
+from peftkit.export.merging import find_packed_weights, make_dequantizer, merge_in_memory, write_merged
+from peftkit.export.receipt import ExportSource, Receipt
+from peftkit.models.adapters import is_mergeable
+from peftkit.models.inference import compute_outputs
+from peftkit.models.loading import OVERFLOW_IN_FLOAT16, load_finished_model
+from peftkit.runs.saved import SavedRun, load_model
+from peftkit.runs.verification import check_difference, compare_outputs
+from peftkit.runs.writer import count_weight_bytes
+from peftkit.system.logging import logger
+
+MERGES = {
+    "original": "merged onto the original weights",
+    "dequantized": "merged onto the dequantized weights",
+    "4bit": "merged into the 4-bit weights",
+}
+
+
+def write_merged_model(source: ExportSource, folder: Path, options: ExportOptions) -> Receipt:
+    """Write the best merge and verify it in a new process against the same weights before they were merged."""
+    saved, quantized = source.saved, source.saved.recipe.method.quantization is not None
+    model, reloaded = source.load_as_trained()
+    merges = _list_merges(source, model, options)
+    dtype = merges[0].dtype
+    rows: list[VariantScores] = []
+    look = None
+    if quantized or dtype != saved.manifest["dtype"]:
+        look = ValidationComparison.of(saved, source.report, model, source.batch, reload_data=source.reload_data)
+        rows.append(look.row("as trained, not merged", model, None))
+    # One model at a time: the next merge maps the base's files again.
+    del model
+    expected = {}
+    for one in merges:
+        expected[one.name] = one.write(source, folder / one.name)
+        if look is not None:
+            rows.append(_score_folder(look, one.description, folder / one.name))
+    merge = (
+        merges[0] if len(merges) == 1 else _select_merge(merges, rows[1:], options.merge, saved.task.main_metrics[0])
+    )
+    for path in list((folder / merge.name).iterdir()):
+        path.rename(folder / path.name)
+    for one in merges:
+        shutil.rmtree(folder / one.name)
+    half = dtype != "float32" or merge.name == "4bit"
+    is_as_trained = merge.name == "dequantized" and not half
+    tolerance = source.training_tolerance if is_as_trained else source.find_tolerance(half=half)
+    source.write_manifest(folder, adapter=False, dtype="auto")
+    found = source.reload(folder)
+    exported = compare_outputs(saved.task, found, expected[merge.name], source.batch)
+    check_difference("export: the merged model", exported, tolerance)
+    live = source.compare_with_live(found)
+    return Receipt(
+        format="model", dtype="4bit" if merge.name == "4bit" else dtype, rows=exported.rows,
+        tolerance=tolerance.difference, exported_difference=exported.difference, label_agreement=live.label_agreement,
+        text_agreement=live.text_agreement, reload_difference=reloaded.difference, live_difference=live.difference,
+        shipped=merge.description if rows else None, forms=tuple(rows),
+    )  # fmt: skip
+
+
+def load_exported(saved: SavedRun, folder: Path, dtype: str) -> PreTrainedModel:
+    """Load the whole model in an export's folder, in evaluation mode."""
+    return load_finished_model(folder, saved.task, dtype=dtype, trust_remote_code=saved.trust_remote_code).eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Merge:
+    """A way to merge a run.
+
+    Attributes:
+        name: `merged`, or for a quantized run a key of MERGES.
+        base: Dtype in which the base is loaded.
+        dtype: Dtype in which weights are written.
+        packed: Weights that were in 4 bits, as `find_packed_weights` returns them.
+        original_dtype: Dtype of the weights before they were packed.
+    """
+
+    name: str
+    base: str
+    dtype: str
+    packed: Mapping[str, bool]
+    original_dtype: str
+
+    @property
+    def description(self) -> str:
+        return MERGES.get(self.name, f"merged, in {self.dtype}")
+
+    def write(self, source: ExportSource, folder: Path) -> Mapping[str, torch.Tensor]:
+        """Write the merged model; return the outputs that it must reproduce."""
+        saved = source.saved
+        folder.mkdir()
+        if self.name == "4bit":
+            return _merge_into_4bit(source, folder)
+        unmerged = load_model(saved, unquantized_as=self.base)
+        unmerged.config.update(dict(saved.task.settings()))
+        quantization = saved.recipe.method.quantization
+        if self.name == "dequantized" and quantization is not None:
+            weights = make_dequantizer(quantization, self.packed, getattr(torch, self.original_dtype))
+            write_merged(unmerged, folder, getattr(torch, self.dtype), weights)
+            return source.live
+        expected = compute_outputs(unmerged, source.batch)
+        write_merged(unmerged, folder, getattr(torch, self.dtype))
+        return expected
+
+
+def _list_merges(source: ExportSource, model: Any, options: ExportOptions) -> list[_Merge]:
+    """List the merges to try. Raises UserError for a method or a dtype that the model cannot be merged in."""
+    saved = source.saved
+    if not is_mergeable(model):
+        kind = saved.recipe.method.kind.upper()
+        raise UserError(f"export: {kind} adds no weights that can be merged; use --format adapter")
+    original = saved.manifest["dtype"]
+    dtype = original if options.dtype == "auto" else options.dtype
+    if dtype == "float16" and model.config.model_type in OVERFLOW_IN_FLOAT16:
+        raise UserError(f"--dtype float16: {model.config.model_type} overflows in float16; use bfloat16 or float32")
+    names = ["merged"]
+    if saved.recipe.method.quantization is not None:
+        names = list(MERGES) if options.merge == "4bit" else ["original", "dequantized"]
+    base = "float32" if dtype == "float32" else original
+    packed = find_packed_weights(model)
+    return [_Merge(name=name, base=base, dtype=dtype, packed=packed, original_dtype=original) for name in names]
+
+
+def _select_merge(merges: Sequence[_Merge], rows: Sequence[VariantScores], merge: str, metric: str) -> _Merge:
+    """Select the merge by name, or the best on validation; among equals the one nearest to the unmerged model."""
+    if merge != "best":
+        return next(one for one in merges if one.name == merge)
+    pairs = list(zip(merges, rows, strict=True))
+    return max(pairs, key=lambda pair: (pair[1].scores.get(metric, 0.0), -pair[1].divergence))[0]
+
+
+def _score_folder(look: ValidationComparison, name: str, folder: Path) -> VariantScores:
+    """Score the model in a folder, on the accelerator if it fits."""
+    model: Any = load_exported(look.saved, folder, "auto")
+    if torch.accelerator.is_available():
+        try:
+            model = model.to(torch.accelerator.current_accelerator())
+        except torch.OutOfMemoryError:
+            model = load_exported(look.saved, folder, "auto")
+            logger.warning("%s does not fit the accelerator; scoring it on the CPU", name)
+    return look.row(name, model, count_weight_bytes(folder))
+
+
+def _merge_into_4bit(source: ExportSource, folder: Path) -> dict[str, torch.Tensor]:
+    logger.warning("--merge 4bit: rounding to 4 bits erases much of a small adapter; compare the scores in the table")
+    model = load_model(source.saved)
+    with warnings.catch_warnings():
+        # peft warns of the same rounding.
+        warnings.filterwarnings("ignore", message="Merge lora module to 4-bit linear")
+        merged = merge_in_memory(model)
+    merged.config.update(dict(source.saved.task.settings()))
+    merged.save_pretrained(folder)
+    return compute_outputs(merged, source.batch)
