@@ -1,4 +1,4 @@
-"""What belongs together: weights, base, labels, tokenizer and task of a saved folder, and how it is loaded."""
+"""Manifest of a saved folder, `contract.json`: hashes of weights, base and tokenizer, labels, task, how to load it."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from peftkit.system.files import redact_home, write_json
 
 MANIFEST = "contract.json"
 FORMAT = 1
-# Of a folder's weights, the first kind that is there.
+# The first pattern that matches a file names a folder's weights.
 WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 PARTS = ("auto_class", "adapter", "base", "dtype", "quantization", "labels", "tokenizer", "task")
 HELD_OUT = "held_out.safetensors"
@@ -24,7 +24,7 @@ RECIPE = "recipe.yaml"
 
 
 def write_manifest(folder: Path, **parts: Any) -> None:
-    """Write what `parts` say, and the size and SHA-256 of each file of weights in the folder."""
+    """Write `parts`, and the size and SHA-256 of each file of weights in the folder."""
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": _hash_file(path)}
         for path in sorted(folder.iterdir())
@@ -34,76 +34,80 @@ def write_manifest(folder: Path, **parts: Any) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The folder's contract, its files of weights found whole; None where there is none. Raises UserError."""
+    """Read the manifest and check the files of weights; None without a manifest. Raises UserError."""
     path = folder / MANIFEST
     if not path.is_file():
         return None
     try:
-        contract = json.loads(path.read_text(encoding="utf-8"))
-        newer = contract["format"] > FORMAT
-        files = {str(name): (int(told["bytes"]), str(told["sha256"])) for name, told in contract["files"].items()}
-        if not newer and (lacking := [part for part in PARTS if part not in contract]):
-            raise KeyError(lacking[0])
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        newer = manifest["format"] > FORMAT
+        files = {str(name): (int(file["bytes"]), str(file["sha256"])) for name, file in manifest["files"].items()}
+        if not newer and (missing := [part for part in PARTS if part not in manifest]):
+            raise KeyError(missing[0])
         if any(Path(name).name != name for name in files):
             raise ValueError("a file's name with a folder in it")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: can't be read ({error!r}); take it anew from its source") from None
+        raise UserError(f"{path}: can't be read ({error!r}); download or copy the folder again") from None
     if newer:
-        raise UserError(f"{path}: of a newer peftkit (format {contract['format']}, this one reads {FORMAT})")
-    for name, (right, digest) in files.items():
+        raise UserError(
+            f"{path}: format {manifest['format']} is newer than this peftkit reads ({FORMAT}); update peftkit"
+        )
+    for name, (expected, digest) in files.items():
         file = folder / name
         if not file.is_file():
-            raise UserError(f"{folder}: {name} is missing; take the folder anew from its source")
-        if (size := file.stat().st_size) != right:
-            raise UserError(f"{file}: has {size:,} bytes of {right:,}; take it anew from its source")
+            raise UserError(f"{folder}: {name} is missing; download or copy the folder again")
+        if (size := file.stat().st_size) != expected:
+            raise UserError(
+                f"{file}: wrong size (expected {expected:,} bytes, got {size:,}); download or copy the folder again"
+            )
         if _hash_file(file) != digest:
-            raise UserError(f"{file}: its bytes are not those that were saved; take it anew from its source")
-    return contract
+            raise UserError(f"{file}: wrong SHA-256, the file was changed; download or copy the folder again")
+    return manifest
 
 
-def check_labels(folder: Path, contract: Mapping[str, Any], labels: tuple[str, ...]) -> None:
-    """Raise UserError when the labels of the folder's config are not those of its contract."""
-    if list(labels) != contract["labels"]:
+def check_labels(folder: Path, manifest: Mapping[str, Any], labels: tuple[str, ...]) -> None:
+    """Raise UserError when the labels of the folder's config differ from its manifest's."""
+    if list(labels) != manifest["labels"]:
         raise UserError(
-            f"{folder}: its config.json names the labels {_format_labels(labels)}, it was trained with "
-            f"{_format_labels(contract['labels'])}; labels and weights don't belong together"
+            f"{folder}: label mismatch: config.json has {_format_labels(labels)}, the weights were trained with "
+            f"{_format_labels(manifest['labels'])}; download or copy the folder again"
         )
 
 
-def check_tokenizer(folder: Path, contract: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError when the folder's tokenizer is not the one that its model was trained with."""
-    found, right = identify_tokenizer(tokenizer), contract["tokenizer"]
-    if found != right:
+def check_tokenizer(folder: Path, manifest: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError when the folder's tokenizer differs from that of training."""
+    found, expected = identify_tokenizer(tokenizer), manifest["tokenizer"]
+    if found != expected:
         raise UserError(
-            f"{folder}: its tokenizer has {found['tokens']:,} tokens ({found['sha256'][:8]}), it was trained with one "
-            f"of {right['tokens']:,} ({right['sha256'][:8]}); tokenizer and weights don't belong together"
+            f"{folder}: tokenizer mismatch: {found['tokens']:,} tokens ({found['sha256'][:8]}), that of "
+            f"training {expected['tokens']:,} ({expected['sha256'][:8]}); download or copy the folder again"
         )
 
 
-def check_base(folder: Path, contract: Mapping[str, Any], source: str, revision: str | None) -> None:
-    """Raise UserError when the weights at `source` are not those of the base that the folder was trained on."""
-    right = contract["base"]
+def check_base(folder: Path, manifest: Mapping[str, Any], source: str, revision: str | None) -> None:
+    """Raise UserError when the weights at `source` differ from the base that the folder was trained on."""
+    expected = manifest["base"]
     found = identify_base(source, revision)
-    if right["sha256"] is not None and found["sha256"] is not None and found["sha256"] != right["sha256"]:
+    if expected["sha256"] is not None and found["sha256"] is not None and found["sha256"] != expected["sha256"]:
         raise UserError(
-            f"{folder}: was trained on {right['name_or_path']} ({right['sha256'][:8]}), but {redact_home(source)} "
-            f"has other weights ({found['sha256'][:8]}); adapter and base don't belong together"
+            f"{folder}: base mismatch: trained on {expected['name_or_path']} ({expected['sha256'][:8]}), but "
+            f"{redact_home(source)} has other weights ({found['sha256'][:8]}); use the base of training"
         )
 
 
 def identify_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """How many tokens it has, and a SHA-256 of all that decides what a text becomes but the length it is cut to."""
+    """Return the vocabulary size, and a SHA-256 of everything that affects tokenization except length limits."""
     special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    how = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
-    if isinstance(how, dict):
-        how |= {"truncation": None, "padding": None}
-    digest = hashlib.sha256(json.dumps([how, special], ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    settings = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
+    if isinstance(settings, dict):
+        settings |= {"truncation": None, "padding": None}
+    digest = hashlib.sha256(json.dumps([settings, special], ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return {"tokens": len(tokenizer), "sha256": digest.hexdigest()}
 
 
 def identify_base(source: str, revision: str | None = None) -> dict[str, Any]:
-    """The commit, for a model of the hub, and a SHA-256 of its weights; None for what can't be told."""
+    """Return the commit of a Hub model and a SHA-256 of the weights; None where unknown."""
     folder, commit = Path(source), None
     if not folder.is_dir():
         try:

@@ -30,16 +30,16 @@ ADAPTER = "adapter_model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class SavedRun:
-    """What a run's folder, or an export of its adapter, says of itself; its model is not loaded.
+    """A finished run, or an export of its adapter, without its model.
 
     Attributes:
-        folder: Where it lies.
-        recipe: What trained it.
-        tokenizer: As it was trained with, `max_length` included.
-        task: The recipe's, with what it learned from validation.
-        labels: Names in the order of their ids.
-        manifest: What belongs together.
-        trust_remote_code: Whether the base's own code may run: the caller's word, not the folder's.
+        folder: Its folder.
+        recipe: The recipe that trained it.
+        tokenizer: The tokenizer of training, with its length limit.
+        task: The recipe's task with its calibrated settings.
+        labels: Label names in the order of their ids.
+        manifest: Content of `contract.json`: base, labels, dtype, hashes.
+        trust_remote_code: Whether code of the base may run; decided by the caller, never by the folder.
     """
 
     folder: Path
@@ -52,10 +52,10 @@ class SavedRun:
 
 
 def read_run(folder: Path, *, trust_remote_code: bool = False) -> SavedRun:
-    """Read all but the model. Raises UserError when this is no finished run, or its parts don't belong together."""
+    """Read a run without its model. Raises UserError for an unfinished run or files that do not match."""
     manifest = read_manifest(folder) if (folder / RECIPE).is_file() else None
     if manifest is None:
-        raise UserError(f"{folder}: no finished run here; give the folder that a training run printed")
+        raise UserError(f"{folder}: no finished run here; pass the folder that a training run printed")
     recipe = read_recipe(folder / RECIPE)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -69,15 +69,15 @@ def read_run(folder: Path, *, trust_remote_code: bool = False) -> SavedRun:
 
 
 def read_label_names(config: Any) -> tuple[str, ...]:
-    """The labels of a model's config, in the order of their ids."""
+    """Read the labels of a model's config, in the order of their ids."""
     return tuple(config.id2label[index] for index in sorted(config.id2label))
 
 
 def load_model(saved: SavedRun, *, unquantized_as: str | None = None) -> PreTrainedModel | PeftModel:
-    """The whole model, or the base with its adapter: as trained, or not in 4 bits and as `unquantized_as`.
+    """Load the whole model, or the base with its adapter, as trained or, with `unquantized_as`, in that dtype.
 
-    In evaluation mode; in 4 bits on the GPU where there is one, else on the CPU. Raises UserError when the base is
-    another one, or the adapter does not fit it.
+    The model is in evaluation mode, on the GPU if it is quantized and there is one, else on the CPU. Raises UserError
+    for another base, or an adapter that does not fit it.
     """
     folder, recipe = saved.folder, saved.recipe
     dtype = unquantized_as or recipe.model.dtype
@@ -88,13 +88,13 @@ def load_model(saved: SavedRun, *, unquantized_as: str | None = None) -> PreTrai
     config = replace(recipe.model, dtype=dtype, revision=revision, trust_remote_code=trust)
     quantization = recipe.method.quantization if unquantized_as is None else None
     base = load_base(config, recipe.task, saved.tokenizer, saved.labels, quantization).model
-    # Now that what the hub had to send is there.
+    # After loading, when files from the Hub are in its cache.
     check_base(folder, saved.manifest, resolve_source(recipe.model), revision)
     if quantization is not None:
         base = prepare_quantized_model(base)
     try:
         with warnings.catch_warnings():
-            # GPT-2's transposed layers: peft sets it right by itself and warns of it.
+            # peft corrects this option for GPT-2's transposed layers and warns.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
             model = PeftModel.from_pretrained(base, str(folder))
     except (RuntimeError, ValueError, KeyError, OSError) as error:
@@ -103,9 +103,11 @@ def load_model(saved: SavedRun, *, unquantized_as: str | None = None) -> PreTrai
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder}: its adapter does not fit {recipe.model.name_or_path}: {reason}") from error
     with safe_open(folder / ADAPTER, framework="pt") as file:
-        there = set(file.keys())
-    # Whether resized embeddings belong to the adapter, peft would ask the hub; they are left out of the question.
+        saved_keys = set(file.keys())
+    # Embeddings are left out: peft would query the Hub about resized ones.
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    if odd := sorted(key for key in there ^ expected if "embed_tokens" not in key and "word_embeddings" not in key):
-        raise UserError(f"{folder}: its adapter does not fit {recipe.model.name_or_path}: {', '.join(odd[:3])}")
+    if unmatched := sorted(
+        key for key in saved_keys ^ expected if "embed_tokens" not in key and "word_embeddings" not in key
+    ):
+        raise UserError(f"{folder}: its adapter does not fit {recipe.model.name_or_path}: {', '.join(unmatched[:3])}")
     return model.eval()

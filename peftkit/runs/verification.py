@@ -1,4 +1,4 @@
-"""What is on disk, asked by a fresh process, against what was in memory: the proof that nothing was lost between."""
+"""Compare the outputs of two models on the same rows, and the tolerance between them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ HALF_TOLERANCE = 5e-2
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far one model's outputs are from another's, on the same rows.
+    """Difference between the outputs of two models on the same rows.
 
     Attributes:
-        rows: How many rows were asked.
-        difference: The largest difference of a logit.
-        label_agreement: Share of rows, tags or tokens, or of rows and labels, for which both name the same answer.
-        text_agreement: Share of rows for which both generate the same tokens; None where nothing is generated.
+        rows: Number of rows compared.
+        difference: Largest difference of a logit.
+        label_agreement: Share of rows, tags or tokens, or of pairs of row and label, with the same prediction.
+        text_agreement: Share of rows for which both generate the same tokens; None without generation.
         divergence: Kullback-Leibler divergence of the second from the first in nats, the mean over rows, tags or
-            tokens (of several labels, their sum); of numbers, the mean absolute difference.
+            tokens (summed over several labels); for regression the mean absolute difference.
     """
 
     rows: int
@@ -36,12 +36,12 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """How far one model's outputs may be from another's.
+    """Largest accepted difference between the outputs of two models.
 
     Attributes:
-        difference: Of a logit, the most.
-        label_agreement: Share of answers that must be the same; two nearly equal ones may change places.
-        text_agreement: Share of rows for which both must generate the same tokens.
+        difference: Largest difference of a logit.
+        label_agreement: Smallest share of equal predictions; two nearly equal classes may change places.
+        text_agreement: Smallest share of rows with the same generated tokens.
     """
 
     difference: float
@@ -50,10 +50,10 @@ class Tolerance:
 
 
 def find_tolerance(outputs: Mapping[str, torch.Tensor], *, half: bool = False, same_device: bool = True) -> Tolerance:
-    """What may lie between `outputs` and the same model's elsewhere: 1e-4 of the largest logit, and at least that.
+    """Return the tolerance for `outputs` recomputed elsewhere: 1e-4 of the largest logit, at least 1e-4.
 
-    In 16 bits (`half`) it is 5e-2, and texts may differ, since of two nearly equal tokens either may be generated.
-    Between a GPU and a CPU that happens in 32 bits as well, but rarely.
+    With 16-bit arithmetic (`half`) it is 5e-2 and generated text may differ, since either of two nearly equal tokens
+    may be generated. Between a GPU and a CPU that happens in 32 bits as well, but rarely.
     """
     scale = max(1.0, float(outputs["logits"].abs().max()))
     if half:
@@ -62,7 +62,7 @@ def find_tolerance(outputs: Mapping[str, torch.Tensor], *, half: bool = False, s
 
 
 def is_half_precision(recipe: Recipe, dtype: str, *, on_gpu: bool) -> bool:
-    """Whether arithmetic of 16 bits (or TF32's 19) takes part: by weights of `dtype`, mixed precision, 4-bit layers."""
+    """Whether any computation has fewer than 32 bits: weights of `dtype`, mixed precision, TF32, 4-bit layers."""
     half = dtype != "float32" or any(recipe.training.get(name) for name in ("bf16", "fp16"))
     half |= on_gpu and bool(recipe.training.get("tf32"))
     if (quantization := recipe.method.quantization) is not None:
@@ -74,9 +74,9 @@ def is_half_precision(recipe: Recipe, dtype: str, *, on_gpu: bool) -> bool:
 def compare_outputs(
     task: Task, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], batch: Mapping[str, Any]
 ) -> Difference:
-    """How far `found` (`logits`, perhaps `generated`) is from `expected` on `batch`; padding does not count.
+    """Compare `found` (`logits`, perhaps `generated`) with `expected` on `batch`, without padding.
 
-    Where `expected` has `counted`, true and false a token of the target, only those tokens do.
+    If `expected` has `counted`, a boolean per target token, only tokens marked true are compared.
     """
     counted = expected.get("counted")
     if counted is None and expected["logits"].ndim == 3 and "decoder_input_ids" not in batch:
@@ -87,7 +87,7 @@ def compare_outputs(
     texts = None
     if "generated" in expected:
         texts = _compare_texts(found["generated"], expected["generated"])
-    # A NaN is no agreement: infinity fails every tolerance.
+    # NaN becomes infinity, which exceeds every tolerance.
     worst = (logits - reference).abs().nan_to_num(nan=float("inf")).max()
     return Difference(
         rows=len(expected["logits"]),
@@ -99,7 +99,7 @@ def compare_outputs(
 
 
 def _compare_texts(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Share of rows with the same tokens; -1 is padding."""
+    """Return the share of rows with the same tokens; -1 is padding."""
     if one.shape != other.shape:
         width = max(one.shape[1], other.shape[1])
         one, other = (torch.nn.functional.pad(ids, (0, width - ids.shape[1]), value=-1) for ids in (one, other))
@@ -107,7 +107,7 @@ def _compare_texts(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def combine_differences(parts: Sequence[Difference]) -> Difference:
-    """Of several batches: the largest difference, and the other means by their rows."""
+    """Combine several batches: the largest difference, and means weighted by rows."""
     rows = [part.rows for part in parts]
 
     def mean(values: list[float]) -> float:
@@ -123,17 +123,17 @@ def combine_differences(parts: Sequence[Difference]) -> Difference:
     )
 
 
-def check_difference(what: str, found: Difference, allowed: Tolerance) -> None:
-    """Raise NotReproducedError when logits, answers or texts differ by more than is allowed."""
-    if not found.difference <= allowed.difference:
+def check_difference(name: str, found: Difference, tolerance: Tolerance) -> None:
+    """Raise NotReproducedError when logits, predictions or generated texts differ beyond the tolerance."""
+    if not found.difference <= tolerance.difference:
         raise NotReproducedError(
-            f"{what} differs from what was trained by {found.difference:.3g} in a logit "
-            f"(tolerance {allowed.difference:.3g})"
+            f"{name} differs from the trained model by {found.difference:.3g} in a logit "
+            f"(tolerance {tolerance.difference:.3g})"
         )
-    if found.label_agreement < allowed.label_agreement:
+    if found.label_agreement < tolerance.label_agreement:
         raise NotReproducedError(
-            f"{what} gives other answers than what was trained for {1 - found.label_agreement:.0%}"
+            f"{name}: {1 - found.label_agreement:.0%} of predictions differ from the trained model's"
         )
-    if found.text_agreement is not None and found.text_agreement < allowed.text_agreement:
+    if found.text_agreement is not None and found.text_agreement < tolerance.text_agreement:
         share = 1 - found.text_agreement
-        raise NotReproducedError(f"{what} generates other text than what was trained for {share:.0%} of rows")
+        raise NotReproducedError(f"{name}: generated text differs from the trained model's for {share:.0%} of rows")

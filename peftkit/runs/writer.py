@@ -37,46 +37,46 @@ PREDICTIONS = "predictions.jsonl"
 
 UNSCORED = "unscored"
 
-# The Trainer's, pickled.
+# Pickled by the Trainer.
 TRAINING_ARGUMENTS = "training_args.bin"
 
 _FILLING = ".filling"
 
 
 def choose_run_folder(recipe: Recipe) -> Path:
-    """The run's folder: `training.output_dir`, else `runs/NAME`, numbered when a finished run lies there.
+    """Choose the run's folder: `training.output_dir`, else `runs/NAME`, numbered if that holds a finished run.
 
-    Raises UserError when the folder that the user named holds a finished run.
+    Raises UserError when `training.output_dir` holds a finished run.
     """
     named = recipe.training.get("output_dir")
     if named is not None:
         folder = Path(named).expanduser()
         if is_finished(folder):
-            raise UserError(f"training.output_dir: {named} holds a finished run; name another or remove it")
+            raise UserError(f"training.output_dir: {named} holds a finished run; use another folder or remove it")
         return folder
     folder, number = Path("runs") / recipe.name, 1
     while is_finished(folder):
         number += 1
         folder = Path("runs") / f"{recipe.name}-{number}"
     if number > 1:
-        logger.info("runs/%s holds a finished run; this one goes to %s", recipe.name, folder)
+        logger.info("runs/%s holds a finished run; writing to %s", recipe.name, folder)
     return folder
 
 
 def set_max_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, task: Task) -> None:
-    """Let the tokenizer carry the length that the task reads. Raises UserError when the model has fewer positions."""
+    """Set the tokenizer's length limit to the task's. Raises UserError when the model has fewer positions."""
     field = task.length_fields[0]
     length, limit = getattr(task, field), find_position_limit(model)
     if limit is not None and length > limit:
-        raise UserError(f"task.{field}: {length} is more than the model's {limit} positions")
+        raise UserError(f"task.{field}: {length} exceeds the model's {limit} positions; use {limit} or less")
     tokenizer.model_max_length = length
 
 
 @contextmanager
 def stage_run_folder(folder: Path) -> Iterator[Path]:
-    """A folder inside `folder` to fill on all ranks; at the end rank 0 moves its files up, report.json last.
+    """Give all ranks a temporary folder to fill; at the end rank 0 moves its files to `folder`, report.json last.
 
-    On a failure, such as too little memory for evaluation, weights that were saved by then stay in `unscored`.
+    On a failure, such as too little memory for evaluation, weights that were saved before it are left in `unscored`.
     """
     temporary = folder / _FILLING
     if is_rank_zero():
@@ -86,7 +86,7 @@ def stage_run_folder(folder: Path) -> Iterator[Path]:
         yield temporary
         if is_rank_zero():
             if is_finished(folder):
-                raise UserError(f"{folder}: another run has finished here meanwhile; this one is not saved")
+                raise UserError(f"{folder}: another run finished here in the meantime; this run is not saved")
             (folder / FILE_NAME).unlink(missing_ok=True)
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == FILE_NAME):
                 os.replace(path, folder / path.name)
@@ -96,9 +96,9 @@ def stage_run_folder(folder: Path) -> Iterator[Path]:
             (temporary / TRAINING_ARGUMENTS).unlink(missing_ok=True)
             shutil.rmtree(folder / UNSCORED, ignore_errors=True)
             os.replace(temporary, folder / UNSCORED)
-            logger.warning("the trained weights are kept in %s", folder / UNSCORED)
+            logger.warning("saved the trained weights without scores to %s", folder / UNSCORED)
         elif not is_rank_zero():
-            # Should rank 0 have been killed; with anything in it, it stays.
+            # Rank 0 may have been killed; a folder with files stays.
             with suppress(OSError):
                 temporary.rmdir()
         raise
@@ -117,11 +117,10 @@ def write_run_files(
     held_out: Mapping[str, torch.Tensor],
     task: Task,
 ) -> None:
-    """Add what the Trainer's own saving leaves out, and hold the head contract on what is on disk.
+    """Write the files that the Trainer does not: config, recipe, held-out outputs, manifest.
 
-    The settings of the fitted `task` go into the model's config.
-
-    Raises AuditError when a parameter that the checkpoint did not bring is not in the saved weights.
+    Calibrated settings of `task` are written to the model's config. Raises AuditError when a parameter that the
+    checkpoint did not contain is not among the saved weights.
     """
     (folder / TRAINING_ARGUMENTS).unlink(missing_ok=True)
     base_name = redact_home(recipe.model.name_or_path)
@@ -134,12 +133,12 @@ def write_run_files(
         adapter = folder / "adapter_config.json"
         write_json(adapter, {**json.loads(adapter.read_text()), "base_model_name_or_path": base_name})
     config = folder / "config.json"
-    plain = json.loads(config.read_text())
-    # The base is loaded in full precision for export; that it was trained in 4 bits stands in the recipe.
-    plain.pop("quantization_config", None)
-    if "_name_or_path" in plain:
-        plain["_name_or_path"] = base_name
-    write_json(config, {**plain, **task.settings()})
+    content = json.loads(config.read_text())
+    # An export loads the base in full precision; the recipe records the quantization.
+    content.pop("quantization_config", None)
+    if "_name_or_path" in content:
+        content["_name_or_path"] = base_name
+    write_json(config, {**content, **task.settings()})
     check_saved_head(folder, missing_keys)
     save_file(dict(held_out), folder / HELD_OUT)
     write_text(folder / RECIPE, recipe_to_yaml(recipe))
@@ -159,7 +158,7 @@ def write_run_files(
 
 
 def check_saved_head(folder: Path, missing_keys: set[str]) -> None:
-    """Raise AuditError naming the parameters of the head that are not among the saved weights."""
+    """Raise AuditError for parameters of the head that are not among the saved weights."""
     saved = set()
     for path in folder.glob("*model*.safetensors"):
         with safe_open(path, framework="pt") as file:
@@ -169,16 +168,16 @@ def check_saved_head(folder: Path, missing_keys: set[str]) -> None:
 
 
 def count_weight_bytes(folder: Path) -> int:
-    """Bytes on disk of the trained weights: the adapter with its head, or the whole model."""
+    """Count the bytes of the trained weights on disk: the adapter with its head, or the whole model."""
     return sum(path.stat().st_size for path in folder.glob("*model*.safetensors"))
 
 
 def write_predictions(
-    folder: Path, numbers: Sequence[int], answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
+    folder: Path, numbers: Sequence[int], predictions: Sequence[Mapping[str, Any]], references: Sequence[Any]
 ) -> None:
-    """A line a test row: its number in the data it was read from, the right answer and what was answered."""
+    """Write one line per test row: its number in the data, the reference and the prediction."""
     lines = [
-        json.dumps({"row": row, "reference": right, **answer}, ensure_ascii=False)
-        for row, right, answer in zip(numbers, references, answers, strict=True)
+        json.dumps({"row": row, "reference": reference, **prediction}, ensure_ascii=False)
+        for row, reference, prediction in zip(numbers, references, predictions, strict=True)
     ]
     write_text(folder / PREDICTIONS, "\n".join(lines) + "\n")

@@ -40,7 +40,7 @@ def test_a_run_that_was_not_saved_as_trained_fails_and_says_so(small_recipe, tmp
         complete(folder, *words, **fields)
 
     monkeypatch.setattr(writer, "write_run_files", forget)
-    with pytest.raises(NotReproducedError, match=r"the run read back differs from what was trained by .* in a logit"):
+    with pytest.raises(NotReproducedError, match=r"the run read back differs from the trained model by .* in a logit"):
         run(small_recipe())
     report = read_report(tmp_path / "run")
     assert report.status == "not_reproduced"
@@ -58,12 +58,14 @@ def test_generated_text_is_compared(small_recipe, tmp_path):
     other = {**found, "generated": found["generated"].clamp(0) + 1}
     difference = compare_outputs(recipe.task, other, live, batch)
     assert difference.text_agreement == 0.0
-    with pytest.raises(NotReproducedError, match="generates other text than what was trained for 100% of rows"):
+    with pytest.raises(
+        NotReproducedError, match="it: generated text differs from the trained model's for 100% of rows"
+    ):
         check_difference("it", difference, find_tolerance(live))
     check_difference("it", difference, find_tolerance(live, half=True))
 
 
 def test_a_folder_that_is_no_model_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(NotReproducedError, match="a fresh process can't load what was saved: ValueError"):
+    with pytest.raises(NotReproducedError, match="a new process can't load the saved folder: ValueError"):
         run_reload_worker(tmp_path, {"input_ids": torch.ones(1, 2, dtype=torch.long)}, auto_class="AutoModel")

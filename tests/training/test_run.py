@@ -165,7 +165,7 @@ def test_running_out_of_memory_is_a_status(small_recipe, tmp_path, monkeypatch):
 
 def test_a_length_the_model_does_not_know_is_one_line(small_recipe):
     recipe = small_recipe()
-    with pytest.raises(UserError, match=r"task\.max_length: 9999 is more than the model's 512 positions"):
+    with pytest.raises(UserError, match=r"task\.max_length: 9999 exceeds the model's 512 positions"):
         run(replace(recipe, task=replace(recipe.task, max_length=9999)))
 
 
