@@ -1,38 +1,18 @@
-"""Several LoRA runs on one base to one run: their adapters combined by peft, their heads averaged, and scored."""
+"""Combine several LoRA runs on one base into one run: check the arguments, then load the models."""
 
-import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from datasets import Dataset
-from peft import LoraConfig
-from peft.utils import ModulesToSaveWrapper
-
-from peftkit.data.splits import Splits, reload_splits
 from peftkit.errors import UserError
-from peftkit.export.comparison import ValidationComparison, VariantScores, format_variants
-from peftkit.models.inference import compute_outputs, infer_rows
-from peftkit.recipe.method import Method
-from peftkit.runs.reload import read_held_out, reload_outputs
-from peftkit.runs.report import Report, is_finished, read_report
-from peftkit.runs.saved import SavedRun, load_model, read_run
-from peftkit.runs.verification import check_difference, compare_outputs, find_tolerance, is_half_precision
-from peftkit.runs.writer import count_weight_bytes, write_predictions, write_run_files
-from peftkit.system import environment as measure
-from peftkit.system.files import atomic_directory
-from peftkit.system.logging import logger
-from peftkit.tasks import Task
-from peftkit.tasks.default import first_output
+from peftkit.runs.report import is_finished
+from peftkit.system.files import check_new_directory
 
-COMBINED = "combined"
+if TYPE_CHECKING:
+    from peftkit.export.comparison import VariantScores
+
 MIN_WEIGHT_SUM = 1e-6
 SPARSE_TYPES = ("ties", "dare", "magnitude_prune")
-# How adapters of other methods, or these variants of LoRA, were to be added up, peft does not know.
-UNSUPPORTED_OPTIONS = ("use_dora", "alora_invocation_tokens", "target_parameters")
 
 
 def combine(
@@ -44,196 +24,39 @@ def combine(
     density: float | None = None,
     trust_remote_code: bool = False,
     reload_data: bool = False,
-) -> list[VariantScores]:
-    """Write to `out` a run whose adapter is the runs' adapters added up by `weights` (equal ones when not given).
+) -> list["VariantScores"]:
+    """Write to `out` a run whose adapter is the weighted sum of the runs' adapters.
 
-    `combination_type` and `density` are those of peft's `add_weighted_adapter`: `cat` is exact, and its rank is the sum
-    of theirs; `svd` is near it at the largest one's rank. Heads are averaged by the same weights. Each run and the
-    combination are scored on the first run's validation rows, the combination also on its test rows. `reload_data`
-    allows to read that data where it is remote: a database, the Hub. Raises UserError
-    for runs that don't fit each other, naming both, and NotReproducedError.
+    Args:
+        runs: Folders of finished LoRA runs on the same base.
+        out: A new folder.
+        weights: One per run; equal ones by default. Heads are averaged by them.
+        combination_type: As in peft's `add_weighted_adapter`: `cat` is exact, its rank is the sum of the ranks; `svd`
+            approximates it at the largest rank.
+        density: Share of values that `ties`, `dare` and `magnitude_prune` retain.
+        trust_remote_code: Run code that the base brings.
+        reload_data: Read the first run's data again where it is remote (a database, the Hub).
+
+    Each run and the combination are scored on the first run's validation rows, the combination also on its test rows.
+    Raises UserError for runs that differ in base, labels, tokenizer or task, and NotReproducedError.
     """
     if len(runs) < 2:
-        raise UserError("combine: give two runs or more, and then a new folder")
+        raise UserError("combine: expected two or more runs and then a new folder")
     if weights and len(weights) != len(runs):
-        raise UserError(f"--weights: {len(weights)} for {len(runs)} runs")
+        raise UserError(f"--weights: expected {len(runs)} numbers, one per run, got {len(weights)}")
     if density is None and combination_type.startswith(SPARSE_TYPES):
-        raise UserError(f"--combination_type {combination_type}: needs --density, the share of values that it keeps")
+        raise UserError(f"--combination_type {combination_type}: missing --density, the share of values to retain")
     weights = list(weights) or [1 / len(runs)] * len(runs)
     if abs(sum(weights)) < MIN_WEIGHT_SUM:
-        raise UserError("--weights: add up to 0, and heads can't be averaged by them")
-    saved = [_read_lora_run(folder, trust_remote_code) for folder in runs]
-    for other in saved[1:]:
-        _check_compatible(saved[0], other)
-    first, report = saved[0], read_report(runs[0])
-    try:
-        splits = reload_splits(first.recipe.data, first.task, report.data["fingerprint"], allow_remote=reload_data)
-    except UserError as error:
-        raise UserError(f"{runs[0]}: {error}") from error
-    batch, outputs = read_held_out(first.folder)
-    counted = {name: tensor for name, tensor in outputs.items() if name == "counted"}
-    with atomic_directory(out) as folder:
-        model: Any = load_model(first)
-        for place, other in enumerate(saved[1:], 1):
-            model.load_adapter(str(other.folder), adapter_name=_name_adapter(place))
-        look = ValidationComparison.of(first, report, model, batch, reload_data=reload_data)
-        rows = []
-        for place, run in enumerate(runs):
-            model.set_adapter(_name_adapter(place))
-            rows.append(look.row(str(run), model, count_weight_bytes(run), saved[place].task))
-        _combine_adapters(model, len(runs), weights, combination_type, density)
-        task = _calibrate_task(first, model, splits)
-        rows.append(look.row(f"{COMBINED} ({combination_type})", model, None, task))
-        peft = copy.deepcopy(model.peft_config[COMBINED])
-        peft.base_model_name_or_path = None
-        recipe = replace(first.recipe, name=out.name, method=Method(
-            name=f"{COMBINED} ({combination_type})", peft=peft, quantization=first.recipe.method.quantization
-        ))  # fmt: skip
-        model.save_pretrained(folder, selected_adapters=[COMBINED])
-        for path in list((folder / COMBINED).iterdir()):
-            path.rename(folder / path.name)
-        (folder / COMBINED).rmdir()
-        first.tokenizer.save_pretrained(folder)
-        live = compute_outputs(model, batch)
-        write_run_files(
-            folder, recipe, model, set(), labels=first.labels, held_out={**batch, **live, **counted}, task=task
-        )  # fmt: skip
-        scores = _score_splits(first, task, model, splits, folder)
-        del model
-        found = compare_outputs(
-            task,
-            reload_outputs(folder, recipe, batch, trust_remote_code=trust_remote_code),
-            {**live, **counted},
-            batch,
-        )
-        on_gpu = torch.cuda.is_available()
-        half = is_half_precision(recipe, first.manifest["dtype"], on_gpu=on_gpu)
-        check_difference(
-            "combine: the combination read back", found, find_tolerance(live, half=half, same_device=not on_gpu)
-        )
-        told = replace(
-            report, name=recipe.name, method=recipe.method.name, environment=measure.environment(), metrics=scores,
-            seed=None, round_trip=asdict(found), **_build_cost_fields(report, folder),
-        )  # fmt: skip
-        told.write(folder)
-    logger.info("on validation of %s:\n%s\ncombined: %s", runs[0], format_variants(rows), out)
-    return rows
+        raise UserError("--weights: their sum is 0, so heads can't be averaged; use other weights")
+    for folder in runs:
+        if not is_finished(folder):
+            raise UserError(f"{folder}: no finished run here; pass the folder that a training run printed")
+    check_new_directory(out)
 
+    from peftkit.export.combination import combine_runs
 
-def _read_lora_run(folder: Path, trust_remote_code: bool) -> SavedRun:
-    if not is_finished(folder):
-        raise UserError(f"{folder}: no finished run here; give the folder that a training run printed")
-    saved = read_run(folder, trust_remote_code=trust_remote_code)
-    config: Any = saved.recipe.method.peft
-    if not isinstance(config, LoraConfig):
-        raise UserError(f"{folder}: was trained by {saved.recipe.method.kind}; only adapters of LoRA can be combined")
-    if odd := [name for name in UNSUPPORTED_OPTIONS if getattr(config, name, None)]:
-        raise UserError(f"{folder}: was trained with {odd[0]}; peft can't combine such adapters")
-    return saved
-
-
-def _check_compatible(first: SavedRun, other: SavedRun) -> None:
-    for what, names in (
-        ("the base", ("base", "sha256")), ("the 4-bit settings", ("quantization",)), ("the labels", ("labels",)),
-        ("the tokenizer", ("tokenizer",)), ("the kind of model", ("auto_class",)),
-    ):  # fmt: skip
-        one, two = first.manifest, other.manifest
-        for name in names:
-            one, two = one[name], two[name]
-        if one != two:
-            raise UserError(f"{first.folder} and {other.folder} differ in {what}: {_shorten(one)} and {_shorten(two)}")
-    mine, others = first.manifest["task"], other.manifest["task"]
-    if mine["class_path"] != others["class_path"]:
-        kinds = f"{mine['class_path']} and {others['class_path']}"
-        raise UserError(f"{first.folder} and {other.folder} differ in the task: {kinds}")
-    for field in (*first.task.length_fields, "source_prefix"):
-        lengths = [run.manifest["task"]["init_args"].get(field) for run in (first, other)]
-        if lengths[0] != lengths[1]:
-            raise UserError(f"{first.folder} and {other.folder} differ in task.{field}: {lengths[0]} and {lengths[1]}")
-
-
-def _shorten(value: Any) -> str:
-    text = ", ".join(value) if isinstance(value, list) else str(value)
-    return text if len(text) < 100 else f"{text[:100]}..."
-
-
-def _name_adapter(place: int) -> str:
-    return "default" if place == 0 else f"run-{place}"
-
-
-@torch.no_grad()
-def _combine_adapters(
-    model: Any, runs: int, weights: Sequence[float], combination_type: str, density: float | None
-) -> None:
-    names = [_name_adapter(place) for place in range(runs)]
-    first = model.peft_config["default"]
-    # peft gives the new adapter alpha = r, which is a scale of 1 only by LoRA's own rule; each run's is settled.
-    first.use_rslora = False
-    # It does not combine heads, and refuses models that have them: they step aside.
-    inner, trained_modules = model.get_base_model(), first.modules_to_save
-    heads = {name: module for name, module in inner.named_modules() if isinstance(module, ModulesToSaveWrapper)}
-    for name in heads:
-        inner.set_submodule(name, torch.nn.Identity())
-    first.modules_to_save = None
-    try:
-        model.base_model.add_weighted_adapter(
-            adapters=names, weights=list(weights), adapter_name=COMBINED, combination_type=combination_type,
-            density=density,
-        )  # fmt: skip
-    except (ValueError, TypeError) as error:
-        raise UserError(f"combine: {' '.join(str(error).split())}") from error
-    model.peft_config[COMBINED].modules_to_save = first.modules_to_save = trained_modules
-    for name, head in heads.items():
-        inner.set_submodule(name, head)
-        head.update(COMBINED)
-        parts = [dict(head.modules_to_save[run].named_parameters()) for run in names]
-        for own, parameter in head.modules_to_save[COMBINED].named_parameters():
-            summed = sum(weight * part[own].data for weight, part in zip(weights, parts, strict=True))
-            # Adapters are added up, and may be so in full; heads are averaged.
-            parameter.data = summed / sum(weights)
-    model.set_adapter(COMBINED)
-
-
-def _evaluate_rows(saved: SavedRun, task: Task, model: Any, encoded: Dataset) -> np.ndarray:
-    """What evaluation keeps of the rows."""
-
-    def read(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        if task.task_type == "SEQ_2_SEQ_LM":
-            return task.infer(model, batch)
-        return task.reduce(first_output(model(**batch).logits))
-
-    return infer_rows(model, task, encoded, saved.tokenizer, read)
-
-
-def _calibrate_task(saved: SavedRun, model: Any, splits: Splits) -> Task:
-    """The task with what the combination teaches on validation, such as thresholds."""
-    task = saved.recipe.task
-    encoded = task.encode(splits.validation, saved.tokenizer, saved.labels)
-    return task.fitted(_evaluate_rows(saved, task, model, encoded), encoded, saved.labels)
-
-
-def _score_splits(saved: SavedRun, task: Task, model: Any, splits: Splits, folder: Path) -> dict[str, dict[str, Any]]:
-    """Scores as a run has them, and its predictions in the folder."""
-    scores: dict[str, dict[str, Any]] = {}
-    for split in ("validation", "test"):
-        rows = splits.rows[split]
-        encoded = task.encode(rows, saved.tokenizer, saved.labels)
-        answers = task.decode(_evaluate_rows(saved, task, model, encoded), encoded, rows, saved.tokenizer, saved.labels)
-        references = task.references(rows, saved.labels)
-        scores[split] = dict(task.score(answers, references))
-    scores["test"] |= task.intervals(answers, references)
-    write_predictions(folder, splits.origins["test"][1], answers, references)
-    return scores
-
-
-def _build_cost_fields(report: Report, folder: Path) -> dict[str, Any]:
-    """The fields of a report that tell what a run cost: here, the cost of combining."""
-    age = measure.process_age()
-    memory = measure.memory_per_rank()
-    rates = {"samples_per_second": 0.0, "tokens_per_second": 0.0}
-    return {
-        "times": {"start_up": 0.0, "data": 0.0, "train": 0.0, "evaluate": age, "total": age, **rates},
-        "memory": memory[0], "memory_per_rank": memory, "tokens": 0, "history": [],
-        "sizes": {**report.sizes, "trained": count_weight_bytes(folder)},
-        "audit": {"verdict": "combined of trained runs, not trained itself"},
-    }  # fmt: skip
+    return combine_runs(
+        runs, out, weights=weights, combination_type=combination_type, density=density,
+        trust_remote_code=trust_remote_code, reload_data=reload_data,
+    )  # fmt: skip

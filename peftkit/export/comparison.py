@@ -1,4 +1,4 @@
-"""Forms of one model side by side on validation: what merging, rounding or another runtime changes."""
+"""Score variants of one model on validation: the effect of merging, rounding or another runtime."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from peftkit.system.logging import logger
 from peftkit.tasks import Task
 
 MEGABYTE = 1e6
-# So many numbers of logits are held for a comparison; of a vocabulary's, that is a few rows.
+# Logits stored for a comparison; with a whole vocabulary these are a few rows.
 MAX_LOGITS = 20_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariantScores:
-    """What one form of a model makes of validation.
+    """Validation scores of one variant of a model, as `receipt.json` stores them.
 
     Attributes:
-        form: What it is called.
-        scores: Main metrics on all of validation; empty where the data is no longer at hand.
-        rows: How many rows the next two are of.
-        label_agreement: Share of answers that equal those of the first form.
-        divergence: From the first form, as in `peftkit.runs.verification.Difference`.
-        megabytes: Of its weights on disk, in 10^6 bytes; None for what is not saved.
+        form: Name of the variant.
+        scores: Main metrics on all validation rows; empty if the data is not available.
+        rows: Number of rows that the next two fields are computed on.
+        label_agreement: Share of predictions equal to those of the first variant.
+        divergence: From the first variant, as in `peftkit.runs.verification.Difference`.
+        megabytes: Size of the weights on disk in 10^6 bytes; None for a variant that is not saved.
     """
 
     form: str
@@ -45,7 +45,7 @@ class VariantScores:
 
 @dataclass(frozen=True, kw_only=True)
 class LogitSample:
-    """Batches of held-out rows on which models are compared, and one model's outputs of them."""
+    """Batches of rows on which models are compared, and one model's outputs for them."""
 
     batches: Sequence[Mapping[str, torch.Tensor]]
     outputs: Sequence[Mapping[str, torch.Tensor]]
@@ -53,23 +53,23 @@ class LogitSample:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationComparison:
-    """Validation rows (None where they can't be had), and the first form's logits of some of them."""
+    """Validation rows (None if not available), and the first variant's logits for some of them."""
 
     saved: SavedRun
     rows: Dataset | None
     sample: LogitSample
 
     @classmethod
-    def of(
+    def start(
         cls, saved: SavedRun, report: Report, model: Any, batch: Mapping[str, torch.Tensor], *, reload_data: bool
     ) -> "ValidationComparison":
-        """Look at validation with the first form; where the data can't be had, at the held-out `batch`."""
+        """Start with the first variant's logits on validation rows, or on the held-out `batch` without data."""
         task = saved.task
         try:
             splits = reload_splits(saved.recipe.data, task, report.data["fingerprint"], allow_remote=reload_data)
         except UserError as error:
             logger.warning(
-                "forms are compared on %d held-out rows alone, without scores: %s", len(batch["input_ids"]), error
+                "variants are compared on %d held-out rows only, without scores: %s", len(batch["input_ids"]), error
             )
             sample = LogitSample(batches=[batch], outputs=[{"logits": compute_logits(model, batch)}])
             return cls(saved=saved, rows=None, sample=sample)
@@ -77,11 +77,11 @@ class ValidationComparison:
         sample = sample_logits(model, task, encoded, saved.tokenizer)
         return cls(saved=saved, rows=splits.validation, sample=sample)
 
-    def row(self, form: str, model: Any, weight_bytes: int | None, task: Task | None = None) -> VariantScores:
-        """What this form makes of the same rows, by its own `task` where it learned another one from validation."""
+    def score(self, form: str, model: Any, weight_bytes: int | None, task: Task | None = None) -> VariantScores:
+        """Score a variant on the same rows, by its own `task` if its calibration differs."""
         task, scores = task or self.saved.task, {}
         logger.info("scoring on validation: %s", form)
-        # What can't generate can't be scored on what it generates.
+        # Metrics of generated text need a model that generates.
         if self.rows is not None and (task.task_type != "SEQ_2_SEQ_LM" or hasattr(model, "generate")):
             answers = predict_rows(model, task, self.rows, self.saved.tokenizer, self.saved.labels)
             every = task.score(answers, task.references(self.rows, self.saved.labels))
@@ -100,7 +100,7 @@ class ValidationComparison:
 
 @torch.no_grad()
 def sample_logits(model: Any, task: Task, encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> LogitSample:
-    """Logits of encoded rows, from the first on, until the numbers held would be too many."""
+    """Compute logits of the first encoded rows, at most `MAX_LOGITS` numbers."""
     collator = task.collator(tokenizer, model)
     batches: list[Mapping[str, torch.Tensor]] = []
     outputs: list[Mapping[str, torch.Tensor]] = []
@@ -116,9 +116,9 @@ def sample_logits(model: Any, task: Task, encoded: Dataset, tokenizer: PreTraine
 
 
 def format_variants(rows: Sequence[VariantScores]) -> str:
-    """The rows as a Markdown table; agreement and divergence are with the first."""
+    """Format a Markdown table; agreement and divergence are relative to the first variant."""
     shown = [name for name in rows[0].scores if all(name in row.scores for row in rows)]
-    head = ["form", *(f"validation {name}" for name in shown), "same answers", "divergence", "rows", "MB"]
+    head = ["variant", *(f"validation {name}" for name in shown), "same predictions", "divergence", "rows", "MB"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for row in rows:
         size = "" if row.megabytes is None else f"{row.megabytes:.1f}"

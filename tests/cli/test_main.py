@@ -51,7 +51,7 @@ def test_help_and_import_load_no_torch():
         (["export", "nowhere", "out"], "no finished run here"),
         (["export", "a", "b", "--tolerence", "1"], "unknown argument '--tolerence'"),
         (["export", "a", "b", "--push_to_hub", "me/it"], "no login that the hub accepts"),
-        (["combine", "tests", "out"], "give two runs or more"),
+        (["combine", "tests", "out"], "expected two or more runs"),
         (["combine", "tests", "recipes", "out"], "tests: no finished run here"),
         (["combine", "tests", "recipes", "out", "--weights", "a,b"], "--weights: 'a,b' is not numbers"),
         (["predict", "nowhere", "x.csv"], "x.csv: no such file"),

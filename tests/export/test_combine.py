@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from peftkit.errors import UserError
 from peftkit.export.combine import combine
 from peftkit.export.exporter import export
 from peftkit.prediction.predictor import load
-from peftkit.runs.report import read_report
+from peftkit.runs.report import Report, read_report
 from peftkit.training.run import run
 
 TEXTS = ["Return the mean of an array.", "Parse the header of a request.", "Draw a line."]
@@ -63,7 +65,7 @@ def test_quantized_runs_combine_and_export(runs, tmp_path):
 
 def test_what_does_not_fit_is_refused_naming_both(runs, small_recipe, tmp_path):
     one, other = runs(lora(), full())
-    with pytest.raises(UserError, match=r"run-1: was trained by full; only adapters of LoRA can be combined"):
+    with pytest.raises(UserError, match=r"run-1: trained by full \(expected LoRA\); combine LoRA runs only"):
         combine([one, other], tmp_path / "both")
     packed = tmp_path / "packed"
     run(small_recipe("bert", qlora(), output_dir=str(packed)))
@@ -81,23 +83,53 @@ def test_what_does_not_fit_is_refused_naming_both(runs, small_recipe, tmp_path):
         combine([one, labels], tmp_path / "both")
     dora = tmp_path / "dora"
     run(small_recipe("bert", Method(peft=LoraConfig(use_dora=True, target_modules="all-linear")), output_dir=str(dora)))
-    with pytest.raises(UserError, match=r"dora: was trained with use_dora"):
+    with pytest.raises(UserError, match=r"dora: trained with use_dora"):
         combine([one, dora], tmp_path / "both")
     assert not (tmp_path / "both").exists()
 
 
 def test_wrong_words(runs, tmp_path):
     folders = runs(lora(), lora(r=4))
-    with pytest.raises(UserError, match="give two runs or more"):
+    with pytest.raises(UserError, match="expected two or more runs"):
         combine(folders[:1], tmp_path / "both")
-    with pytest.raises(UserError, match="--weights: 3 for 2 runs"):
+    with pytest.raises(UserError, match="--weights: expected 2 numbers, one per run, got 3"):
         combine(folders, tmp_path / "both", weights=[1, 1, 1])
-    with pytest.raises(UserError, match="--combination_type ties: needs --density"):
+    with pytest.raises(UserError, match="--combination_type ties: missing --density"):
         combine(folders, tmp_path / "both", combination_type="ties")
-    with pytest.raises(UserError, match="--weights: add up to 0"):
+    with pytest.raises(UserError, match="--weights: their sum is 0"):
         combine(folders, tmp_path / "both", weights=[1, -1])
     with pytest.raises(UserError, match="combine: Invalid combination_type"):
         combine(folders, tmp_path / "both", combination_type="sum")
     with pytest.raises(UserError, match="combine: All adapters must have the same r value"):
         combine(folders, tmp_path / "both", combination_type="linear")
     assert not (tmp_path / "both").exists()
+
+
+def test_arguments_are_checked_before_torch_is_imported(tmp_path):
+    for name in ("one", "two"):
+        Report(name=name, method="lora", status="complete").write(tmp_path / name)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    code = f"""
+import sys
+from pathlib import Path
+from peftkit.errors import UserError
+from peftkit.export.combine import combine
+root = Path({str(tmp_path)!r})
+for names, out, options in (
+    (("one",), "out", dict()), (("one", "two"), "out", dict(weights=[1, -1])), (("one", "none"), "out", dict()),
+    (("one", "two"), "taken", dict()),
+):
+    try:
+        combine([root / name for name in names], root / out, **options)
+    except UserError as error:
+        print(error)
+print("torch" in sys.modules, "transformers" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    few, weights, unfinished, existing, imported = done.stdout.splitlines()
+    assert imported == "False False"
+    assert few.startswith("combine: expected two or more runs")
+    assert weights.startswith("--weights: their sum is 0")
+    assert "none: no finished run here" in unfinished
+    assert existing.startswith("taken: already exists")

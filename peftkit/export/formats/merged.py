@@ -37,17 +37,19 @@ def write_merged_model(source: ExportSource, folder: Path, options: ExportOption
     merges = _list_merges(source, model, options)
     dtype = merges[0].dtype
     rows: list[VariantScores] = []
-    look = None
+    comparison = None
     if quantized or dtype != saved.manifest["dtype"]:
-        look = ValidationComparison.of(saved, source.report, model, source.batch, reload_data=source.reload_data)
-        rows.append(look.row("as trained, not merged", model, None))
+        comparison = ValidationComparison.start(
+            saved, source.report, model, source.batch, reload_data=source.reload_data
+        )
+        rows.append(comparison.score("as trained, not merged", model, None))
     # One model at a time: the next merge maps the base's files again.
     del model
     expected = {}
     for one in merges:
         expected[one.name] = one.write(source, folder / one.name)
-        if look is not None:
-            rows.append(_score_folder(look, one.description, folder / one.name))
+        if comparison is not None:
+            rows.append(_score_folder(comparison, one.description, folder / one.name))
     merge = (
         merges[0] if len(merges) == 1 else _select_merge(merges, rows[1:], options.merge, saved.task.main_metrics[0])
     )
@@ -142,16 +144,16 @@ def _select_merge(merges: Sequence[_Merge], rows: Sequence[VariantScores], merge
     return max(pairs, key=lambda pair: (pair[1].scores.get(metric, 0.0), -pair[1].divergence))[0]
 
 
-def _score_folder(look: ValidationComparison, name: str, folder: Path) -> VariantScores:
+def _score_folder(comparison: ValidationComparison, name: str, folder: Path) -> VariantScores:
     """Score the model in a folder, on the accelerator if it fits."""
-    model: Any = load_exported(look.saved, folder, "auto")
+    model: Any = load_exported(comparison.saved, folder, "auto")
     if torch.accelerator.is_available():
         try:
             model = model.to(torch.accelerator.current_accelerator())
         except torch.OutOfMemoryError:
-            model = load_exported(look.saved, folder, "auto")
+            model = load_exported(comparison.saved, folder, "auto")
             logger.warning("%s does not fit the accelerator; scoring it on the CPU", name)
-    return look.row(name, model, count_weight_bytes(folder))
+    return comparison.score(name, model, count_weight_bytes(folder))
 
 
 def _merge_into_4bit(source: ExportSource, folder: Path) -> dict[str, torch.Tensor]:

@@ -27,13 +27,13 @@ def write_onnx_model(source: ExportSource, folder: Path, options: ExportOptions)
     check_difference("export: the model in ONNX Runtime", exported, tolerance)
     variants: list[VariantScores] = []
     if options.int8:
-        look = ValidationComparison.of(
+        comparison = ValidationComparison.start(
             source.saved, source.report, merged, source.batch, reload_data=source.reload_data
         )
-        variants.append(look.row("merged, in float32", merged, count_weight_bytes(folder)))
-        variants.append(look.row("as ONNX, in float32", model, size))
+        variants.append(comparison.score("merged, in float32", merged, count_weight_bytes(folder)))
+        variants.append(comparison.score("as ONNX, in float32", model, size))
         model, size = _write_graph(merged, source, folder, int8=True)
-        variants.append(look.row("as ONNX, in int8", model, size))
+        variants.append(comparison.score("as ONNX, in int8", model, size))
         exported = _compare(source, model, merged)
     for path in folder.glob("model*.safetensors*"):
         path.unlink()
