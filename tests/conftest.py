@@ -5,10 +5,12 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import (
     AlbertConfig,
     AutoModel,
@@ -28,6 +30,7 @@ from peftkit import DataConfig, Method, ModelConfig, Recipe, SequenceClassificat
 from peftkit.models.demo import find_demo_model
 from peftkit.system.logging import set_up_logging
 from peftkit.tasks import Task
+from tests.fork_server import write_interpreter
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {
@@ -79,6 +82,31 @@ def pytest_addoption(parser):
 @pytest.fixture(scope="session", autouse=True)
 def quiet():
     set_up_logging()
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    """A folder that all workers of this session share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fork_interpreter(shared_folder):
+    """Let `sys.executable` run programs in forks of a server that has imported the libraries."""
+    real = sys.executable
+    if hasattr(os, "fork") and not torch.cuda.is_available():
+        is_worker = "PYTEST_XDIST_WORKER" in os.environ
+        with FileLock(shared_folder / "interpreter.lock"):
+            sys.executable = str(write_interpreter(shared_folder, os.getppid() if is_worker else os.getpid()))
+    yield real
+    sys.executable = real
+
+
+@pytest.fixture
+def real_interpreter(fork_interpreter, monkeypatch):
+    """Let `sys.executable` be the real interpreter, which starts a new process and imports everything."""
+    monkeypatch.setattr(sys, "executable", fork_interpreter)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ def exit_code(words, capsys):
     return ended.value.code, capsys.readouterr()
 
 
-def test_help_and_import_load_no_torch():
+def test_help_and_import_load_no_torch(real_interpreter):
     code = (
         "import sys, peftkit\n"
         "from peftkit.cli.main import main\n"

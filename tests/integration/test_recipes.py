@@ -13,7 +13,7 @@ from peftkit.runs.report import read_report
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 LAUNCHERS = {
-    "python": [sys.executable],
+    "python": [],
     "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--standalone"],
     "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators", "2"],
 }
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 
 
 def launch(launcher, recipe, words, folder):
-    start = [*LAUNCHERS[launcher]]
+    start = [sys.executable, *LAUNCHERS[launcher]]
     if launcher == "deepspeed":
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -42,7 +42,7 @@ def launch(launcher, recipe, words, folder):
 
 
 @pytest.mark.parametrize(("launcher", "name"), [("python", "lora_ner"), ("torchrun", "lora_seq2seq")])
-def test_a_recipe_runs(launcher, name, tmp_path):
+def test_a_recipe_runs(launcher, name, tmp_path, real_interpreter):
     report, done = launch(launcher, ROOT / "recipes" / f"{name}.py", [], tmp_path / "run")
     assert report.status == "complete"
     assert report.audit["verdict"] == "passed"
@@ -50,7 +50,7 @@ def test_a_recipe_runs(launcher, name, tmp_path):
     assert done.stderr.count("peftkit: run saved in") == 1
 
 
-def test_deepspeed_without_a_config_chooses_one_and_says_so(tmp_path):
+def test_deepspeed_without_a_config_chooses_one_and_says_so(tmp_path, real_interpreter):
     report, done = launch("deepspeed", ROOT / "recipes" / "full_cls.py", [], tmp_path / "run")
     assert (done.stdout + done.stderr).count("chose ds_configs/zero2.json") == 1
     assert report.recipe["training"]["deepspeed"] == "ds_configs/zero2.json"

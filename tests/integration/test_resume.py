@@ -45,9 +45,9 @@ set_up_logging()
 sys.exit(run_with_exit_code(lambda: run(parse_recipe(words, read_recipe(file)), resume=resume, progress=tell)))
 """
 LAUNCHERS = {
-    "torchrun": ["torchrun", "--nproc_per_node", "2", "--standalone"],
-    "deepspeed": ["deepspeed", "--num_accelerators", "2", "--master_port"],
-    "python": ["python"],
+    "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--standalone"],
+    "deepspeed": [str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port"],
+    "python": [],
 }
 NEVER = 99
 
@@ -69,12 +69,12 @@ def chained(small_recipe, request, tmp_path):
         whole = run(replace(recipe, training={**recipe.training, "output_dir": str(tmp_path / "whole")}))
 
         def leg(launcher, kill_at, *words):
-            start = [*LAUNCHERS[launcher]]
+            start = [sys.executable, *LAUNCHERS[launcher]]
             if launcher == "deepspeed":
                 with socket.socket() as free:
                     free.bind(("127.0.0.1", 0))
                     start.append(str(free.getsockname()[1]))
-            command = [str(BIN / start[0]), *start[1:], str(tmp_path / "leg.py"), str(tmp_path / "recipe.yaml")]
+            command = [*start, str(tmp_path / "leg.py"), str(tmp_path / "recipe.yaml")]
             environment = {
                 **os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
             }  # fmt: skip
@@ -106,7 +106,7 @@ def test_a_run_that_was_killed_goes_on_by_the_command_line(chained, tmp_path):
     _, whole, leg = chained(lora())
     leg("python", 7)
     assert last_step(tmp_path / "run") == 6
-    command = [str(BIN / "peftkit"), "train", str(tmp_path / "recipe.yaml"), "--resume"]
+    command = [sys.executable, "-m", "peftkit", "train", str(tmp_path / "recipe.yaml"), "--resume"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     report = read_report(tmp_path / "run")

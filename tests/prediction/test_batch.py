@@ -183,7 +183,7 @@ def test_standard_input_is_answered_on_standard_output(folder, file, tmp_path):
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_rows(folder, tmp_path):
+def test_memory_does_not_grow_with_the_rows(folder, tmp_path, real_interpreter):
     """Twenty times the rows cost no more than what the first ones do."""
     code = (
         "import sys; from pathlib import Path; from peftkit.prediction.batch import predict\n"

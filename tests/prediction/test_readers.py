@@ -250,7 +250,7 @@ print([row.values for row in islice(stream_rows(None, "csv"), 2)])
         pytest.param("parquet", 100, marks=pytest.mark.slow),
     ],
 )
-def test_memory_does_not_grow_with_the_rows(tmp_path, ending, most):
+def test_memory_does_not_grow_with_the_rows(tmp_path, ending, most, real_interpreter):
     code = """
 import sys
 from pathlib import Path

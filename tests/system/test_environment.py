@@ -17,7 +17,7 @@ def test_the_peak_knows_what_was_freed():
     assert memory_per_rank() == [{"process_peak": process_peak_bytes()}]
 
 
-def test_a_small_process_started_by_a_large_one_is_small():
+def test_a_small_process_started_by_a_large_one_is_small(real_interpreter):
     block = torch.ones(600 * 2**20, dtype=torch.uint8)
     code = "import importlib.util as u, sys; print([l for l in open('/proc/self/status') if 'VmHWM' in l])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -43,7 +43,7 @@ def test_running_out_of_memory_is_told_from_a_bug():
     assert is_out_of_memory(wrapped)
 
 
-def test_a_process_knows_how_old_it_is():
+def test_a_process_knows_how_old_it_is(real_interpreter):
     words = "from peftkit.system.environment import process_age; import time; time.sleep(0.5); print(process_age())"
     started = time.monotonic()
     said = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout

@@ -38,7 +38,7 @@ print(json.dumps([before["peak"], measure.process_peak_bytes(), report.data["row
 @pytest.mark.parametrize(
     ("task", "rows"), [("SequenceClassification", 20_000), ("MultiLabelClassification", 10_000)], ids=lambda v: str(v)
 )
-def test_ten_thousand_classes(checkpoints, tmp_path, task, rows):
+def test_ten_thousand_classes(checkpoints, tmp_path, task, rows, real_interpreter):
     for split, count in (("train", 20_000), ("validation", 1_000), ("test", rows)):
         labels = [n % 10_000 if task == "SequenceClassification" else [n % 10_000] for n in range(count)]
         lines = [json.dumps({"text": f"{split} number {n}", "label": label}) + "\n" for n, label in enumerate(labels)]
