@@ -1,4 +1,4 @@
-"""An adapter into its base, layer by layer, and out to disk shard by shard: never a second copy of the model."""
+"""Merge an adapter into its base layer by layer and write shards, without a second copy of the model."""
 
 import ctypes
 import json
@@ -21,8 +21,8 @@ from peftkit.errors import UserError
 from peftkit.models.adapters import remove_peft_prefix
 from peftkit.recipe.method import Quantization
 
-# A file of weights holds up to this, and of a larger model a twentieth, within these bounds: what is in memory beside
-# the base.
+# Bytes: a model up to MAX_SINGLE_FILE is one file; a larger one is split into files of a twentieth, within the bounds.
+# A file's tensors are in memory beside the base.
 MAX_SINGLE_FILE = 500_000_000
 MIN_SHARD, MAX_SHARD = 100_000_000, 5_000_000_000
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -33,12 +33,12 @@ BaseWeight = Callable[[str, torch.Tensor], torch.Tensor]
 def write_merged(
     model: PreTrainedModel | PeftModel, folder: Path, dtype: torch.dtype, base_weight: BaseWeight | None = None
 ) -> None:
-    """Merge the adapter in float32 and write weights in `dtype`, config and generation settings; `model` is used up.
+    """Merge the adapter in float32 and write weights in `dtype`, config and generation settings.
 
-    `base_weight` gives, by the name of a weight and its value, another value to merge onto. A model without an adapter
-    is written as it is. Weights that the base maps from its files are read once and let go; only a model whose
-    checkpoint holds other tensors than it has, or its own code, is merged as a whole. Raises UserError for an adapter
-    that peft can't merge.
+    `model` can't be used afterwards. `base_weight` returns, for the name of a weight and its value, another value to
+    merge onto. A model without an adapter is written unchanged. Weights that the base maps from its files are read once
+    and released. Only a model whose checkpoint holds other tensors than the model, or that brings code, is merged as a
+    whole. Raises UserError for an adapter that peft can't merge.
     """
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     inner.config.dtype = dtype
@@ -50,11 +50,11 @@ def write_merged(
     if inner.can_generate():
         inner.generation_config.save_pretrained(folder)
     writer = ShardWriter(folder, sum(tensor.numel() for tensor in inner.parameters()) * dtype.itemsize)
-    left_out = {*(inner._keys_to_ignore_on_save or ()), *inner.all_tied_weights_keys}
+    excluded = {*(inner._keys_to_ignore_on_save or ()), *inner.all_tied_weights_keys}
     done: set[str] = set()
 
     def write(name: str, tensor: torch.Tensor) -> None:
-        if name not in left_out:
+        if name not in excluded:
             writer.add(name, tensor.to(dtype) if tensor.is_floating_point() else tensor)
         done.add(name)
 
@@ -70,7 +70,7 @@ def write_merged(
 
 
 def merge_in_memory(model: PreTrainedModel | PeftModel, base_weight: BaseWeight | None = None) -> Any:
-    """The model with its adapter merged, in memory."""
+    """Merge the adapter of a model in memory and return the model."""
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     for _ in _merge_modules(model, inner, base_weight):
         pass
@@ -78,7 +78,7 @@ def merge_in_memory(model: PreTrainedModel | PeftModel, base_weight: BaseWeight 
 
 
 def find_packed_weights(model: nn.Module) -> dict[str, bool]:
-    """The names, without peft's, of the weights that are in 4 bits; true for those that were transposed before."""
+    """Find the weights in 4 bits by their names without peft; true for those that were transposed before."""
     return {
         remove_peft_prefix(f"{name}.weight"): getattr(module, "source_cls", None) is Conv1D
         for name, module in model.named_modules()
@@ -87,9 +87,9 @@ def find_packed_weights(model: nn.Module) -> dict[str, bool]:
 
 
 def make_dequantizer(quantization: Quantization, packed_names: Mapping[str, bool], dtype: torch.dtype) -> BaseWeight:
-    """For `write_merged`: of the weights named as by `find_packed_weights`, what remains of them in 4 bits.
+    """Return a `base_weight` for `write_merged` that rounds packed weights to 4 bits and back.
 
-    `dtype` is what they had before they were packed.
+    `packed_names` is the result of `find_packed_weights`, `dtype` the dtype of the weights before they were packed.
     """
     import bitsandbytes
 
@@ -113,7 +113,7 @@ def make_dequantizer(quantization: Quantization, packed_names: Mapping[str, bool
 
 
 def _has_converted_weights(model: Any) -> bool:
-    """Whether the checkpoint's tensors are other than the model's, or its code comes along: the library then writes."""
+    """Whether the checkpoint holds other tensors than the model, or brings code: the library then writes it."""
     conversions = getattr(model, "_weight_conversions", None) or ()
     return model.is_remote_code() or any(not isinstance(one, WeightRenaming) for one in conversions)
 
@@ -121,7 +121,7 @@ def _has_converted_weights(model: Any) -> bool:
 def _merge_modules(
     model: PreTrainedModel | PeftModel, inner: nn.Module, base_weight: BaseWeight | None
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Each module that peft had wrapped, by name, when its plain and merged form has taken its place."""
+    """Replace each module that peft wrapped by its merged form, and yield its name and the new module."""
     if not isinstance(model, PeftModel):
         return
     wrapped: list[str] = []
@@ -147,7 +147,7 @@ def _merge_modules(
             yield name, plain
     except (NotImplementedError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"export: peft can't merge this adapter ({reason}); take --format adapter") from error
+        raise UserError(f"export: peft can't merge this adapter ({reason}); use --format adapter") from error
 
 
 def _is_inside(name: str, outer: Sequence[str]) -> bool:
@@ -155,7 +155,7 @@ def _is_inside(name: str, outer: Sequence[str]) -> bool:
 
 
 def _release_memory() -> None:
-    """Return freed memory to the system: the C library keeps what tensors of some megabytes leave behind."""
+    """Return freed memory to the system: the C library retains that of tensors of some megabytes."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
@@ -163,19 +163,19 @@ def _release_memory() -> None:
 
 
 class ShardWriter:
-    """Collects tensors, and writes a file of safetensors whenever enough are there."""
+    """Collect tensors and write a safetensors file whenever they reach a file's size."""
 
     def __init__(self, folder: Path, total: int) -> None:
         self.folder = folder
-        self.most = total if total <= MAX_SINGLE_FILE else min(MAX_SHARD, max(MIN_SHARD, total // 20))
+        self.max_bytes = total if total <= MAX_SINGLE_FILE else min(MAX_SHARD, max(MIN_SHARD, total // 20))
         self.waiting: dict[str, torch.Tensor] = {}
         self.bytes = self.total = 0
         self.files: list[list[str]] = []
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Take a tensor; what waits is written first if the file would grow too large with it."""
+        """Add a tensor; the waiting tensors are written first if the file would grow too large."""
         size = tensor.numel() * tensor.element_size()
-        if self.waiting and self.bytes + size > self.most:
+        if self.waiting and self.bytes + size > self.max_bytes:
             self._write()
         self.waiting[name] = tensor.contiguous()
         self.bytes += size
@@ -189,7 +189,7 @@ class ShardWriter:
         _release_memory()
 
     def finish(self) -> None:
-        """Write the rest, give the files their names, and an index where there are several."""
+        """Write the rest, rename the files, and write an index if there are several."""
         self._write()
         if len(self.files) == 1:
             os.replace(self.folder / "part-0", self.folder / WEIGHTS)

@@ -1,4 +1,4 @@
-"""The README.md of an export, in the metadata format of the Hugging Face Hub."""
+"""Model card of an export, README.md with the metadata of the Hugging Face Hub."""
 
 import html
 import re
@@ -19,7 +19,7 @@ from peftkit.runs.report import Report
 from peftkit.system.files import redact_home_in_text, write_text
 
 PIPELINES = {"SEQ_CLS": "text-classification", "TOKEN_CLS": "token-classification"}
-# What the hub calls a metric, where it is another name.
+# Names of metrics on the Hub, where they differ.
 HUB_METRICS = {"f1_macro": "f1", "f1_micro": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}
 MIB = 2**20
 
@@ -32,7 +32,7 @@ def write_model_card(
     receipt: Mapping[str, Any],
     export_format: ExportFormat,
 ) -> None:
-    """Write `README.md`: what it is, scores, cost, limits, how to repeat it, and the receipt."""
+    """Write `README.md`: base, usage, scores, cost, limits, recipe and receipt."""
     base = manifest["base"]
     scores = report.metrics["test"]
     of_hub = not _is_path(base["name_or_path"])
@@ -55,7 +55,7 @@ def write_model_card(
                 metric_value=round(scores[name], 6),
             )
             for name in recipe.task.main_metrics
-            # What was rounded to few bits has other scores; the body tells them.
+            # Weights rounded to few bits have other scores, which are in the body.
             if isinstance(scores.get(name), float) and receipt["dtype"] not in ("4bit", "int8")
         ],
     )
@@ -73,11 +73,11 @@ def _format_body(
     commit = f", commit {base['revision']}" if base["revision"] else ""
     sections = {
         f"# {_escape(recipe.name)}": f"{_escape(base['name_or_path'])}{commit}, trained by the method "
-        f"{_escape(recipe.method.name)} with peftkit. Weights of the base: SHA-256 {base['sha256'] or 'not known'}.",
+        f"{_escape(recipe.method.name)} with peftkit. Weights of the base: SHA-256 {base['sha256'] or 'unknown'}.",
         "## Use": _format_usage(recipe, manifest, export_format),
         "## Scores": _format_scores(recipe, report),
-        "## Forms": _format_variant_table(receipt["forms"], receipt["shipped"]),
-        "## ONNX": _format_variant_table(receipt["onnx_forms"], "the last one" if receipt["onnx_forms"] else None),
+        "## Variants": _format_variant_table(receipt["forms"], receipt["shipped"]),
+        "## ONNX": _format_variant_table(receipt["onnx_forms"], "the last variant" if receipt["onnx_forms"] else None),
         "## Receipt": _format_receipt(receipt, export_format.verifier),
         "## Data": _format_data(recipe, report, manifest),
         "## Cost": _format_cost(report),
@@ -149,13 +149,13 @@ def _format_cost(report: Report) -> str:
 def _format_limits(report: Report, receipt: Mapping[str, Any]) -> str:
     lines = ["The scores hold for texts like those test rows. The licences of the base and of the data apply."]
     if receipt["forms"] or receipt["onnx_forms"]:
-        lines.append("They are of the model as it was trained; the table above tells what this form changes.")
+        lines.append("The scores are of the model as it was trained; the table above has those of this variant.")
     lines += [f"Data: {redact_home_in_text(warning)}." for warning in report.data["checks"]["warnings"]]
     return "\n".join(f"- {_escape(line)}" for line in lines)
 
 
 def _remove_output_dir(recipe: Recipe) -> Recipe:
-    """The recipe, without the folder that now holds its run."""
+    """Remove `output_dir`, which holds the finished run."""
     return replace(recipe, training={name: value for name, value in recipe.training.items() if name != "output_dir"})
 
 
@@ -165,11 +165,11 @@ def _is_path(name: str) -> bool:
 
 
 def _escape(text: str) -> str:
-    """Text of the user's or of the data's, with nothing in it that Markdown or HTML would read as its own."""
+    """Escape Markdown and HTML in text of the user or of the data."""
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
 def _format_code(code: str, language: str) -> str:
-    """A block of code, by a fence longer than any inside it."""
+    """Format a block of code with a fence longer than any inside it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
     return f"{fence}{language}\n{code.rstrip()}\n{fence}"

@@ -17,9 +17,9 @@ from peftkit.recipe.method import Method
 def apply_method(
     method: Method, model: PreTrainedModel, head: tuple[str, ...], task_type: str, unused: tuple[str, ...] = ()
 ) -> PreTrainedModel | PeftModel:
-    """Make `model` trainable by `method`; the modules named in `head` are trained and saved whatever the method.
+    """Apply `method` to `model`; the modules in `head` are trained and saved by every method.
 
-    Modules named in `unused` get no adapter, where the method can leave modules out.
+    Modules in `unused` get no adapter if the method can exclude modules.
 
     Raises UserError when peft does not accept the config for this model.
     """
@@ -29,7 +29,7 @@ def apply_method(
     kind = type(config).__name__
     config.task_type = task_type
     if not hasattr(config, "modules_to_save"):
-        raise UserError(f"method.peft: {kind} can't save the new head {', '.join(head)}; take another method")
+        raise UserError(f"method.peft: {kind} can't save the new head {', '.join(head)}; use another method")
     config.modules_to_save = sorted({*(config.modules_to_save or ()), *head})
     if unused and not isinstance(getattr(config, "exclude_modules", ""), str):
         config.exclude_modules = sorted({*(config.exclude_modules or ()), *unused})
@@ -38,7 +38,7 @@ def apply_method(
         model = prepare_quantized_model(model)
     try:
         with warnings.catch_warnings():
-            # GPT-2's transposed layers: peft sets it right by itself and warns of it.
+            # peft corrects this option for GPT-2's transposed layers and warns.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
             adapted = peft.get_peft_model(model, config)
     except (ValueError, NotImplementedError, KeyError) as error:
@@ -49,7 +49,7 @@ def apply_method(
 
 
 def _check_targets(targets: Any, model: torch.nn.Module) -> None:
-    """Raise UserError for an entry of a list of modules that names none: peft passes over it."""
+    """Raise UserError for a target module that does not exist, which peft ignores."""
     if not isinstance(targets, list | tuple | set):
         return
     names = [name for name, _ in model.named_modules()]
@@ -58,16 +58,16 @@ def _check_targets(targets: Any, model: torch.nn.Module) -> None:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             kinds = sorted(name for name in weighted if not name.isdigit())
             near = difflib.get_close_matches(target, kinds, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(kinds[:30])}"
+            hint = f"did you mean '{near[0]}'?" if near else f"use one of {', '.join(kinds[:30])}"
             raise UserError(f"method.peft.target_modules: no module '{target}'; {hint}")
 
 
 def prepare_quantized_model(model: PreTrainedModel) -> PreTrainedModel:
-    """Freeze a 4-bit base, all but its 4-bit layers in float32.
+    """Freeze a 4-bit base and cast all but its 4-bit layers to float32.
 
-    A 4-bit layer rounds its bias to the compute dtype at its first use; done here, what is frozen stays as it is. A
-    shard of ZeRO-3 stays as it is anyway: what is rounded is the copy that is gathered. On a CPU with bfloat16 units
-    a 4-bit layer would repack its weights at the first evaluation, and could not be trained after; that is turned off.
+    A 4-bit layer rounds its bias to the compute dtype at its first use; it is rounded here, so that frozen weights do
+    not change later. A shard of ZeRO-3 never changes: its gathered copy is rounded. On a CPU with bfloat16 units a
+    4-bit layer would repack its weights at the first evaluation and could not be trained afterwards; that is disabled.
     """
     model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     module: Any
@@ -81,7 +81,7 @@ def prepare_quantized_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def is_mergeable(model: torch.nn.Module) -> bool:
-    """Whether what was trained can become an ordinary model: everything but prompts before the input."""
+    """Whether the adapter can be merged into the base, true for all methods but prompts before the input."""
     return not isinstance(model, PeftModel) or hasattr(model.base_model, "merge_and_unload")
 
 
@@ -90,14 +90,14 @@ def _read_first_line(error: Exception) -> str:
 
 
 def check_head(model: torch.nn.Module, missing_keys: set[str]) -> None:
-    """Hold the head contract: each parameter the checkpoint did not bring is trainable and not quantized.
+    """Check that each parameter missing from the checkpoint is trainable and not quantized.
 
-    Raises AuditError naming those that are not.
+    Raises AuditError with the names of the others.
     """
     trained = {remove_peft_prefix(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     if frozen := sorted(missing_keys - trained):
         raise AuditError(f"head contract: not in the checkpoint, yet frozen: {', '.join(frozen)}")
-    # A new head in a 4-bit layer is packed only at its first use, so the layer's kind tells and not its weight.
+    # A new head in a 4-bit layer is packed at its first use only, so the layer's class is checked, not its weight.
     packed = {
         remove_peft_prefix(f"{name}.{own}")
         for name, module in model.named_modules()
@@ -109,7 +109,7 @@ def check_head(model: torch.nn.Module, missing_keys: set[str]) -> None:
 
 
 def remove_peft_prefix(name: str) -> str:
-    """A parameter's name in the model without peft, given its name with peft around it."""
+    """Return a parameter's name in the model without peft."""
     name = name.removeprefix("base_model.").removeprefix("model.") if name.startswith("base_model.") else name
     parts = name.split(".")
     if "modules_to_save" in parts:

@@ -1,4 +1,4 @@
-"""An encoder-decoder from a checkpoint that is an encoder alone (Rothe et al. 2020, section 2): BERT to BERT."""
+"""Build an encoder-decoder from an encoder checkpoint, BERT to BERT (Rothe et al. 2020, section 2)."""
 
 import copy
 import tempfile
@@ -28,15 +28,15 @@ from peftkit.system.logging import logger
 
 @dataclass(frozen=True, kw_only=True)
 class LoadableCheckpoint:
-    """What `from_pretrained` is to load.
+    """The checkpoint that `from_pretrained` loads.
 
     Attributes:
-        place: The checkpoint, or a temporary folder with the encoder-decoder made of it.
-        missing_keys: Parameters there that no checkpoint brought.
-        unused: Modules that the encoder brings and the encoder-decoder does not use.
+        path: The checkpoint, or a temporary folder with the encoder-decoder built from it.
+        missing_keys: Its parameters that no checkpoint contained.
+        unused: Modules of the encoder that the encoder-decoder does not use.
     """
 
-    place: str
+    path: str
     missing_keys: frozenset[str] = frozenset()
     unused: tuple[str, ...] = ()
 
@@ -45,32 +45,32 @@ class LoadableCheckpoint:
 def open_checkpoint(
     source: str, auto_model: Any, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]
 ) -> Iterator[LoadableCheckpoint]:
-    """The checkpoint itself, or where `auto_model` wants an encoder-decoder and it is an encoder, one made of it.
+    """Give the checkpoint, or for an encoder where `auto_model` is an encoder-decoder, one built from it.
 
     `options` are those of `from_pretrained`. Raises UserError for a model that is neither.
     """
     if auto_model is not AutoModelForSeq2SeqLM:
-        yield LoadableCheckpoint(place=source)
+        yield LoadableCheckpoint(path=source)
         return
     trust = {name: options[name] for name in ("revision", "trust_remote_code")}
     config = AutoConfig.from_pretrained(source, **trust)
     if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
-        yield LoadableCheckpoint(place=source)
+        yield LoadableCheckpoint(path=source)
         return
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise UserError(
-            f"model.name_or_path: {config.model_type} is neither an encoder-decoder nor an encoder to make one of; "
-            "take a model such as T5, BART or BERT"
+            f"model.name_or_path: {config.model_type} is neither an encoder-decoder nor an encoder; "
+            "use a model such as T5, BART or BERT"
         )
     logger.info(
-        "%s is an encoder: an encoder-decoder is made of it twice, its cross-attention is new", config.model_type
+        "%s is an encoder: building an encoder-decoder from two copies, with new cross-attention", config.model_type
     )
     with tempfile.TemporaryDirectory() as folder:
         yield _build_encoder_decoder(source, tokenizer, {**trust, "dtype": options["dtype"]}, folder)
 
 
 def build_encoder_decoder_config(config: Any) -> Any:
-    """The config itself, or where it is an encoder's, that of the encoder-decoder which is made of it twice."""
+    """Return the config, or for an encoder that of the encoder-decoder built from two copies."""
     if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or not hasattr(config, "is_decoder"):
         return config
     decoder = copy.deepcopy(config)
@@ -101,8 +101,8 @@ def _build_encoder_decoder(
     missing |= {
         f"decoder.{name}"
         for name in decoder_info["missing_keys"]
-        # A new bias of the vocabulary is zero, not random; beside it lie the tied embeddings, too large to be a head.
+        # A new bias of the vocabulary is zero, not random; its module has the tied embeddings, too large to be a head.
         if not name.endswith(("predictions.bias", "lm_head.bias", "decoder.bias"))
     }
     unused = ("encoder.pooler",) if getattr(encoder, "pooler", None) is not None else ()
-    return LoadableCheckpoint(place=folder, missing_keys=frozenset(missing), unused=unused)
+    return LoadableCheckpoint(path=folder, missing_keys=frozenset(missing), unused=unused)

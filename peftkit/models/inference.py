@@ -1,4 +1,4 @@
-"""A model asked for many rows at once: batches of like length, answers in the order of the rows."""
+"""Batched inference; rows are grouped by length, outputs keep the input order."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ BATCH_SIZE = 32
 def predict_rows(
     model: Any, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]
 ) -> list[Mapping[str, Any]]:
-    """The task's answer to each row."""
+    """Predict each row."""
     encoded = task.encode_inputs(rows, tokenizer)
     return task.answer(infer_rows(model, task, encoded, tokenizer, task.infer), encoded, rows, tokenizer, labels)
 
@@ -30,15 +30,15 @@ def infer_rows(
     tokenizer: PreTrainedTokenizerBase,
     read: Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor],
 ) -> np.ndarray:
-    """What `read` makes of the model and each batch, a row an encoded row, in their order."""
+    """Apply `read` to the model and every batch; return one output per encoded row, in order."""
     collator = task.collator(tokenizer, model)
-    kept: list[Any] = [None] * len(encoded)
+    outputs: list[Any] = [None] * len(encoded)
     inputs = encoded.remove_columns("labels") if "labels" in encoded.column_names else encoded
     for places in _group_by_length(encoded):
         batch = _move_inputs(collator([inputs[place] for place in places]), model.device)
         for place, found in zip(places, read(model, batch).cpu().numpy(), strict=True):
-            kept[place] = found
-    return _stack_rows(kept)
+            outputs[place] = found
+    return _stack_rows(outputs)
 
 
 def _group_by_length(encoded: Dataset) -> Iterator[list[int]]:
@@ -52,15 +52,15 @@ def _move_inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, to
     return {name: tensor.to(device) for name, tensor in batch.items() if tensor is not None}
 
 
-def _stack_rows(kept: list[Any]) -> np.ndarray:
-    """The rows as one array, those of fewer tokens filled up."""
-    longest = max(len(row) if np.ndim(row) else 0 for row in kept)
+def _stack_rows(outputs: list[Any]) -> np.ndarray:
+    """Stack rows into one array, padding those with fewer tokens."""
+    longest = max(len(row) if np.ndim(row) else 0 for row in outputs)
     return np.stack(
         [
             np.pad(row, [(0, longest - len(row)), *[(0, 0)] * (row.ndim - 1)], constant_values=IGNORED)
             if np.ndim(row)
             else row
-            for row in kept
+            for row in outputs
         ]
     )
 
@@ -68,7 +68,7 @@ def _stack_rows(kept: list[Any]) -> np.ndarray:
 def select_inputs(
     task: Task, batch: Mapping[str, Any], config: Any
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Of a batch with labels, the inputs on which models are compared, and which of a target's tokens `counted`."""
+    """Select the inputs of a batch that models are compared on, and `counted`, the target tokens without padding."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels" and tensor is not None}
     inputs = dict(task.held_out(inputs, config))
     if "decoder_input_ids" not in inputs:
@@ -79,22 +79,22 @@ def select_inputs(
 
 @torch.no_grad()
 def compute_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Logits in float32 on the CPU."""
+    """Compute logits in float32, returned on the CPU."""
     return first_output(model(**_move_inputs(batch, model.device)).logits).float().cpu()
 
 
 @torch.no_grad()
 def compute_outputs(
-    model: Any, batch: Mapping[str, torch.Tensor], device: torch.device | None = None, **how: Any
+    model: Any, batch: Mapping[str, torch.Tensor], device: torch.device | None = None, **options: Any
 ) -> dict[str, torch.Tensor]:
-    """`logits`, and the token ids `generated`, without sampling, by a model that generates; -1 is padding.
+    """Compute `logits`, and for a model that generates the token ids `generated` without sampling; -1 is padding.
 
-    `device` is where a model computes whose weights lie elsewhere; `how` are keywords of `generate`.
+    `device` is that of the computation if the weights are elsewhere; `options` are keywords of `generate`.
     """
     batch = _move_inputs(batch, device or model.device)
     found = {"logits": first_output(model(**batch).logits).float().cpu()}
     if "decoder_input_ids" in batch and hasattr(model, "generate"):
         source = {name: tensor for name, tensor in batch.items() if not name.startswith("decoder_")}
-        found["generated"] = model.generate(**source, do_sample=False, **how).cpu()
+        found["generated"] = model.generate(**source, do_sample=False, **options).cpu()
         found["generated"][found["generated"] == model.generation_config.pad_token_id] = -1
     return found

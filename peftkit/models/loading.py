@@ -1,4 +1,4 @@
-"""The tokenizer and the base model, quantized or not, and the head: what the checkpoint did not bring."""
+"""Load the tokenizer and the base model, quantized or not, and find its new head."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,7 +25,7 @@ from peftkit.recipe.schema import ModelConfig
 from peftkit.system.logging import logger
 from peftkit.tasks import Task
 
-# Their feed-forward layers exceed the range of float16: activations become infinite, the loss NaN.
+# Model types whose feed-forward layers exceed the range of float16: activations become infinite, the loss NaN.
 OVERFLOW_IN_FLOAT16 = {"t5", "mt5", "umt5", "longt5", "switch_transformers"}
 
 
@@ -35,9 +35,9 @@ class BaseModel:
 
     Attributes:
         model: The model, its head freshly initialised.
-        missing_keys: Parameters the checkpoint did not bring, or brought in another shape.
-        head: The outermost modules that hold nothing but those, or the innermost that holds one of them.
-        unused: Modules that no output depends on: frozen, and nothing to adapt.
+        missing_keys: Parameters that the checkpoint lacks, or has in another shape.
+        head: The outermost modules that hold only such parameters, or the innermost that holds one.
+        unused: Modules that no output depends on; frozen, without adapters.
     """
 
     model: PreTrainedModel
@@ -47,19 +47,19 @@ class BaseModel:
 
 
 def resolve_source(config: ModelConfig) -> str:
-    """Where the weights come from: an installed folder of the demo, a local folder, or a hub id."""
+    """Find the source of the weights: an installed demo folder, a local folder, or a Hub id."""
     if config.name_or_path in ("demo", "demo-seq2seq"):
         return str(find_demo_model(config.name_or_path))
     path = Path(config.name_or_path).expanduser()
     if path.exists():
         return str(path)
     if config.name_or_path.startswith((".", "/", "~")):
-        raise UserError(f"model.name_or_path: {config.name_or_path}: no such folder")
+        raise UserError(f"model.name_or_path: {config.name_or_path}: no such folder; use an existing one or a Hub id")
     return config.name_or_path
 
 
 def load_tokenizer(config: ModelConfig, task: Task) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer, able to pad, on the right. Raises UserError when it can't be had."""
+    """Load the checkpoint's tokenizer, padding on the right. Raises UserError when it can't be loaded."""
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     with translate_load_errors(config):
         tokenizer = AutoTokenizer.from_pretrained(resolve_source(config), **options)
@@ -68,18 +68,18 @@ def load_tokenizer(config: ModelConfig, task: Task) -> PreTrainedTokenizerBase:
     least = tokenizer.num_special_tokens_to_add(False) + 1
     for field in task.length_fields:
         if getattr(task, field) < least:
-            raise UserError(f"task.{field}: {getattr(task, field)} tokens hold no text; {least} is the least")
+            raise UserError(f"task.{field} must be at least {least}, got {getattr(task, field)}")
     return ensure_padding(tokenizer, config.name_or_path)
 
 
 def ensure_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a token to pad with, on the right. Raises UserError when it has none to take."""
+    """Set a pad token and padding on the right. Raises UserError when the tokenizer has no token for it."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise UserError(f"model.name_or_path: {name}: its tokenizer has no token to pad with")
+            raise UserError(f"model.name_or_path: {name}: the tokenizer has no pad or end token; use another model")
         tokenizer.pad_token = tokenizer.eos_token
-        logger.info("the tokenizer has no pad token: '%s' is used, in its config and the model's", tokenizer.eos_token)
-    # A decoder counts positions from the left: padded there, a text's logits would depend on its batch.
+        logger.info("the tokenizer has no pad token, using '%s' in its config and the model's", tokenizer.eos_token)
+    # A decoder counts positions from the left: with padding there, logits would depend on the batch.
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -93,8 +93,8 @@ def load_base(
 ) -> BaseModel:
     """Load the pretrained weights with a new head for `labels`; with `quantization` all but the head in 4 bits.
 
-    A checkpoint that is an encoder alone becomes an encoder-decoder where the task asks for one. Raises UserError when
-    the model can't be had or quantized.
+    An encoder checkpoint becomes an encoder-decoder if the task needs one. Raises UserError when the model can't be
+    loaded or quantized.
     """
     options: dict[str, Any] = dict(
         revision=config.revision,
@@ -105,29 +105,29 @@ def load_base(
         **task.model_config(labels),
     )
     with translate_load_errors(config), ExitStack() as stack:
-        # Sharded weights can't be written down as a checkpoint.
+        # Sharded weights can't be written as a checkpoint.
         with disable_zero3():
             start = stack.enter_context(open_checkpoint(resolve_source(config), task.auto_model, tokenizer, options))
         if quantization is not None:
             # The head must be known before anything is quantized; the meta device reads no weights.
             with disable_zero3():
-                skeleton, info = task.auto_model.from_pretrained(start.place, device_map="meta", **options)
+                skeleton, info = task.auto_model.from_pretrained(start.path, device_map="meta", **options)
             if getattr(skeleton.config, "quantization_config", None) is not None:
                 raise UserError(
                     f"model.name_or_path: {config.name_or_path} is quantized already; give its full-precision weights"
                 )
             head = find_head_modules(skeleton, _find_missing_keys(info) | start.missing_keys)
             options["quantization_config"] = quantization.config((*head, *_find_output_embeddings(skeleton)))
-        model, info = task.auto_model.from_pretrained(start.place, **options)
+        model, info = task.auto_model.from_pretrained(start.path, **options)
     for name in start.unused:
         model.get_submodule(name).requires_grad_(False)
     model.name_or_path = model.config._name_or_path = resolve_source(config)
     task.prepare(model, tokenizer)
     missing = (_find_missing_keys(info) | start.missing_keys) & {name for name, _ in model.named_parameters()}
-    # The Trainer multiplies the loss by the number of ranks when it believes that the model divides it by them; these
-    # models' forward takes any keyword and divides by nothing.
+    # The Trainer multiplies the loss by the number of ranks if it assumes that the model divides by it; the forward of
+    # these models accepts any keyword and does not divide.
     model.accepts_loss_kwargs = False
-    # Under ZeRO-3 transformers keeps renamings that this checkpoint had no use for, and would save by the old names.
+    # Under ZeRO-3 transformers retains renamings that were not used for this checkpoint, and would save the old names.
     if conversions := getattr(model, "_weight_conversions", None):
         model._weight_conversions = [c for c in conversions if c.was_used() or not isinstance(c, WeightRenaming)]
     unused = tuple(name for name, _ in model.named_modules() if name.startswith(start.unused)) if start.unused else ()
@@ -137,10 +137,10 @@ def load_base(
 
 
 def match_checkpoint_labels(config: ModelConfig, task: Task, labels: Sequence[str]) -> tuple[str, ...]:
-    """The labels in the order of the checkpoint's own head, where the checkpoint is a classifier of the same labels.
+    """Order the labels as the checkpoint's head does, if the checkpoint is a classifier of the same labels.
 
-    Its head is used as it is: row i of its weights belongs to label i of its config. Names are compared without regard
-    to case and surrounding space. A head of as many other labels is used too, and a warning is logged.
+    The head is used unchanged: row i of its weights belongs to label i of its config. Names are compared without case
+    and surrounding space. A head with the same number of other labels is used too, with a warning.
     """
     if len(labels) < 2:
         return tuple(labels)
@@ -167,36 +167,36 @@ def match_checkpoint_labels(config: ModelConfig, task: Task, labels: Sequence[st
 
 
 def check_precision(model: PreTrainedModel, quantization: Quantization | None, arguments: TrainingArguments) -> None:
-    """Raise UserError for a model that is known to overflow in the float16 that it is to be trained or scored in."""
+    """Raise UserError for training or evaluation in float16 of a model that overflows in it."""
     kinds = {model.config.model_type, getattr(getattr(model.config, "decoder", None), "model_type", "")}
     if not kinds & OVERFLOW_IN_FLOAT16:
         return
-    words = {
+    options = {
         "training.fp16": arguments.fp16,
         "training.fp16_full_eval": arguments.fp16_full_eval,
         "method.quantization.bnb_4bit_compute_dtype": quantization and quantization.bnb_4bit_compute_dtype == "float16",
         "model.dtype": model.dtype == torch.float16,
     }
-    for word, asked in words.items():
-        if asked:
-            raise UserError(f"{word}: {model.config.model_type} overflows in float16; take bfloat16 or float32")
+    for option, is_float16 in options.items():
+        if is_float16:
+            raise UserError(f"{option}: {model.config.model_type} overflows in float16; use bfloat16 or float32")
 
 
 def load_finished_model(folder: str | Path, task: Task, **options: Any) -> PreTrainedModel:
-    """Load a model that brings its head: what full fine-tuning or an export left. Raises UserError if it does not."""
+    """Load a model with its head, from full fine-tuning or an export. Raises UserError when weights are missing."""
     try:
         model, info = task.auto_model.from_pretrained(folder, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: not a model that transformers can load ({_shorten(error)})") from error
     if missing := _find_missing_keys(info):
-        raise UserError(f"{folder}: lacks the weights {', '.join(sorted(missing))}; it is not a finished model")
+        raise UserError(f"{folder}: missing weights {', '.join(sorted(missing))}; use the folder of a finished model")
     return model
 
 
 def find_head_modules(model: PreTrainedModel, missing_keys: set[str]) -> tuple[str, ...]:
-    """The modules to train, save and keep out of quantization, given the parameters the checkpoint did not bring.
+    """Find the modules to train, save and not quantize, given the parameters that the checkpoint lacks.
 
-    Raises AuditError for a parameter that no module but the model itself holds.
+    Raises AuditError for a parameter of the model itself, outside any module.
     """
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     found = set()
@@ -213,7 +213,7 @@ def find_head_modules(model: PreTrainedModel, missing_keys: set[str]) -> tuple[s
 
 
 def _find_output_embeddings(model: PreTrainedModel) -> list[str]:
-    """The module that speaks the vocabulary: tied to the embeddings, which can't be in 4 bits."""
+    """Find the output layer over the vocabulary, tied to the embeddings, which can't be in 4 bits."""
     output = model.get_output_embeddings()
     return [name for name, module in model.named_modules() if output is not None and module is output]
 
@@ -225,25 +225,25 @@ def _find_missing_keys(info: dict[str, Any]) -> set[str]:
 @contextmanager
 def disable_zero3() -> Iterator[None]:
     """Load without sharding: the meta device and ZeRO-3 exclude each other."""
-    kept = hf_deepspeed._hf_deepspeed_config_weak_ref
+    saved = hf_deepspeed._hf_deepspeed_config_weak_ref
     hf_deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        hf_deepspeed._hf_deepspeed_config_weak_ref = kept
+        hf_deepspeed._hf_deepspeed_config_weak_ref = saved
 
 
 @contextmanager
 def translate_load_errors(config: ModelConfig) -> Iterator[None]:
-    """Raise as UserError what the libraries raise for a model that can't be had."""
+    """Turn the libraries' errors for a model that can't be loaded into UserError."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, ImportError) as error:
         name = config.name_or_path
-        place = "" if Path(resolve_source(config)).exists() else "no folder here, and from the hub it "
-        raise UserError(f"model.name_or_path: {name}: {place}can't be loaded: {_shorten(error)}") from error
+        origin = "folder" if Path(resolve_source(config)).exists() else "no such folder, and the Hub model"
+        raise UserError(f"model.name_or_path: {name}: {origin} can't be loaded: {_shorten(error)}") from error
 
 
 def _shorten(error: Exception) -> str:

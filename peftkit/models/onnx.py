@@ -1,4 +1,4 @@
-"""An ordinary model as ONNX, and an ONNX file asked as a model is; the library's own exporter does the work."""
+"""Write a Transformers model as ONNX by the library's exporter, and run an ONNX file like a model."""
 
 import contextlib
 import copy
@@ -27,10 +27,10 @@ MIN_LENGTH = 8
 def write_onnx(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], folder: Path, *, int8: bool = False) -> None:
     """Write the forward pass of a float32 model on the CPU to `folder`: inputs as in `batch`, logits out.
 
-    Batch and lengths are free. `model.onnx` has its weights beside it in `model.onnx.data`; `config.json` and the
-    library's `export.json` come with them. With `int8` the weights of matrix products and embeddings are integers,
-    activations are quantized as they come. The model stays as it was. Raises UserError where the library can't do it
-    or lacks a package.
+    Batch size and lengths are dynamic. The weights of `model.onnx` are in `model.onnx.data`; `config.json` and the
+    library's `export.json` are written too. With `int8` the weights of matrix products and embeddings are integers, and
+    activations are quantized at run time. The model is not changed. Raises UserError when the library can't export it
+    or a package is missing.
     """
     with _silence():
         _check_packages()
@@ -49,8 +49,8 @@ def write_onnx(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], folder
         except Exception as error:
             raise UserError(f"export: {kind} can't become ONNX: {_find_reason(error)}") from error
         if fixed := _find_fixed_size(exported.program):
-            raise UserError(f"export: {kind} can't become ONNX: it would read {fixed} only")
-        # The stack trace of every node has the paths of this machine.
+            raise UserError(f"export: {kind} can't become ONNX: its input would have a fixed size ({fixed})")
+        # The stack trace of every node contains paths of this machine.
         ClearMetadataAndDocStringPass()(exported.program)
         exported.config = copy.deepcopy(model.config)
         exported.config.architectures = [kind]
@@ -59,7 +59,7 @@ def write_onnx(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], folder
 
 @dataclass(frozen=True)
 class OnnxOutput:
-    """What an ONNX model returns.
+    """Output of an ONNX model.
 
     Attributes:
         logits: In float32, on the CPU.
@@ -69,7 +69,7 @@ class OnnxOutput:
 
 
 class OnnxModel:
-    """The ONNX file of a folder in ONNX Runtime on the CPU, called as a model is: `model(**batch).logits`.
+    """The ONNX file of a folder in ONNX Runtime on the CPU, called like a model: `model(**batch).logits`.
 
     Inputs that the graph does not take are dropped. It has no `generate`.
     """
@@ -88,7 +88,7 @@ class OnnxModel:
         self._inputs = [value.name for value in self._session.get_inputs()]
 
     def __call__(self, **batch: torch.Tensor) -> OnnxOutput:
-        """The logits of a batch."""
+        """Compute the logits of a batch."""
         (logits,) = self._session.run(["logits"], {name: batch[name].cpu().numpy() for name in self._inputs})
         return OnnxOutput(logits=torch.from_numpy(logits))
 
@@ -98,18 +98,18 @@ def _check_packages() -> None:
         for name in PACKAGES:
             importlib.import_module(name)
     except ImportError as error:
-        raise UserError("export: ONNX needs more packages: pip install 'peftkit[onnx]'") from error
+        raise UserError("export: packages for ONNX are missing; run pip install 'peftkit[onnx]'") from error
 
 
 def _repeat_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, whole rows and whole texts repeated until no dimension is small: each row keeps as many ends."""
+    """Repeat whole rows and whole texts until no dimension is small; every row has as many end tokens."""
     rows, length = tensor.shape
     return tensor.repeat(-(-MIN_ROWS // rows), -(-MIN_LENGTH // length))
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing of what the libraries print, log or warn of: progress, versions, what another package would add."""
+    """Suppress what the libraries print, log and warn of."""
     disabled, handlers = logging.root.manager.disable, list(logging.root.handlers)
     logging.disable(logging.CRITICAL)
     try:
@@ -122,13 +122,13 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-        # The quantizer gives the root logger a handler if it has none, and that would write to what was thrown away.
+        # The quantizer gives the root logger a handler that would write to a closed stream.
         logging.root.handlers[:] = handlers
 
 
 @contextlib.contextmanager
 def _return_logits(model: Any) -> Iterator[None]:
-    """The model in evaluation mode, returning its logits alone; afterwards as it was."""
+    """Let the model return only its logits, in evaluation mode; restore it afterwards."""
     own = dict(vars(model))
     training = [module for module in model.modules() if module.training]
     forward = model.forward
@@ -137,7 +137,7 @@ def _return_logits(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        # The library leaves a forward on the instance, which would hide that of the class.
+        # The library leaves `forward` on the instance, which would hide that of the class.
         if "forward" in own:
             model.forward = own["forward"]
         else:
@@ -147,7 +147,7 @@ def _return_logits(model: Any) -> Iterator[None]:
 
 
 def _find_fixed_size(program: Any) -> str:
-    """An input of the graph with a dimension that became a constant, which the library does not tell; or nothing."""
+    """Describe an input of the graph with a constant dimension, which the library does not report; or empty."""
     for value in program.graph.inputs:
         sizes = [str(size) for size in value.shape]
         if any(size.isdecimal() for size in sizes):
@@ -156,7 +156,7 @@ def _find_fixed_size(program: Any) -> str:
 
 
 def _find_reason(error: BaseException) -> str:
-    """The first line of what lies at the bottom of an error; those above it tell how to report it."""
+    """Return the first line of an error's innermost cause; the outer ones explain how to report it."""
     while error.__cause__ is not None:
         error = error.__cause__
     line = next(iter(str(error).strip().splitlines()), "")

@@ -10,7 +10,7 @@ from peftkit.recipe.schema import ModelConfig
 
 
 def find_position_limit(model: PreTrainedModel) -> int | None:
-    """The most tokens that the model can read; None where positions are relative and nothing ends."""
+    """Find the most tokens that the model can read; None for relative positions without a limit."""
     config: Any = getattr(model.config, "encoder", model.config)
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
@@ -20,17 +20,17 @@ def find_position_limit(model: PreTrainedModel) -> int | None:
     if relative and not any(isinstance(module, torch.nn.Embedding) for module in tables):
         return None
     for module in tables:
-        # RoBERTa's first positions, up to the pad token's id, stand for padding.
+        # RoBERTa's first positions, up to the pad token's id, are for padding.
         if limit and getattr(module, "padding_idx", None) is not None:
             return limit - module.padding_idx - 1
     return limit
 
 
 def read_position_limit(config: ModelConfig) -> int | None:
-    """As `find_position_limit`, before any weight is read."""
+    """Find the limit from the config, before any weight is read."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    # The head that is drawn later is to be the same as without this look.
+    # Random state is restored, so that the head is the same as without this call.
     with translate_load_errors(config), disable_zero3(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         found = AutoConfig.from_pretrained(resolve_source(config), revision=config.revision, **options)
-        # An encoder-decoder of two models has no plain class of its own; its encoder is what reads.
+        # An encoder-decoder of two models has no AutoModel class; its encoder has the limit.
         return find_position_limit(AutoModel.from_config(getattr(found, "encoder", found), **options))

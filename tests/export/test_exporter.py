@@ -310,7 +310,7 @@ def test_a_broken_export_is_refused_by_who_loads_it(trained, tmp_path):
     tensors = load_file(out / "model.safetensors")
     save_file({n: t for n, t in tensors.items() if "classifier" not in n}, out / "model.safetensors", {"format": "pt"})
     sign_again(out)
-    with pytest.raises(UserError, match=r"lacks the weights classifier\.bias, classifier\.weight"):
+    with pytest.raises(UserError, match=r"missing weights classifier\.bias, classifier\.weight"):
         predict([out], rows, tmp_path / "a.jsonl")
     (out / "model.safetensors").write_bytes(weights)
     sign_again(out)

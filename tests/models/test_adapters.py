@@ -44,7 +44,9 @@ def test_the_head_contract_fails_on_a_quantized_head(checkpoints):
 
 def test_a_config_that_does_not_fit_is_one_line(checkpoints):
     loaded = base(checkpoints, "bert")
-    with pytest.raises(UserError, match=r"target_modules: no module 'nothing'; there are LayerNorm, classifier, dense"):
+    with pytest.raises(
+        UserError, match=r"target_modules: no module 'nothing'; use one of LayerNorm, classifier, dense"
+    ):
         apply_method(lora(target_modules=["query", "nothing"]), loaded.model, loaded.head, TASK.task_type)
     with pytest.raises(UserError, match=r"method\.peft: LoraConfig does not fit BertForSeq.*: "):
         apply_method(lora(target_modules=["dropout"]), loaded.model, loaded.head, TASK.task_type)
