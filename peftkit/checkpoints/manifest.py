@@ -1,4 +1,4 @@
-"""A checkpoint on disk: which is the last whole one, whether it is of this recipe, and with which batch it goes on."""
+"""Manifest of a checkpoint, `checkpoint.json`: find the last complete one, match its recipe, fit its batch."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from peftkit.system.logging import logger
 FORMAT = 1
 FILE_NAME = "checkpoint.json"
 REPLACED = ".replaced"
-# What decides the weights that come out; another value is another run.
+# Training options that affect the trained weights; a run with another value is another run.
 IDENTITY_OPTIONS = (
     "learning_rate", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps", "seed", "data_seed",
@@ -33,19 +33,19 @@ SAVE_HINT = "checkpoints are written with --training.save_strategy steps --train
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointManifest:
-    """What a checkpoint says of itself, in `checkpoint.json`.
+    """Content of `checkpoint.json`.
 
     Attributes:
-        format: Of the files; a newer one is refused.
+        format: Version of the files; a newer one is refused.
         step: Optimizer steps done.
-        processes: Ranks that trained.
+        processes: Number of ranks that trained.
         zero_stage: DeepSpeed's ZeRO stage; None without DeepSpeed.
-        offload: What DeepSpeed kept on the host: `optimizer`, `param`.
-        per_rank_batch: Rows of a step on one rank.
-        resumable: Whether the optimizer's state is there.
-        seconds: Of training with its evaluations, up to the step.
-        recipe: What decides the result: model, data, task, method, and the words of `IDENTITY_OPTIONS`.
-        resumed: The checkpoints that this run went on from before, as `Report.resumed` has them.
+        offload: State that DeepSpeed offloaded to the host: `optimizer`, `param`.
+        per_rank_batch: Rows per step on one rank.
+        resumable: Whether it has optimizer state.
+        seconds: Duration of training with evaluation up to the step.
+        recipe: Everything that affects the result: model, data, task, method, and `IDENTITY_OPTIONS`.
+        resumed: Checkpoints that the run was resumed from before, as in `Report.resumed`.
         files: Bytes of each file.
     """
 
@@ -63,112 +63,116 @@ class CheckpointManifest:
 
     @property
     def global_batch(self) -> int:
-        """Rows of a step on all ranks."""
+        """Rows per step on all ranks."""
         return self.per_rank_batch * self.processes
 
-    def told(self, name: str) -> dict[str, Any]:
-        """Its line in the report of a run that goes on from it."""
+    def describe(self, name: str) -> dict[str, Any]:
+        """Describe the checkpoint for the report of a run that is resumed from it."""
         return {"from": name, "step": self.step, "processes": self.processes, "zero_stage": self.zero_stage}
 
 
 def read_manifest(folder: Path) -> CheckpointManifest:
-    """What a checkpoint says of itself, its files found whole. Raises UserError."""
+    """Read the manifest and check that the files are complete. Raises UserError."""
     path = folder / FILE_NAME
     if not path.is_file():
-        raise UserError(f"--resume: {folder} is no checkpoint of peftkit; name a folder checkpoint-N of a run")
+        raise UserError(f"--resume: {folder} is no checkpoint of peftkit; pass a folder checkpoint-N of a run")
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        if plain["format"] > FORMAT:
-            raise UserError(f"{path}: of a newer peftkit (format {plain['format']}, this one reads {FORMAT})")
-        about = CheckpointManifest(**plain)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] > FORMAT:
+            raise UserError(
+                f"{path}: format {content['format']} is newer than this peftkit reads ({FORMAT}); update peftkit"
+            )
+        manifest = CheckpointManifest(**content)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: can't be read ({error!r}); go on from another checkpoint") from None
-    for name, size in about.files.items():
+        raise UserError(f"{path}: can't be read ({error!r}); resume from another checkpoint") from None
+    for name, size in manifest.files.items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-            raise UserError(f"{folder / name}: is missing or cut short; go on from another checkpoint")
-    return about
+            raise UserError(f"{folder / name}: is missing or truncated; resume from another checkpoint")
+    return manifest
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The folders `checkpoint-N` here, the last step first."""
+    """List the folders `checkpoint-N`, the last step first."""
     found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and re.fullmatch(r"\d+", path.name[11:])]
     return sorted(found, key=lambda path: -int(path.name[11:]))
 
 
 def find_last_complete(folder: Path) -> Path | None:
-    """The last checkpoint here that a run can go on from; one that is not whole is told of and passed over."""
+    """Find the last checkpoint to resume from; incomplete ones are skipped with a warning."""
     for path in list_checkpoints(folder):
         try:
-            about = read_manifest(path)
+            manifest = read_manifest(path)
         except UserError as error:
-            logger.warning("%s: passed over (%s)", path.name, error)
+            logger.warning("%s: skipped (%s)", path.name, error)
             continue
-        if about.resumable:
+        if manifest.resumable:
             return path
     return None
 
 
 def find_checkpoint(folder: Path, resume: bool | str | Path) -> Path | None:
-    """The checkpoint that a run in `folder` goes on from: the one that `resume` names, or with True the last whole one.
+    """Find the checkpoint to resume from: the one at the path `resume`, or with True the last complete one.
 
-    None for a new run. Raises UserError where there is none, and for a new run among the checkpoints of another.
+    None for a new run. Raises UserError when there is none, and for a new run in a folder with checkpoints.
     """
     if resume is False:
-        if there := list_checkpoints(folder):
+        if present := list_checkpoints(folder):
             raise UserError(
-                f"{redact_home(folder)}: holds {there[0].name} of a run that was stopped; go on from it with "
-                "--resume, or remove its checkpoints"
+                f"{redact_home(folder)}: contains {present[0].name} of an interrupted run; use --resume or delete its "
+                "checkpoints"
             )
         return None
     if resume is not True:
         path = Path(resume).expanduser()
         if not read_manifest(path).resumable:
-            raise UserError(f"--resume: {resume} was saved without its optimizer (training.save_only_model)")
+            raise UserError(
+                f"--resume: {resume} has no optimizer state (training.save_only_model); use another checkpoint"
+            )
         return path
     if (found := find_last_complete(folder)) is None:
-        raise UserError(f"--resume: no whole checkpoint in {redact_home(folder)}; {SAVE_HINT}")
+        raise UserError(f"--resume: no complete checkpoint in {redact_home(folder)}; {SAVE_HINT}")
     return found
 
 
-def keep_global_batch(recipe: Recipe, about: CheckpointManifest, processes: int) -> Recipe:
-    """The recipe with batches by which `processes` ranks make the checkpoint's global batch. Raises UserError.
+def keep_global_batch(recipe: Recipe, manifest: CheckpointManifest, processes: int) -> Recipe:
+    """Fit the recipe's batch sizes so that `processes` ranks have the checkpoint's global batch. Raises UserError.
 
-    The batch of a device stays what it is if it can, and else becomes the next smaller one that fits.
+    The batch size of a device is retained if possible, else reduced to the next one that divides the rows of a rank.
     """
-    words = recipe.training
+    training = recipe.training
     default: Any = TrainingArguments.__dataclass_fields__["per_device_train_batch_size"].default
-    batch = words.get("per_device_train_batch_size") or default
-    accumulation = words.get("gradient_accumulation_steps") or 1
-    same = batch * accumulation == about.per_rank_batch and processes == about.processes
-    if not same and words.get("train_sampling_strategy", "random") != "random":
+    batch = training.get("per_device_train_batch_size") or default
+    accumulation = training.get("gradient_accumulation_steps") or 1
+    same = batch * accumulation == manifest.per_rank_batch and processes == manifest.processes
+    if not same and training.get("train_sampling_strategy", "random") != "random":
         raise UserError(
-            f"--resume: training.train_sampling_strategy {words['train_sampling_strategy']} would draw other rows with "
-            f"{batch} x {accumulation} on {processes} ranks than with {about.per_rank_batch} a rank on "
-            f"{about.processes}; go on with as many ranks and the same batch"
+            f"--resume: training.train_sampling_strategy {training['train_sampling_strategy']} draws other rows with "
+            f"{batch} x {accumulation} on {processes} ranks than with {manifest.per_rank_batch} a rank on "
+            f"{manifest.processes}; use the same number of ranks and batch size"
         )
-    if batch * accumulation * processes == about.global_batch:
+    if batch * accumulation * processes == manifest.global_batch:
         return recipe
-    if about.global_batch % processes:
+    if manifest.global_batch % processes:
         raise UserError(
-            f"--resume: the checkpoint's global batch of {about.global_batch} rows can't be kept on {processes} ranks; "
-            "take a number of ranks that divides it"
+            f"--resume: global batch size {manifest.global_batch} is not divisible by {processes} ranks; "
+            f"use a divisor of {manifest.global_batch}"
         )
-    per_rank = about.global_batch // processes
+    per_rank = manifest.global_batch // processes
     fitting = max(size for size in range(1, min(batch, per_rank) + 1) if per_rank % size == 0)
     logger.info(
-        "--resume: keeps the global batch of %d rows: %d a device, %d accumulated, %d ranks",
-        about.global_batch, fitting, per_rank // fitting, processes,
+        "--resume: global batch size %d: %d per device, %d accumulated, %d ranks",
+        manifest.global_batch, fitting, per_rank // fitting, processes,
     )  # fmt: skip
-    kept = {"per_device_train_batch_size": fitting, "gradient_accumulation_steps": per_rank // fitting}
-    return replace(recipe, training={**words, **kept})
+    sizes = {"per_device_train_batch_size": fitting, "gradient_accumulation_steps": per_rank // fitting}
+    return replace(recipe, training={**training, **sizes})
 
 
 def identify_run(recipe: Recipe, fingerprint: str, arguments: TrainingArguments) -> dict[str, Any]:
-    """What makes a run this run, as plain data: model, data, task, method and what decides the learning."""
+    """Collect everything that affects the trained weights as plain data: model, data, task, method, options."""
     weights = identify_base(resolve_source(recipe.model), recipe.model.revision)
     method = recipe_to_dict(recipe)["method"]
     if recipe.method.quantization is not None:
-        # How 4-bit weights are packed depends on the ZeRO stage, not their values.
+        # The packing of 4-bit weights depends on the ZeRO stage, their values do not.
         method["quantization"] = {k: v for k, v in method["quantization"].items() if k != "bnb_4bit_quant_storage"}
     return json.loads(json.dumps(as_homeless({
         "model": {
@@ -189,8 +193,8 @@ def check_identity(name: str, there: Mapping[str, Any], here: Mapping[str, Any])
         if saved.get(path) != now.get(path):
             sides = [json.dumps(side.get(path), ensure_ascii=False)[:80] for side in (saved, now)]
             raise UserError(
-                f"--resume: {path} is {sides[0]} in {name} and {sides[1]} here; give the recipe that it was trained "
-                "by, or begin in another training.output_dir"
+                f"--resume: {path} is {sides[0]} in {name} and {sides[1]} here; use the same recipe or "
+                "another training.output_dir"
             )
 
 
@@ -202,9 +206,9 @@ def _flatten(plain: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote a checkpoint left behind."""
+    """Remove files left by a process that was killed while it wrote a checkpoint."""
     for path in folder.glob(f".checkpoint-*{REPLACED}"):
-        # Killed between the two renames: the one that was to be replaced is whole.
+        # Killed between the two renames: the replaced checkpoint is complete.
         if not (whole := folder / path.name.removeprefix(".").removesuffix(REPLACED)).exists():
             path.rename(whole)
     for path in folder.glob(".checkpoint-*"):
@@ -212,7 +216,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove every checkpoint here."""
+    """Remove every checkpoint in a folder."""
     for path in list_checkpoints(folder):
         shutil.rmtree(path, ignore_errors=True)
     remove_unfinished(folder)

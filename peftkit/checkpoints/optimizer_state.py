@@ -1,4 +1,4 @@
-"""Weights and optimizer state by the parameter's name, whole and the same whoever keeps them: one rank, or ZeRO's."""
+"""Weights and optimizer state by parameter name, whole, in the same form without and with ZeRO."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 from peftkit.errors import UserError
 
-# Entries of a parameter group that say how a step is computed, not what it is: they belong to the device.
+# Entries of a parameter group that select the implementation of a step on a device, not its result.
 DEVICE_OPTIONS = ("params", "fused", "foreach", "capturable", "differentiable")
 
 
@@ -18,11 +18,11 @@ def _to_scalar(key: str, value: Any) -> torch.Tensor:
         return torch.tensor(value)
     if isinstance(value, float):
         return torch.tensor(value, dtype=torch.float64)
-    raise UserError(f"training.optim: its state has '{key}', a {type(value).__name__}: no checkpoint can hold it")
+    raise UserError(f"training.optim: state '{key}' is a {type(value).__name__}, which can't be saved; use adamw_torch")
 
 
 def _fill(present: Any, value: torch.Tensor) -> Any:
-    """A scalar of the state as its optimizer keeps it: a number, or a tensor where it lies."""
+    """Fill a scalar of the state in its present form: a number, or a tensor on its device."""
     if isinstance(present, torch.Tensor):
         present.data.copy_(value)
         return present
@@ -30,9 +30,9 @@ def _fill(present: Any, value: torch.Tensor) -> Any:
 
 
 class LocalState:
-    """The state of an optimizer whose parameters are the model's own: every rank has all of it.
+    """Optimizer state without ZeRO: every rank has all of it.
 
-    Every rank asks the same, in the same order, here as of `ZeroState`.
+    As with `ZeroState`, every rank calls the same methods in the same order.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]) -> None:
@@ -41,21 +41,21 @@ class LocalState:
         self.groups = optimizer.param_groups
 
     def weight(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        """The whole weight: the parameter itself."""
+        """Return the whole weight: the parameter itself."""
         return parameter.detach()
 
     def weight_dtype(self, parameter: torch.nn.Parameter) -> torch.dtype:
-        """What `weight` gives: the parameter's own."""
+        """Return the dtype of `weight`: the parameter's."""
         return parameter.dtype
 
     def set_weight(self, parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
-        """Put a whole weight into the parameter, which stays where it is."""
+        """Copy a whole weight into the parameter."""
         parameter.data.copy_(value)
 
     def state(self, parameter: torch.nn.Parameter) -> dict[str, torch.dtype | torch.Tensor]:
-        """What is kept of a parameter: a scalar as it is, a tensor as its dtype. Empty before its first gradient.
+        """Return a parameter's state: scalars as tensors, tensors as their dtype. Empty before its first gradient.
 
-        Raises UserError for what no checkpoint can hold.
+        Raises UserError for state that can't be saved.
         """
         return {
             key: value.dtype if isinstance(value, torch.Tensor) and value.dim() else _to_scalar(key, value)
@@ -64,24 +64,24 @@ class LocalState:
         }
 
     def tensor(self, parameter: torch.nn.Parameter, key: str) -> torch.Tensor:
-        """A tensor of the state, whole."""
+        """Return a whole tensor of the state."""
         return self.optimizer.state[parameter][key]
 
     def shape(self, parameter: torch.nn.Parameter, key: str) -> tuple[int, ...]:
-        """As the optimizer keeps it: Adafactor's rows and columns are not the parameter's shape."""
+        """Return the shape of a state tensor; Adafactor's rows and columns differ from the parameter's shape."""
         return tuple(self.tensor(parameter, key).shape)
 
     def create(self) -> None:
-        """Let the optimizer make its state, as it does at its first step; the weights are spoiled by it."""
+        """Create the state by a first step of the optimizer, which changes the weights."""
         for parameter in self.parameters.values():
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def set_state(self, parameter: torch.nn.Parameter, saved: Mapping[str, torch.Tensor]) -> None:
-        """Fill the state with what was saved; nothing, for a parameter that has had no gradient yet.
+        """Fill the state with the saved one, which is empty for a parameter without a gradient yet.
 
-        Raises UserError where it is of another form.
+        Raises UserError when the shapes differ.
         """
         state = self.optimizer.state[parameter]
         if not saved:
@@ -95,11 +95,11 @@ class LocalState:
                 state[key].data.copy_(value)
 
     def set_scalars(self, saved: Mapping[str, torch.Tensor]) -> None:
-        """They are each parameter's own, and set with its state."""
+        """Do nothing: scalars are set with each parameter's state."""
 
 
 class ZeroState:
-    """DeepSpeed's ZeRO 1, 2 or 3: flat float32 pieces of all parameters, spread over the ranks."""
+    """Optimizer state of DeepSpeed ZeRO 1, 2 or 3: flat float32 partitions of all parameters over the ranks."""
 
     def __init__(self, zero: Any) -> None:
         self.zero = zero
@@ -111,21 +111,21 @@ class ZeroState:
 
     @property
     def flats(self) -> list[torch.Tensor]:
-        """This rank's pieces."""
+        """This rank's partitions."""
         return self.zero.fp32_partitioned_groups_flat if self.partitioned else self.zero.single_partition_of_fp32_groups
 
     def weight(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        """The float32 copy that the optimizer steps."""
+        """Return the optimizer's float32 copy of a weight."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         return safe_get_full_fp32_param(parameter)
 
     def weight_dtype(self, parameter: torch.nn.Parameter) -> torch.dtype:
-        """Whatever the model computes in."""
+        """Return float32, whatever the model's dtype."""
         return torch.float32
 
     def set_weight(self, parameter: Any, value: torch.Tensor) -> None:
-        """Into this rank's piece of the float32 copy, and into the model's own parameter."""
+        """Copy a whole weight into this rank's partition of the float32 copy and into the model's parameter."""
         import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
@@ -133,22 +133,22 @@ class ZeroState:
             safe_set_full_fp32_param(parameter, value)
             parameter.data.copy_(value)
             return
-        safe_set_local_fp32_param(parameter, self._piece(parameter, value))
+        safe_set_local_fp32_param(parameter, self._slice_partition(parameter, value))
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             if torch.distributed.get_rank() == 0:
                 parameter.data.copy_(value)
 
-    def _piece(self, parameter: Any, value: torch.Tensor) -> torch.Tensor:
-        """This rank's piece of a whole tensor, with zeros after its end; DeepSpeed's own setter can't go past it."""
+    def _slice_partition(self, parameter: Any, value: torch.Tensor) -> torch.Tensor:
+        """Return this rank's partition of a whole tensor, padded with zeros, which DeepSpeed's setter requires."""
         size = parameter.ds_tensor.numel()
         start = size * parameter._z3_optimizer._get_param_partition_rank(parameter)
-        piece = value.new_zeros(size)
+        partition = value.new_zeros(size)
         inside = value.flatten()[start : start + size]
-        piece[: inside.numel()] = inside
-        return piece
+        partition[: inside.numel()] = inside
+        return partition
 
     def state(self, parameter: torch.nn.Parameter) -> dict[str, torch.dtype | torch.Tensor]:
-        """The same keys for every parameter. Raises UserError for what can't be told apart by parameter."""
+        """Return the state's keys, the same for every parameter. Raises UserError for state not stored by parameter."""
         found: dict[str, torch.dtype | torch.Tensor] = {}
         for flat in self.flats:
             for key, value in self.inner.state.get(flat, {}).items():
@@ -157,27 +157,26 @@ class ZeroState:
                         found[key] = max(found.get(key, _to_scalar(key, value)), _to_scalar(key, value))  # type: ignore[type-var]
                 elif value.shape != flat.shape or not value.is_floating_point():
                     raise UserError(
-                        f"training.optim: under ZeRO its '{key}' can't be told apart by parameter: no checkpoint can "
-                        "hold it; take adamw_torch"
+                        f"training.optim: with ZeRO its state '{key}' can't be saved by parameter; use adamw_torch"
                     )
                 else:
                     found[key] = torch.float32
         return found
 
     def tensor(self, parameter: torch.nn.Parameter, key: str) -> torch.Tensor:
-        """Gathered from all ranks."""
+        """Gather a tensor of the state from all ranks."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         return safe_get_full_optimizer_state(parameter, key)
 
     def shape(self, parameter: Any, key: str) -> tuple[int, ...]:
-        """The parameter's own."""
+        """Return the parameter's shape."""
         return tuple(parameter.ds_shape if self.partitioned else parameter.shape)
 
     def create(self) -> None:
-        """A step of this rank's pieces with gradients of zero."""
-        fresh = [flat for flat in self.flats if flat.grad is None]
-        for flat in fresh:
+        """Create the state by a step of this rank's partitions with zero gradients."""
+        without_gradient = [flat for flat in self.flats if flat.grad is None]
+        for flat in without_gradient:
             flat.grad = torch.zeros_like(flat)
         if self.partitioned:
             for index in range(len(self.flats)):
@@ -185,11 +184,11 @@ class ZeroState:
         else:
             self.inner.step()
             self.zero._lazy_init_hp_params_optimizer_state()
-        for flat in fresh:
+        for flat in without_gradient:
             flat.grad = None
 
     def set_state(self, parameter: Any, saved: Mapping[str, torch.Tensor]) -> None:
-        """A parameter of which nothing was saved has zeros; of scalars the largest over the parameters stays."""
+        """Fill a parameter's state tensors; a parameter without saved state has zeros."""
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         shape = self.shape(parameter, "")
@@ -199,7 +198,7 @@ class ZeroState:
             if value.dim() == 0:
                 continue
             if self.partitioned:
-                safe_set_local_optimizer_state(parameter, self._piece(parameter, value), key)
+                safe_set_local_optimizer_state(parameter, self._slice_partition(parameter, value), key)
             else:
                 safe_set_full_optimizer_state(parameter, value, key)
 
@@ -219,19 +218,19 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _check_shapes(saved: Mapping[str, torch.Tensor], here: Mapping[str, Sequence[int]]) -> None:
-    """Raise UserError unless a parameter's saved tensors are those, by key and shape, that the optimizer made."""
-    there = {key: list(value.shape) for key, value in saved.items() if value.dim()}
-    made = {key: list(shape) for key, shape in here.items()}
-    if saved and there != made:
-        key = min(key for key in there.keys() | made.keys() if there.get(key) != made.get(key))
+    """Raise UserError unless a parameter's saved tensors have the keys and shapes of the optimizer's."""
+    stored = {key: list(value.shape) for key, value in saved.items() if value.dim()}
+    present = {key: list(shape) for key, shape in here.items()}
+    if saved and stored != present:
+        key = min(key for key in stored.keys() | present.keys() if stored.get(key) != present.get(key))
         raise UserError(
-            f"--resume: the optimizer's '{key}' has shape {there.get(key, 'none')} in the checkpoint and "
-            f"{made.get(key, 'none')} here; go on with the optimizer that wrote it, with DeepSpeed or without as then"
+            f"--resume: the optimizer's '{key}' has shape {stored.get(key, 'none')} in the checkpoint and "
+            f"{present.get(key, 'none')} here; resume with the same optimizer, with or without DeepSpeed as before"
         )
 
 
 def wrap_optimizer(optimizer: Any, model: torch.nn.Module) -> OptimizerState:
-    """Who keeps the state of the Trainer's optimizer. Raises UserError for one that can't be asked."""
+    """Return access to the state of the Trainer's optimizer. Raises UserError for an unsupported one."""
     while hasattr(optimizer, "optimizer") and not _is_zero(optimizer):
         optimizer = optimizer.optimizer
     if _is_zero(optimizer):
@@ -239,7 +238,7 @@ def wrap_optimizer(optimizer: Any, model: torch.nn.Module) -> OptimizerState:
     parameters = dict(list_trainable(model))
     known = {id(parameter) for parameter in parameters.values()}
     if not {id(parameter) for group in optimizer.param_groups for parameter in group["params"]} <= known:
-        raise UserError("training.deepspeed: no checkpoint can be made without ZeRO in 16 bits; take stage 1, 2 or 3")
+        raise UserError("training.deepspeed: 16-bit training without ZeRO can't be saved; use stage 1, 2 or 3")
     return LocalState(optimizer, parameters)
 
 
@@ -247,11 +246,11 @@ def _is_zero(optimizer: Any) -> bool:
     return hasattr(optimizer, "fp32_partitioned_groups_flat") or hasattr(optimizer, "single_partition_of_fp32_groups")
 
 
-def read_groups(kept: OptimizerState) -> list[dict[str, Any]]:
-    """What the optimizer keeps of its groups, such as the learning rate: numbers, words and lists of them."""
+def read_groups(state: OptimizerState) -> list[dict[str, Any]]:
+    """Read the optimizer's parameter groups, such as the learning rate: numbers, strings and lists of them."""
     return [
         {key: value for key, value in group.items() if key not in DEVICE_OPTIONS and _is_plain(value)}
-        for group in kept.groups
+        for group in state.groups
     ]
 
 
@@ -261,18 +260,19 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def set_groups(kept: OptimizerState, saved: list[dict[str, Any]]) -> None:
-    """Set what both sides know. Raises UserError for another number of groups."""
-    if len(saved) != len(kept.groups):
+def set_groups(state: OptimizerState, saved: list[dict[str, Any]]) -> None:
+    """Set the values that both sides have. Raises UserError for another number of groups."""
+    if len(saved) != len(state.groups):
         raise UserError(
-            f"--resume: the optimizer has {len(saved)} groups in the checkpoint and {len(kept.groups)} here"
+            f"--resume: the optimizer has {len(saved)} groups in the checkpoint and {len(state.groups)} here; "
+            "use the same optimizer"
         )
-    for group, values in zip(kept.groups, saved, strict=True):
+    for group, values in zip(state.groups, saved, strict=True):
         for key, value in values.items():
             if key in group and _is_plain(group[key]):
                 group[key] = tuple(value) if isinstance(group[key], tuple) else value
 
 
 def list_trainable(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """The parameters that are trained, by name."""
+    """List the trained parameters by name."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

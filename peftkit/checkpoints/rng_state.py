@@ -1,4 +1,4 @@
-"""Where the generators of random numbers stand, as tensors."""
+"""State of the random number generators, as tensors."""
 
 import random
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ import torch
 
 
 def read_rng_state() -> dict[str, torch.Tensor]:
-    """The state of Python's, NumPy's and PyTorch's generators, and of this rank's GPU where there is one."""
+    """Read the state of the generators of Python, NumPy, PyTorch and this rank's GPU."""
     version, words, gauss = random.getstate()
-    # NumPy's own type names a legacy and a newer form of it.
+    # NumPy's return type is a union of a legacy and a newer form.
     kind, keys, position, has_gauss, cached = np.random.get_state()
     assert kind == "MT19937"
     found = {
@@ -26,7 +26,7 @@ def read_rng_state() -> dict[str, torch.Tensor]:
 
 
 def set_rng_state(state: Mapping[str, torch.Tensor]) -> None:
-    """Set every generator that `state`, as `read_rng_state` gives it, tells of and that is here."""
+    """Set every generator in `state`, as `read_rng_state` returns it, that exists here."""
     version, *words = state["python"].tolist()
     gauss = state["python_gauss"].tolist()
     random.setstate((version, tuple(words), gauss[0] if gauss else None))

@@ -1,4 +1,4 @@
-"""A file of safetensors that is written one tensor at a time, so that no one need hold them all."""
+"""Write a safetensors file one tensor at a time, with one tensor in memory."""
 
 import json
 import math
@@ -17,13 +17,13 @@ DTYPE_CODES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """A tensor to be written.
+    """A tensor to write.
 
     Attributes:
-        name: Its name in the file.
-        shape: Its whole shape.
-        dtype: What it is written as.
-        make: Gives its values; asked once, in the order of the entries, on every rank.
+        name: Name in the file.
+        shape: Whole shape.
+        dtype: Dtype in the file.
+        make: Returns the values; called once, in the order of the entries, on every rank.
     """
 
     name: str
@@ -33,14 +33,14 @@ class TensorEntry:
 
 
 def make_entry(name: str, tensor: torch.Tensor) -> TensorEntry:
-    """An entry of a tensor that is whole already."""
+    """Make the entry of a tensor that is whole already."""
     return TensorEntry(name=name, shape=tuple(tensor.shape), dtype=tensor.dtype, make=lambda: tensor)
 
 
 def write_tensors(path: Path | None, entries: Sequence[TensorEntry], metadata: Mapping[str, str] | None = None) -> None:
-    """Ask every entry for its tensor, and write it to `path`; with None for `path` the tensors are but asked for.
+    """Make every entry's tensor and write it to `path`; without `path` only make them.
 
-    The layout is that of the format's own description: eight bytes with the header's length, the header as JSON, and
+    The layout is the format's: eight bytes with the header's length, the header as JSON, and
     the tensors' bytes one after the other.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata or {"format": "pt"})}
@@ -53,7 +53,7 @@ def write_tensors(path: Path | None, entries: Sequence[TensorEntry], metadata: M
             one.make()
         return
     text = json.dumps(header).encode()
-    # Eight bytes is what the tensors are aligned to.
+    # Tensors are aligned to eight bytes.
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -64,6 +64,6 @@ def write_tensors(path: Path | None, entries: Sequence[TensorEntry], metadata: M
 def _write(file: IO[bytes], one: TensorEntry) -> None:
     tensor = one.make().detach().to("cpu", one.dtype)
     if tuple(tensor.shape) != one.shape:
-        raise ValueError(f"{one.name}: is of shape {tuple(tensor.shape)}, announced as {one.shape}")
+        raise ValueError(f"{one.name}: wrong shape (expected {one.shape}, got {tuple(tensor.shape)})")
     if tensor.numel():
         file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)

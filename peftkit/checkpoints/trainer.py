@@ -1,4 +1,4 @@
-"""A Trainer whose checkpoints are the same plain files whatever shards the training, and which goes on from them."""
+"""Trainer mixin whose checkpoints are the same files with any sharding, and can be resumed on other ranks."""
 
 import dataclasses
 import shutil
@@ -25,11 +25,11 @@ RNG, STATE = "rng.safetensors", "trainer_state.json"
 
 
 class PortableCheckpointTrainer(Trainer):
-    """Put before any class of Trainer's, it takes over what that writes and reads as a checkpoint, and nothing else.
+    """Mixin before a Trainer class: replaces how checkpoints are written and read, and nothing else.
 
     Attributes:
-        identity: What makes the run this run; goes into every checkpoint.
-        resumed: The checkpoints that the run went on from, the first first.
+        identity: Result of `identify_run`, written to every checkpoint.
+        resumed: Checkpoints that the run was resumed from, in order.
     """
 
     identity: Mapping[str, Any] = {}
@@ -74,37 +74,37 @@ class PortableCheckpointTrainer(Trainer):
         if self.state.best_global_step and best.is_dir():
             self.state.best_model_checkpoint = str(best)
 
-    def _keeper(self) -> OptimizerState:
+    def _wrap_optimizer(self) -> OptimizerState:
         assert self.model is not None
         return wrap_optimizer(self.optimizer, self.model)
 
-    def _scaler(self, kept: OptimizerState) -> Any:
-        if isinstance(kept, ZeroState):
-            return getattr(kept.zero, "loss_scaler", None)
+    def _find_scaler(self, state: OptimizerState) -> Any:
+        if isinstance(state, ZeroState):
+            return getattr(state.zero, "loss_scaler", None)
         return getattr(self.accelerator, "scaler", None)
 
     def _write(self, folder: Path | None) -> None:
-        """Ask every rank for its part; where `folder` is given, write it there."""
+        """Collect every rank's part and write it to `folder` if given."""
         model: Any = self.model
-        kept = self._keeper()
-        files.write_weights(folder, model, kept)
+        state = self._wrap_optimizer()
+        files.write_weights(folder, model, state)
         if not self.args.save_only_model:
-            files.write_optimizer(folder, model, kept)
+            files.write_optimizer(folder, model, state)
             self._write_rng(folder)
         if folder is None:
             return
         if not self.args.save_only_model:
             files.write_schedule(folder, self.lr_scheduler)
-            files.write_scaler(folder, self._scaler(kept))
-        # As the Trainer has it: what callbacks keep goes into its own state.
+            files.write_scaler(folder, self._find_scaler(state))
+        # As in the Trainer: the state of callbacks is part of its state.
         for one in [*self.callback_handler.callbacks, self.control]:
             if isinstance(one, ExportableState):
                 self.state.stateful_callbacks[type(one).__name__] = one.state()  # type: ignore[index, call-overload]
-        # Its place is told by its step; a path would be another one's on another machine.
+        # The step identifies it; a path would be wrong on another machine.
         dataclasses.replace(self.state, best_model_checkpoint=None).save_to_json(str(folder / STATE))
-        write_json(folder / FILE_NAME, dataclasses.asdict(self._about(folder)))
+        write_json(folder / FILE_NAME, dataclasses.asdict(self._build_manifest(folder)))
 
-    def _about(self, folder: Path) -> CheckpointManifest:
+    def _build_manifest(self, folder: Path) -> CheckpointManifest:
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
         config = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
         devices = {part: (config.get(f"offload_{part}") or {}).get("device") for part in ("optimizer", "param")}
@@ -118,14 +118,14 @@ class PortableCheckpointTrainer(Trainer):
         )  # fmt: skip
 
     def _write_rng(self, folder: Path | None) -> None:
-        """Generators of every rank, now and at the epoch's begin, and the loss that is not logged yet."""
-        mine = {f"now.{name}": value for name, value in read_rng_state().items()}
-        mine |= {f"epoch.{name}": value for name, value in self._epoch_rng.items()}
-        mine["loss"] = self._tr_loss.detach().cpu()
-        every: list[Any] = [mine]
+        """Write the generators of every rank, now and at the epoch's start, and the loss that is not logged yet."""
+        own = {f"now.{name}": value for name, value in read_rng_state().items()}
+        own |= {f"epoch.{name}": value for name, value in self._epoch_rng.items()}
+        own["loss"] = self._tr_loss.detach().cpu()
+        every: list[Any] = [own]
         if self.args.world_size > 1:
             every = [None] * self.args.world_size
-            torch.distributed.all_gather_object(every, mine)
+            torch.distributed.all_gather_object(every, own)
         if folder is not None:
             logged = {
                 "total_loss": torch.tensor(self._total_loss_scalar, dtype=torch.float64),
@@ -137,12 +137,12 @@ class PortableCheckpointTrainer(Trainer):
     # Reading.
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing yet: weights are loaded once the model is where it will be trained."""
+        """Do nothing: weights are loaded after the model is on its device."""
 
     def _init_training_state(
         self, max_steps: int, per_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
-        """The Trainer's, with this run's own intervals of logging and saving, and the best checkpoint found again."""
+        """Initialize as the Trainer does, with this run's logging intervals, and find the best checkpoint."""
         found = super()._init_training_state(max_steps, per_epoch, epochs, resume_from_checkpoint, trial)
         self.state.compute_steps(self.args, max_steps)
         if resume_from_checkpoint is not None:
@@ -150,7 +150,7 @@ class PortableCheckpointTrainer(Trainer):
         return found
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """The Trainer's without a checkpoint, which is then read: weights, optimizer, schedule, scale."""
+        """Prepare as the Trainer does without a checkpoint, then read it: weights, optimizer, schedule, scale."""
         if self.args.should_save:
             remove_unfinished(Path(self._get_output_dir(trial=None)))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
@@ -158,20 +158,20 @@ class PortableCheckpointTrainer(Trainer):
             folder = self._from = Path(resume_from_checkpoint)
             self._seconds_before = read_manifest(folder).seconds
             model: Any = self.model
-            kept = self._keeper()
-            files.read_optimizer(folder, model, kept)
-            files.read_weights(folder, model, kept)
+            state = self._wrap_optimizer()
+            files.read_optimizer(folder, model, state)
+            files.read_weights(folder, model, state)
             files.read_schedule(folder, self.lr_scheduler)
-            files.read_scaler(folder, self._scaler(kept))
+            files.read_scaler(folder, self._find_scaler(state))
         return prepared
 
     def _load_best_model(self) -> None:
-        """The weights of the best checkpoint, into the model as it is trained."""
+        """Read the weights of the best checkpoint into the model."""
         model: Any = self.model
-        files.read_weights(Path(str(self.state.best_model_checkpoint)), model, self._keeper())
+        files.read_weights(Path(str(self.state.best_model_checkpoint)), model, self._wrap_optimizer())
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """This rank's generators as they stood at the step; a rank that was not there takes rank 0's."""
+        """Set this rank's generators to the checkpoint's; a new rank gets those of rank 0."""
         if checkpoint is not None:
             set_rng_state(self._rank_part(Path(checkpoint), "now."))
 
@@ -182,36 +182,36 @@ class PortableCheckpointTrainer(Trainer):
             start = f"{rank}.{prefix}"
             return {name.removeprefix(start): file.get_tensor(name) for name in names if name.startswith(start)}
 
-    def _run_epoch(self, **how: Any) -> None:  # type: ignore[override]
-        """The Trainer's, from where the checkpoint stood; nothing where all steps are done already."""
-        how["start_time"] -= self._seconds_before
-        self._began = how["start_time"]
-        folder = self._go_on()
+    def _run_epoch(self, **options: Any) -> None:  # type: ignore[override]
+        """Run the epoch from the checkpoint's step; stop if all steps are done."""
+        options["start_time"] -= self._seconds_before
+        self._began = options["start_time"]
+        folder = self._restore_sums()
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         if folder is not None:
-            # The order of an epoch's rows may depend on the generators as they stood when it began.
-            within = how["steps_trained_in_current_epoch"] > 0
+            # The order of an epoch's rows may depend on the generators at its start.
+            within = options["steps_trained_in_current_epoch"] > 0
             set_rng_state(self._rank_part(folder, "epoch." if within else "now."))
         self._epoch_rng = read_rng_state()
-        super()._run_epoch(**how)
+        super()._run_epoch(**options)
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
-        """The Trainer's, whose figures are then those of the whole run."""
-        self._go_on()
+        """Finalize as the Trainer does, with the figures of the whole run."""
+        self._restore_sums()
         return super()._finalize_training(trial, num_train_samples, start_time - self._seconds_before)
 
-    def _go_on(self) -> Path | None:
-        """The sums of loss and steps as they stood, the first time that it is asked; the folder they came from."""
+    def _restore_sums(self) -> Path | None:
+        """Restore the sums of loss and steps once; return the checkpoint they come from."""
         folder, self._from = self._from, None
         if folder is None:
             return None
-        about = read_manifest(folder)
+        manifest = read_manifest(folder)
         with safe_open(folder / RNG, framework="pt") as file:
-            same = about.processes == self.args.world_size
-            ranks = [self.args.process_index] if same else range(about.processes)
-            # Elsewhere each rank takes the mean, whose mean over the ranks is the same.
+            same = manifest.processes == self.args.world_size
+            ranks = [self.args.process_index] if same else range(manifest.processes)
+            # With another number of ranks each gets the mean, whose mean over the ranks is the same.
             pending = torch.stack([file.get_tensor(f"{rank}.loss") for rank in ranks]).mean()
             self._tr_loss = pending.to(self.args.device)
             self._total_loss_scalar = file.get_tensor("total_loss").item()

@@ -201,7 +201,7 @@ def _run(
         trainer.identity = checkpoint.identify_run(recipe, splits.fingerprint, arguments)
     if start is not None and begun is not None:
         checkpoint.check_identity(start.name, begun.recipe, trainer.identity)
-        trainer.resumed = [*begun.resumed, begun.told(start.name)]
+        trainer.resumed = [*begun.resumed, begun.describe(start.name)]
         logger.info("goes on from %s, written by %d process(es)", redact_home(start), begun.processes)
     parameters = count_parameters(model)
     logger.info(

@@ -131,7 +131,7 @@ def test_a_checkpoint_is_plain_and_can_be_used(small_recipe, tmp_path, monkeypat
     file = last / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     assert find_last_complete(tmp_path / "run").name == "checkpoint-8"
-    with pytest.raises(UserError, match=r"optimizer\.safetensors: is missing or cut short"):
+    with pytest.raises(UserError, match=r"optimizer\.safetensors: is missing or truncated"):
         read_manifest(last)
 
 
@@ -189,11 +189,11 @@ def test_the_best_model_is_found_again(small_recipe, tmp_path):
 
 def test_what_can_not_go_on_is_one_line(small_recipe, tmp_path):
     recipe = small_recipe(**WORDS)
-    with pytest.raises(UserError, match=r"--resume: no whole checkpoint in .*; checkpoints are written with"):
+    with pytest.raises(UserError, match=r"--resume: no complete checkpoint in .*; checkpoints are written with"):
         run(recipe, resume=True)
     with pytest.raises(StoppedError):
         run(recipe, progress=stop_at(6))
-    with pytest.raises(UserError, match=r"holds checkpoint-4 of a run that was stopped; go on from it with --resume"):
+    with pytest.raises(UserError, match=r"contains checkpoint-4 of an interrupted run; use --resume"):
         run(recipe)
     there = tmp_path / "run" / "checkpoint-4"
     for change, said in [
@@ -229,9 +229,9 @@ def test_the_global_batch_is_kept(small_recipe, ranks, batch, accumulation):
 
 
 def test_a_global_batch_that_can_not_be_kept_is_told(small_recipe):
-    with pytest.raises(UserError, match="global batch of 16 rows can't be kept on 3 ranks"):
+    with pytest.raises(UserError, match="global batch size 16 is not divisible by 3 ranks"):
         keep_global_batch(small_recipe(**WORDS), about(), 3)
-    with pytest.raises(UserError, match="group_by_length would draw other rows"):
+    with pytest.raises(UserError, match="group_by_length draws other rows"):
         keep_global_batch(small_recipe(**WORDS, train_sampling_strategy="group_by_length"), about(), 4)
 
 

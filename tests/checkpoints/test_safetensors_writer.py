@@ -35,7 +35,7 @@ def test_each_tensor_is_asked_for_once_and_only_when_its_turn_comes(tmp_path):
 
 
 def test_a_tensor_of_another_shape_than_announced_fails(tmp_path):
-    with pytest.raises(ValueError, match=r"a: is of shape \(3,\), announced as \(2,\)"):
+    with pytest.raises(ValueError, match=r"a: wrong shape \(expected \(2,\), got \(3,\)\)"):
         write_tensors(
             tmp_path / "c", [TensorEntry(name="a", shape=(2,), dtype=torch.float32, make=lambda: torch.ones(3))]
         )
