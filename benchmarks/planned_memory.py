@@ -71,17 +71,18 @@ def measure(recipe: Any) -> dict[str, int]:
     from peftkit.models import adapters
     from peftkit.models.loading import load_base, load_tokenizer
     from peftkit.planning.meta_model import held_bytes
-    from peftkit.system.environment import optimizer_bytes
-    from peftkit.training.trainer import make_trainer, training_arguments
+    from peftkit.system.environment import count_optimizer_bytes
+    from peftkit.training.arguments import build_training_arguments
+    from peftkit.training.trainer import build_trainer
 
     tokenizer = load_tokenizer(recipe.model, recipe.task)
     labels = ("a", "b")
     base = load_base(recipe.model, recipe.task, tokenizer, labels, recipe.method.quantization)
     model = adapters.apply_method(recipe.method, base.model, base.head, recipe.task.task_type)
-    arguments = training_arguments(recipe, Path(recipe.training["output_dir"]))
+    arguments = build_training_arguments(recipe, Path(recipe.training["output_dir"]))
     batch = recipe.task.blank_batch(2 * recipe.training["per_device_train_batch_size"], len(labels))
     rows = Dataset.from_dict({name: tensor.tolist() for name, tensor in batch.items()})
-    trainer = make_trainer(
+    trainer = build_trainer(
         recipe, model, arguments, tokenizer, {"train": rows, "validation": rows}, labels, lambda _: {}, []
     )
     start = held_bytes(model)
@@ -94,7 +95,7 @@ def measure(recipe: Any) -> dict[str, int]:
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()
         peak = max(peak, now)
-    return {"weights": start, "optimizer": optimizer_bytes(trainer.optimizer), "peak": start + peak}
+    return {"weights": start, "optimizer": count_optimizer_bytes(trainer.optimizer), "peak": start + peak}
 
 
 def planned(recipe: Any, model: str) -> dict[str, int]:

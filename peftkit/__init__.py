@@ -5,6 +5,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peftkit.cli.commands.train import main
     from peftkit.export.formats.base import ExportFormat
     from peftkit.export.formats.registry import register_export_format
     from peftkit.prediction.predictor import load
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
         SequenceRegression,
         TokenClassification,
     )
-    from peftkit.training.run import main
 
 __version__ = "0.1.0"
 
@@ -39,7 +39,7 @@ _HOMES = {
     "full": "recipe.method",
     "load": "prediction.predictor",
     "lora": "recipe.method",
-    "main": "training.run",
+    "main": "cli.commands.train",
     "qlora": "recipe.method",
     "register_export_format": "export.formats.registry",
 }

@@ -18,7 +18,7 @@ from peftkit.checkpoints.manifest import FILE_NAME, REPLACED, CheckpointManifest
 from peftkit.checkpoints.optimizer_state import OptimizerState, ZeroState, wrap_optimizer
 from peftkit.checkpoints.rng_state import read_rng_state, set_rng_state
 from peftkit.checkpoints.safetensors_writer import make_entry, write_tensors
-from peftkit.distributed import process_group as distributed
+from peftkit.distributed.process_group import wait_for_ranks
 from peftkit.system.files import write_json
 
 RNG, STATE = "rng.safetensors", "trainer_state.json"
@@ -61,7 +61,7 @@ class PortableCheckpointTrainer(Trainer):
                 shutil.rmtree(replaced, ignore_errors=True)
             else:
                 temporary.rename(final)
-        distributed.meet()
+        wait_for_ranks()
         self._find_best(run)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))

@@ -1,4 +1,4 @@
-"""Command-line interface: argument definitions and dispatch to the commands.
+"""Command line: one module a command in `commands`, the parser and the dispatch in `main`.
 
-No command is implemented here; each calls a function of another package.
+No command is implemented here. A command parses its arguments, calls one function of another package and prints.
 """

@@ -17,7 +17,7 @@ from peftkit.comparison.grid import Contender, Setting, contenders, settings, wi
 from peftkit.comparison.progress import Progress
 from peftkit.comparison.scheduler import Place, PlannedRun, places, run_all
 from peftkit.data.splits import load_splits
-from peftkit.distributed.process_group import deepspeed_config
+from peftkit.distributed.deepspeed import read_deepspeed_config
 from peftkit.errors import UserError
 from peftkit.recipe.parser import recipe_to_dict
 from peftkit.recipe.schema import Recipe, check_name
@@ -142,7 +142,7 @@ def _content(recipe: Recipe) -> str:
         found = path.stat()
         digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode())
     if (deepspeed := recipe.training.get("deepspeed")) is not None:
-        digest.update(json.dumps(deepspeed_config(deepspeed), sort_keys=True).encode())
+        digest.update(json.dumps(read_deepspeed_config(deepspeed), sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -33,6 +33,7 @@ def main() -> None:
     from peftkit.runs.writer import choose_run_folder
     from peftkit.system.files import write_text
     from peftkit.system.logging import set_up_logging
+    from peftkit.system.plugins import load_plugins
     from peftkit.training.run import run
 
     set_up_logging()
@@ -43,6 +44,7 @@ def main() -> None:
 
     def act() -> None:
         try:
+            load_plugins([])
             recipe = read_recipe(sys.argv[1])
             # What was killed goes on from where it stood, if its recipe asks for checkpoints.
             begun = find_last_complete(choose_run_folder(recipe)) is not None

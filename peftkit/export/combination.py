@@ -209,7 +209,7 @@ def _score_splits(saved: SavedRun, task: Task, model: Any, splits: Splits, folde
 def _build_cost_fields(report: Report, folder: Path) -> dict[str, Any]:
     """Build the report's fields of cost, here the cost of combining."""
     age = measure.process_age()
-    memory = measure.memory_per_rank()
+    memory = [measure.read_peak_memory()]
     rates = {"samples_per_second": 0.0, "tokens_per_second": 0.0}
     return {
         "times": {"start_up": 0.0, "data": 0.0, "train": 0.0, "evaluate": age, "total": age, **rates},

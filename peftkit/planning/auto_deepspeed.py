@@ -6,7 +6,8 @@ from dataclasses import replace
 import psutil
 import torch
 
-from peftkit.distributed.process_group import processes, weights_type
+from peftkit.distributed.deepspeed import get_weight_dtype
+from peftkit.distributed.process_group import rank_count
 from peftkit.errors import UserError
 from peftkit.planning.hardware import CPU, GPU
 from peftkit.planning.planner import arguments_of, plan
@@ -32,7 +33,7 @@ def resolve_deepspeed(recipe: Recipe) -> Recipe:
 
 
 def _chosen(recipe: Recipe) -> str | None:
-    ranks = processes()
+    ranks = rank_count()
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks)
     on_gpu = torch.cuda.is_available() and not recipe.training.get("use_cpu")
     if on_gpu:
@@ -54,7 +55,7 @@ def _shardable(recipe: Recipe) -> Recipe:
     quantization, name = recipe.method.quantization, recipe.training.get("deepspeed")
     if quantization is None or name is None or placement_of(name).stage < 3:
         return recipe
-    right = weights_type(recipe)
+    right = get_weight_dtype(recipe)
     if right == AUTO:
         raise UserError("model.dtype: auto: ZeRO-3 must know the type beside 4-bit weights; name it")
     if quantization.bnb_4bit_quant_storage != "uint8":

@@ -25,7 +25,7 @@ from peftkit.planning.meta_model import (
     sum_bytes,
 )
 from peftkit.recipe.method import Method
-from peftkit.system.environment import optimizer_bytes
+from peftkit.system.environment import count_optimizer_bytes
 from peftkit.tasks import Task
 
 
@@ -196,7 +196,7 @@ def _state_bytes(optimizer: torch.optim.Optimizer, trained: Sequence[torch.nn.Pa
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
-    return optimizer_bytes(optimizer)
+    return count_optimizer_bytes(optimizer)
 
 
 def _master_bytes(

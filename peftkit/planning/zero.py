@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from peftkit.distributed.process_group import deepspeed_config
+from peftkit.distributed.deepspeed import read_deepspeed_config
 from peftkit.planning.tracing import ModelMemory, StepMemory
 
 MASTER_BYTES = 4
@@ -45,7 +45,7 @@ def placement_of(config: str | dict[str, Any] | None) -> Placement:
     """Where a DeepSpeed config, or its name, puts the model's states; None is no DeepSpeed. Raises UserError."""
     if config is None:
         return PLACEMENTS[0]
-    zero = deepspeed_config(config).get("zero_optimization", {})
+    zero = read_deepspeed_config(config).get("zero_optimization", {})
     bucket, stage = zero.get("reduce_bucket_size", 500_000_000), int(zero.get("stage", 0))
     optimizer, param = (_offloaded(zero.get(f"offload_{part}")) for part in ("optimizer", "param"))
     return Placement(

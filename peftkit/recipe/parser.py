@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import runpy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,7 @@ def build_parser(base: Recipe, prog: str) -> RecipeParser:
     parser = RecipeParser(
         prog=prog,
         usage=f"{prog} [--FIELD VALUE ...]",
-        description="Train by this recipe. Any field can be set by its dotted name. --resume goes on from the last "
-        "checkpoint in training.output_dir, --resume PATH from that one.",
+        description="Train a model from this recipe. Any field can be set by its dotted name.",
         allow_abbrev=False,
     )
     parser.add_argument("--name", type=str, default=base.name, help="what the run's folder and tables are called")
@@ -72,36 +71,32 @@ def build_parser(base: Recipe, prog: str) -> RecipeParser:
     return parser
 
 
-def split_resume(words: Sequence[str]) -> tuple[list[str], bool | str]:
-    """The words without `--resume [PATH]`, and what it said: False where it is not there, True without a path."""
-    kept: list[str] = []
-    resume: bool | str = False
-    before = ""
-    for word in words:
-        if word == "--resume" or word.startswith("--resume="):
-            resume = word.removeprefix("--resume").removeprefix("=") or True
-        elif before == "--resume" and not word.startswith("-"):
-            resume = word
-        else:
-            kept.append(word)
-        before = word
-    return kept, resume
-
-
 def parse_recipe(words: Sequence[str], base: Recipe, prog: str = "recipe") -> Recipe:
-    """The recipe `base` with the fields that `words` set. Raises UserError naming the nearest right field."""
-    # What stands in a Python recipe has been checked by no one yet.
+    """Return the recipe `base` with the fields that the arguments set. Raises UserError with the nearest field."""
+    return parse_fields(words, base, prog)[0]
+
+
+def parse_fields(
+    words: Sequence[str], base: Recipe, prog: str, add_options: Callable[[RecipeParser], None] = lambda parser: None
+) -> tuple[Recipe, Namespace]:
+    """Return the recipe `base` with the fields that the arguments set, and the options that `add_options` defines.
+
+    Raises UserError with the nearest field.
+    """
+    # The values of a recipe in Python have not been checked yet.
     dict_to_recipe(recipe_to_dict(base))
     parser = build_parser(base, prog)
+    add_options(parser)
     words = _with_full_task(words)
     given = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}
     named = {name.split(".")[1]: None for name in sorted(given) if name.startswith("training.")}
     # A value that is also the library's default is kept when the user wrote it.
-    recipe = _to_recipe(parser.parse_args(list(words)), replace(base, training={**base.training, **named}))
+    parsed = parser.parse_args(list(words))
+    recipe = _to_recipe(parsed, replace(base, training={**base.training, **named}))
     if "method.name" not in given and base.method.name == base.method.kind:
         recipe = replace(recipe, method=replace(recipe.method, name=""))
     check_name(recipe.name)
-    return recipe
+    return recipe, parsed
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -133,7 +128,7 @@ def read_recipe(path: str | Path) -> Recipe:
         raise UserError(f"{path}: {error}") from None
 
 
-def recipe_for_command(path: str | Path, words: Sequence[str]) -> Recipe:
+def read_command_recipe(path: str | Path, words: Sequence[str]) -> Recipe:
     """As `read_recipe`, for a command line whose other arguments are `words`.
 
     Raises UserError for a YAML file that turns `model.trust_remote_code` on: only the command line or Python may.

@@ -1,4 +1,4 @@
-"""What a run cost: peak memory, parameters, the machine it ran on."""
+"""The machine and the process: memory, age, packages, out-of-memory errors."""
 
 import errno
 import os
@@ -30,8 +30,8 @@ PACKAGES = (
 def process_peak_bytes() -> int:
     """Largest resident memory of this process so far, in bytes.
 
-    On Linux from `VmHWM`, which starts anew with each program: `ru_maxrss` is inherited from the process that
-    started this one, so a small run launched by a large program would look large.
+    On Linux from `VmHWM`, which each program starts at zero. `ru_maxrss` is inherited from the parent process, so that
+    a small run started by a large program would look large.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -47,34 +47,30 @@ def process_bytes() -> int:
     return psutil.Process().memory_info().rss
 
 
-def optimizer_bytes(optimizer: Any) -> int:
-    """Bytes of the state that this rank holds of an optimizer, whatever is wrapped around it."""
+def count_optimizer_bytes(optimizer: Any) -> int:
+    """Count the bytes of optimizer state that this rank holds, through any wrapper of the optimizer."""
     while (inner := getattr(optimizer, "optimizer", None)) is not None:
         optimizer = inner
     held = [tensor for state in optimizer.state.values() for tensor in state.values()]
     return sum({id(one): one.numel() * one.itemsize for one in held if isinstance(one, torch.Tensor)}.values())
 
 
-def memory_per_rank() -> list[dict[str, int]]:
-    """Peak memory of each rank in bytes: `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`."""
+def read_peak_memory() -> dict[str, int]:
+    """Read the peak memory in bytes: `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`."""
     peaks = {"process_peak": process_peak_bytes()}
     if torch.cuda.is_available():
         peaks["allocated_peak"] = torch.cuda.max_memory_allocated()
         peaks["reserved_peak"] = torch.cuda.max_memory_reserved()
-    return gather_from_ranks(peaks)
-
-
-def gather_from_ranks(value: Any) -> list[Any]:
-    """The value of each rank, in their order, on every rank."""
-    if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
-        return [value]
-    every: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(every, value)
-    return every
+    return peaks
 
 
 def process_age() -> float:
     """Seconds since this process was started, the import of packages included."""
+    stat = Path("/proc/self/stat")
+    if stat.exists():
+        # psutil adds the time of boot, which Linux reports in whole seconds.
+        ticks = int(stat.read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return time.time() - psutil.Process().create_time()
 
 
@@ -106,13 +102,13 @@ def environment() -> dict[str, Any]:
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        # As torchrun says it, or deepspeed.
+        # Set by torchrun or by deepspeed.
         "hosts": int(os.environ.get("GROUP_WORLD_SIZE") or os.environ.get("CROSS_SIZE") or "1"),
     }
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error, or what it was raised from, is the machine's memory or the GPU's running out."""
+    """Whether the error, or its cause, means that the memory of the machine or of a GPU ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
@@ -123,7 +119,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_out_of_memory_message(text: str) -> bool:
-    """Whether these are the words with which libraries tell that memory ran out."""
+    """Whether the text contains a library's message that memory ran out."""
     known = (
         r"can't allocate memory|[Cc]annot allocate memory|CUDA.{0,40}out of memory|std::bad_alloc|\bMemoryError\b|"
         "No executable batch size"

@@ -1,6 +1,7 @@
-"""From what evaluation kept of a split to answers and metrics, in the words of the data."""
+"""The step that evaluates: predictions and metrics of validation and test."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,19 +10,21 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from peftkit.data.splits import Splits
+from peftkit.system.logging import is_rank_zero
 from peftkit.tasks import Task
 from peftkit.tasks.default import first_output
+from peftkit.training.preparation import PreparedData
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """One run's data and task, to score what its model makes of a split.
+    """Turns the evaluation outputs of one run into predictions and metrics.
 
     Attributes:
-        task: The recipe's, or fitted to validation.
-        splits: The rows, with the right answers.
-        encoded: What the model read, by split.
-        tokenizer: What encoded it.
+        task: The task of the recipe, or calibrated on validation.
+        splits: The rows with their references.
+        encoded: The tokenized rows by split.
+        tokenizer: The tokenizer of the model.
     """
 
     task: Task
@@ -29,30 +32,81 @@ class Scoring:
     encoded: Mapping[str, Dataset]
     tokenizer: PreTrainedTokenizerBase
 
-    def _kept(self, split: str, kept: Any) -> np.ndarray:
-        # With several ranks the last batch is filled up with rows from the start.
-        found, rows = np.asarray(first_output(kept)), len(self.encoded[split])
-        assert len(found) >= rows, f"evaluation of {split} kept {len(found)} of {rows} rows"
+    def _outputs(self, split: str, outputs: Any) -> np.ndarray:
+        # With several ranks the last batch is padded with rows from the start of the split.
+        found, rows = np.asarray(first_output(outputs)), len(self.encoded[split])
+        assert len(found) >= rows, f"evaluation of {split} returned {len(found)} of {rows} rows"
         return found[:rows]
 
-    def fitted(self, kept: Any) -> "Scoring":
-        """With what the task learns from its outputs on validation."""
+    def calibrate(self, outputs: Any) -> "Scoring":
+        """Return the scoring with the task calibrated on its outputs for validation."""
         split = "validation"
-        task = self.task.fitted(self._kept(split, kept), self.encoded[split], self.splits.labels)
+        task = self.task.fitted(self._outputs(split, outputs), self.encoded[split], self.splits.labels)
         return replace(self, task=task)
 
-    def answers(self, split: str, kept: Any) -> list[Mapping[str, Any]]:
-        """An answer a row of the split."""
+    def predictions(self, split: str, outputs: Any) -> list[Mapping[str, Any]]:
+        """Return a prediction for each row of the split."""
         return self.task.decode(
-            self._kept(split, kept), self.encoded[split], self.splits.rows[split], self.tokenizer, self.splits.labels
+            self._outputs(split, outputs),
+            self.encoded[split],
+            self.splits.rows[split],
+            self.tokenizer,
+            self.splits.labels,
         )
 
     def references(self, split: str) -> list[Any]:
-        """The right answer of each row."""
+        """Return the reference of each row."""
         return self.task.references(self.splits.rows[split], self.splits.labels)
 
-    def metrics(self, split: str, answers: list[Mapping[str, Any]]) -> dict[str, Any]:
-        """Metrics of the split; for test with their intervals."""
+    def score(self, split: str, predictions: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the metrics of the split; for test with their intervals."""
         references = self.references(split)
-        found: dict[str, Any] = dict(self.task.score(answers, references))
-        return found | self.task.intervals(answers, references) if split == "test" else found
+        found: dict[str, Any] = dict(self.task.score(predictions, references))
+        return found | self.task.intervals(predictions, references) if split == "test" else found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What the trained model predicts, on rank 0.
+
+    Attributes:
+        task: Calibrated on validation.
+        predictions: By split, a prediction a row.
+        references: The references of the test rows; empty for a trial.
+        metrics: By split, loss and metrics; for test with intervals.
+        seconds: Time to predict and score.
+    """
+
+    task: Task
+    predictions: Mapping[str, list[Mapping[str, Any]]]
+    references: list[Any]
+    metrics: Mapping[str, dict[str, Any]]
+    seconds: float
+
+
+def evaluate(task: Task, data: PreparedData, trainer: Any, splits: Sequence[str]) -> Evaluation | None:
+    """Predict `splits` with the model of `trainer` and score them; every rank takes part.
+
+    The task is calibrated on validation first. Returns None on ranks other than 0.
+    """
+    started = time.perf_counter()
+    # Scored below, once, with the calibrated task.
+    trainer.compute_metrics = None
+    outputs = {split: trainer.predict(data.encoded[split], metric_key_prefix=split) for split in splits}
+    if not is_rank_zero():
+        return None
+    scoring = Scoring(task=task, splits=data.splits, encoded=data.encoded, tokenizer=data.tokenizer)
+    calibrated = scoring.calibrate(outputs["validation"].predictions)
+    predictions = {split: calibrated.predictions(split, outputs[split].predictions) for split in splits}
+    metrics = {
+        split: _loss(outputs[split].metrics or {}, split) | calibrated.score(split, predictions[split])
+        for split in splits
+    }
+    return Evaluation(
+        task=calibrated.task, predictions=predictions, metrics=metrics,
+        references=calibrated.references("test") if "test" in splits else [], seconds=time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def _loss(metrics: Mapping[str, float], split: str) -> dict[str, Any]:
+    return {"loss": metrics[f"{split}_loss"]} if f"{split}_loss" in metrics else {}

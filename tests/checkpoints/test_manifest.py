@@ -19,7 +19,7 @@ from peftkit.checkpoints.manifest import (
 )
 from peftkit.errors import UserError
 from peftkit.runs.report import read_report
-from peftkit.training import run as run_module
+from peftkit.training import evaluation
 from peftkit.training.run import run
 
 # Six steps an epoch; what is logged, accumulated and saved falls on different steps.
@@ -156,16 +156,16 @@ def test_a_checkpoint_that_was_not_finished_does_not_count(small_recipe, tmp_pat
 
 def test_a_run_that_failed_after_training_goes_on_with_its_evaluation(small_recipe, tmp_path, monkeypatch):
     whole = run(small_recipe(output_dir=str(tmp_path / "whole"), **WORDS))
-    fitted = run_module.Scoring.fitted
+    fitted = evaluation.Scoring.calibrate
 
     def fail(*_):
         raise MemoryError("evaluation")
 
-    monkeypatch.setattr(run_module.Scoring, "fitted", fail)
+    monkeypatch.setattr(evaluation.Scoring, "calibrate", fail)
     recipe = small_recipe(**WORDS)
     with pytest.raises(MemoryError):
         run(recipe)
-    monkeypatch.setattr(run_module.Scoring, "fitted", fitted)
+    monkeypatch.setattr(evaluation.Scoring, "calibrate", fitted)
     report = run(recipe, resume=True)
     assert (report.status, report.resumed[0]["step"], report.audit["verdict"]) == ("complete", 10, "passed")
     assert report.metrics == whole.metrics

@@ -32,12 +32,12 @@ def test_help_and_import_load_no_torch(real_interpreter):
     ("words", "said"),
     [
         (["trian"], "invalid choice: 'trian'"),
-        (["train"], "which recipe?"),
+        (["train"], "missing RECIPE"),
         (["train", "nowhere.yaml"], "nowhere.yaml: no such recipe file"),
         (["train", "recipes/lora_cls.py", "--training.max_step", "3"], "did you mean 'training.max_steps'?"),
         (["compare", "recipes/lora_cls.py", "--methods", "full,loraa"], "did you mean 'lora'?"),
-        (["compare", "recipes/lora_cls.py", "--learning_rates", "full"], "'full' is not METHOD=NUMBER"),
-        (["compare", "recipes/lora_cls.py", "--methods", "full", "--over", "method=lora"], "say one of them"),
+        (["compare", "recipes/lora_cls.py", "--learning_rates", "full"], "expected METHOD=NUMBER, got 'full'"),
+        (["compare", "recipes/lora_cls.py", "--methods", "full", "--over", "method=lora"], "pass one of them"),
         (["compare", "recipes/lora_cls.py", "--quick", "--seeds", "2"], "one trial and one seed"),
         (
             ["compare", "recipes/lora_cls.py", "--over", "data.max_train_sample=3"],
@@ -53,7 +53,10 @@ def test_help_and_import_load_no_torch(real_interpreter):
         (["export", "a", "b", "--push_to_hub", "me/it"], "no login that the hub accepts"),
         (["combine", "tests", "out"], "expected two or more runs"),
         (["combine", "tests", "recipes", "out"], "tests: no finished run here"),
-        (["combine", "tests", "recipes", "out", "--weights", "a,b"], "--weights: 'a,b' is not numbers"),
+        (
+            ["combine", "tests", "recipes", "out", "--weights", "a,b"],
+            "expected numbers separated by commas",
+        ),
         (["predict", "nowhere", "x.csv"], "x.csv: no such file"),
         (["predict", "nowhere", "README.md"], "unknown file format '.md'; say --input_format"),
         (["predict", "nowhere", "README.md", "--input_format", "text"], "neither a run nor a model"),

@@ -8,42 +8,21 @@ from pathlib import Path
 import pytest
 
 from peftkit import Quantization, Recipe, full, lora, qlora
-from peftkit.distributed.process_group import (
-    check_quantized,
+from peftkit.distributed.deepspeed import (
+    check_quantized_storage,
+    choose_default_config,
     clear_stale_locks,
-    config_folder,
-    deepspeed_config,
-    lost_rank_errors,
-    spelled_out,
-    split_launcher_words,
-    usual_deepspeed_config,
+    read_deepspeed_config,
 )
+from peftkit.distributed.process_group import lost_rank_errors
 from peftkit.errors import LostRankError, UserError
 
 FOUR_SENTENCES = Path(__file__).resolve().parents[2] / "recipes" / "four_sentences.yaml"
 
 
-@pytest.mark.parametrize(
-    ("words", "kept", "launched"),
-    [
-        (["--local_rank=1", "--name", "x"], ["--name", "x"], True),
-        (["--local_rank", "1", "--name", "x"], ["--name", "x"], True),
-        (["--local-rank=0"], [], True),
-        (["--name", "x"], ["--name", "x"], False),
-    ],
-)
-def test_the_launchers_own_words(words, kept, launched):
-    assert split_launcher_words(words) == (kept, launched)
-
-
-def test_ds_is_short_for_the_word_of_the_recipe():
-    assert spelled_out(["--ds", "auto", "--name", "x"]) == ["--training.deepspeed", "auto", "--name", "x"]
-    assert spelled_out(["--ds=zero3"]) == ["--training.deepspeed=zero3"]
-
-
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"])
 def test_the_configs_leave_batch_rate_and_dtype_to_the_recipe(name):
-    config = deepspeed_config(f"ds_configs/{name}.json")
+    config = read_deepspeed_config(f"ds_configs/{name}.json")
     assert config["zero_optimization"]["stage"] == int(name[4])
     for field in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping"):
         assert config[field] == "auto"
@@ -55,28 +34,28 @@ def test_the_configs_leave_batch_rate_and_dtype_to_the_recipe(name):
 
 def test_a_config_that_is_not_there_is_one_line():
     with pytest.raises(UserError, match="no such file"):
-        deepspeed_config("ds_configs/zero9.json")
+        read_deepspeed_config("ds_configs/zero9.json")
 
 
 def test_a_config_named_elsewhere_is_not_replaced_by_ours():
     with pytest.raises(UserError, match="no such file"):
-        deepspeed_config("/nowhere/mine/zero3.json")
+        read_deepspeed_config("/nowhere/mine/zero3.json")
 
 
 def test_zero3_needs_four_bits_stored_as_the_weights_are():
-    config = deepspeed_config("zero3.json")
+    config = read_deepspeed_config("zero3.json")
     with pytest.raises(UserError, match="set it to float32"):
-        check_quantized(Recipe(method=qlora()), config)
+        check_quantized_storage(Recipe(method=qlora()), config)
     with pytest.raises(UserError, match="set it to bfloat16"):
-        check_quantized(Recipe(method=qlora(), training={"bf16": True}), config)
-    check_quantized(Recipe(method=qlora(quantization=Quantization(bnb_4bit_quant_storage="float32"))), config)
-    check_quantized(Recipe(method=qlora()), deepspeed_config("zero2.json"))
-    check_quantized(Recipe(method=lora()), config)
+        check_quantized_storage(Recipe(method=qlora(), training={"bf16": True}), config)
+    check_quantized_storage(Recipe(method=qlora(quantization=Quantization(bnb_4bit_quant_storage="float32"))), config)
+    check_quantized_storage(Recipe(method=qlora()), read_deepspeed_config("zero2.json"))
+    check_quantized_storage(Recipe(method=lora()), config)
 
 
 def test_an_adapter_is_not_sharded_further_than_it_gains():
-    assert usual_deepspeed_config(Recipe(method=full())) == config_folder() / "zero2.json"
-    assert usual_deepspeed_config(Recipe(method=lora())) == config_folder() / "zero1.json"
+    assert choose_default_config(Recipe(method=full())) == "ds_configs/zero2.json"
+    assert choose_default_config(Recipe(method=lora())) == "ds_configs/zero1.json"
 
 
 @pytest.mark.parametrize(("age", "held", "left"), [(121, False, False), (121, True, True), (1, False, True)])
@@ -146,5 +125,5 @@ def test_ranks_with_different_files_stop(tmp_path):
     )  # fmt: skip
     assert done.returncode != 0
     assert done.stderr.count("peftkit: data: rank 1 read other rows than rank 0") == 1
-    assert done.stderr.count("training.load_best_model_at_end: rank 1 does not see rank 0's folder") == 1
+    assert done.stderr.count("training.load_best_model_at_end: rank 1 does not see the run folder of rank 0") == 1
     assert "exitcode  : 2" in done.stderr

@@ -8,24 +8,25 @@ import torch
 from safetensors.torch import save_file
 
 from peftkit.data.splits import load_splits
-from peftkit.distributed import process_group as distributed
+from peftkit.distributed.process_group import leave_process_group, wait_for_ranks
 from peftkit.models import adapters
 from peftkit.models.loading import load_base, load_tokenizer
 from peftkit.recipe.parser import read_recipe
 from peftkit.system.logging import is_rank_zero, set_up_logging
-from peftkit.training.trainer import make_trainer, training_arguments
+from peftkit.training.arguments import build_training_arguments
+from peftkit.training.trainer import build_trainer
 
 
 def trained(recipe, folder):
     """Loss and gradient norm of each step, and the trainable weights, in `folder`; no more of a run than training."""
-    arguments = training_arguments(recipe, folder)
+    arguments = build_training_arguments(recipe, folder)
     torch.manual_seed(arguments.seed)
     splits = load_splits(recipe.data, recipe.task)
     tokenizer = load_tokenizer(recipe.model, recipe.task)
     encoded = {name: recipe.task.encode(rows, tokenizer, splits.labels) for name, rows in splits.rows.items()}
     base = load_base(recipe.model, recipe.task, tokenizer, splits.labels, recipe.method.quantization)
     model = adapters.apply_method(recipe.method, base.model, base.head, recipe.task.task_type, base.unused)
-    trainer = make_trainer(recipe, model, arguments, tokenizer, encoded, splits.labels, lambda _: {}, [])
+    trainer = build_trainer(recipe, model, arguments, tokenizer, encoded, splits.labels, lambda _: {}, [])
     trainer.train()
     learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if any(hasattr(parameter, "ds_id") for parameter in learned.values()):
@@ -49,5 +50,5 @@ if __name__ == "__main__":
     set_up_logging()
     for path in sys.argv[2:]:
         trained(read_recipe(Path(path)), Path(sys.argv[1]) / Path(path).stem)
-    distributed.meet()
-    distributed.finish()
+    wait_for_ranks()
+    leave_process_group()

@@ -28,21 +28,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 # A leg of a run: killed by SIGKILL at the step that is named, or to the end.
 LEG = """
 import os, signal, sys
-from peftkit.distributed.process_group import split_launcher_words
+from peftkit.cli.recipe_arguments import parse_run_arguments
 from peftkit.errors import run_with_exit_code
 from peftkit.system.logging import set_up_logging
-from peftkit.recipe.parser import parse_recipe, read_recipe, split_resume
+from peftkit.recipe.parser import read_recipe
 from peftkit.training.run import run
 
-file, step, *words = split_launcher_words(sys.argv[1:])[0]
-words, resume = split_resume(words)
+launcher = [word for word in sys.argv[1:] if word.startswith("--local_rank")]
+file, step, *words = [word for word in sys.argv[1:] if word not in launcher]
 
 def tell(row):
     if row["step"] >= int(step):
         os.kill(os.getpid(), signal.SIGKILL)
 
 set_up_logging()
-sys.exit(run_with_exit_code(lambda: run(parse_recipe(words, read_recipe(file)), resume=resume, progress=tell)))
+parsed = parse_run_arguments([*words, *launcher], read_recipe(file), "leg")
+sys.exit(run_with_exit_code(lambda: run(parsed.recipe, resume=parsed.resume, progress=tell)))
 """
 LAUNCHERS = {
     "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--standalone"],

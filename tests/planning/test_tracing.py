@@ -25,8 +25,9 @@ from peftkit.models.loading import load_base, load_tokenizer
 from peftkit.planning.meta_model import blank_model, held_bytes
 from peftkit.planning.planner import arguments_of
 from peftkit.planning.tracing import trace
-from peftkit.system.environment import optimizer_bytes
-from peftkit.training.trainer import make_trainer, training_arguments
+from peftkit.system.environment import count_optimizer_bytes
+from peftkit.training.arguments import build_training_arguments
+from peftkit.training.trainer import build_trainer
 
 LABELS = ("a", "b", "c")
 METHODS = {"full": full, "lora": lora, "qlora": qlora, "dora": lambda: lora(use_dora=True)}
@@ -60,8 +61,8 @@ def measured(recipe):
     if recipe.task.task_type == "SEQ_CLS" and batch["labels"].dim() == 2:
         batch["labels"] = batch["labels"].long()  # rows name their labels by number
     rows = Dataset.from_dict({name: tensor.tolist() for name, tensor in batch.items()})
-    arguments = training_arguments(recipe, recipe.training["output_dir"])
-    trainer = make_trainer(recipe, model, arguments, tokenizer, {"train": rows, "validation": rows}, LABELS, dict, [])
+    arguments = build_training_arguments(recipe, recipe.training["output_dir"])
+    trainer = build_trainer(recipe, model, arguments, tokenizer, {"train": rows, "validation": rows}, LABELS, dict, [])
     weights = held_bytes(model)
     # What is freed while it is counted would count less than nothing.
     gc.collect()
@@ -72,7 +73,7 @@ def measured(recipe):
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
-    return weights, optimizer_bytes(trainer.optimizer), weights + peak, base.head
+    return weights, count_optimizer_bytes(trainer.optimizer), weights + peak, base.head
 
 
 CASES = [

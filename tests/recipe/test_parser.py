@@ -15,7 +15,6 @@ from peftkit.recipe.parser import (
     read_recipe,
     recipe_to_dict,
     recipe_to_yaml,
-    split_resume,
 )
 from peftkit.tasks import TASKS
 from peftkit.training.run import run
@@ -213,20 +212,6 @@ def test_every_task_goes_to_yaml_and_back(tmp_path, kind):
     recipe = Recipe(task=kind())
     (tmp_path / "r.yaml").write_text(recipe_to_yaml(recipe))
     assert read_recipe(tmp_path / "r.yaml").task == kind()
-
-
-@pytest.mark.parametrize(
-    ("words", "kept", "resume"),
-    [
-        (["--a", "1"], ["--a", "1"], False),
-        (["--resume"], [], True),
-        (["--resume", "--a", "1"], ["--a", "1"], True),
-        (["--a", "1", "--resume", "runs/x/checkpoint-4", "--b"], ["--a", "1", "--b"], "runs/x/checkpoint-4"),
-        (["--resume=runs/x/checkpoint-4", "1"], ["1"], "runs/x/checkpoint-4"),
-    ],
-)
-def test_the_word_resume_is_no_field_of_a_recipe(words, kept, resume):
-    assert split_resume(words) == (kept, resume)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from peftkit.system.environment import environment, is_out_of_memory, memory_per_rank, process_peak_bytes
+from peftkit.system.environment import environment, is_out_of_memory, process_peak_bytes, read_peak_memory
 
 
 def test_the_peak_knows_what_was_freed():
@@ -14,7 +14,7 @@ def test_the_peak_knows_what_was_freed():
     size = block.numel()
     del block
     assert process_peak_bytes() > size
-    assert memory_per_rank() == [{"process_peak": process_peak_bytes()}]
+    assert read_peak_memory() == {"process_peak": process_peak_bytes()}
 
 
 def test_a_small_process_started_by_a_large_one_is_small(real_interpreter):

@@ -10,6 +10,7 @@ SCRIPT = """
 import sys, json
 from peftkit import DataConfig, ModelConfig, MultiLabelClassification, Recipe, SequenceClassification, full
 from peftkit.system import environment as measure
+from peftkit.training import fitting
 from peftkit.training import run as run_module
 from peftkit.system.logging import set_up_logging
 set_up_logging()
@@ -17,11 +18,11 @@ folder, model, output, task = sys.argv[1:]
 # So few steps teach nothing: without thresholds nearly every label would be answered.
 fields = {} if task == "SequenceClassification" else {"thresholds": {str(n): 0.9 for n in range(10_000)}}
 before = {}
-saved = measure.memory_per_rank
-def memory_per_rank():
+saved = fitting.gather_peak_memory
+def gather_peak_memory():
     before["peak"] = measure.process_peak_bytes()  # after training, before anything is evaluated
     return saved()
-measure.memory_per_rank = memory_per_rank
+fitting.gather_peak_memory = gather_peak_memory
 recipe = Recipe(
     model=ModelConfig(name_or_path=model), data=DataConfig(path=folder), task=globals()[task](max_length=8, **fields),
     method=full(), training=dict(

@@ -14,7 +14,8 @@ from peftkit.models.loading import load_base
 from peftkit.runs.report import Report, is_finished, read_report
 from peftkit.runs.writer import check_saved_head
 from peftkit.training import audit as audit_module
-from peftkit.training import run as run_module
+from peftkit.training import evaluation, preparation
+from peftkit.training.failure import has_report_of_cause
 from peftkit.training.run import run
 
 METHODS = [
@@ -95,7 +96,7 @@ def test_adapters_that_no_gradient_reaches_fail_the_run_though_the_loss_falls(sm
         base.model.bert.encoder.layer[0].register_forward_hook(lambda module, inputs, output: output.detach())
         return base
 
-    monkeypatch.setattr(run_module, "load_base", cut)
+    monkeypatch.setattr(preparation, "load_base", cut)
     with pytest.raises(AuditError, match=r"step 10: trainable but never had a finite non-zero gradient: .*layer\.0\."):
         run(small_recipe(max_steps=12))
     report = read_report(tmp_path / "run")
@@ -144,7 +145,7 @@ def test_weights_outlive_an_evaluation_that_fails(small_recipe, tmp_path, monkey
     def fail(*_):
         raise MemoryError("evaluation")
 
-    monkeypatch.setattr(run_module.Scoring, "fitted", fail)
+    monkeypatch.setattr(evaluation.Scoring, "calibrate", fail)
     with pytest.raises(MemoryError):
         run(small_recipe())
     kept = {path.name for path in (tmp_path / "run" / "unscored").iterdir()}
@@ -216,10 +217,10 @@ def test_sigterm_ends_a_run_in_order(small_recipe, tmp_path, capsys):
 def test_a_rank_that_ends_after_another_leaves_the_cause_in_the_report(ranks, kept, error, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", ranks)
     Report(name="a", method="lora", status="failed", error="ValueError: the cause").write(tmp_path)
-    assert run_module._was_told(tmp_path, error) == kept
-    assert not run_module._was_told(tmp_path, ValueError("its own"))
+    assert has_report_of_cause(tmp_path, error) == kept
+    assert not has_report_of_cause(tmp_path, ValueError("its own"))
     os.utime(tmp_path / "report.json", (0, 0))
-    assert not run_module._was_told(tmp_path, error)
+    assert not has_report_of_cause(tmp_path, error)
 
 
 def test_a_trained_classifier_as_the_base_keeps_its_answers(small_recipe, tmp_path):

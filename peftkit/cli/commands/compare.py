@@ -1,0 +1,103 @@
+"""Run several methods on the same data and compare them."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from peftkit.errors import UserError
+
+DEFAULT_METHODS = "full,lora,qlora"
+DEFAULT_RUNS = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the arguments."""
+    parser.usage = "peftkit compare RECIPE [--methods a,b,c] [--over FIELD=a,b] [OPTIONS] [--FIELD VALUE ...]"
+    parser.add_argument("recipe", help="a .yaml or .py file; any field can be set by its dotted name, as in train")
+    parser.add_argument(
+        "--methods", metavar="A,B",
+        help="full, lora, qlora, dora, rslora, any method of peft by its name (ia3, prefix_tuning), or recipe files "
+        f"({DEFAULT_METHODS} when nothing else is compared)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--over", action="append", default=[], metavar="FIELD=A,B",
+        help="compare any field of the recipe, such as model.name_or_path=a,b; several give every combination",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trials", type=int, metavar="N", help=f"settings tried for each row on validation ({DEFAULT_RUNS})"
+    )
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help=f"runs of each row with its best setting ({DEFAULT_RUNS})"
+    )
+    parser.add_argument("--quick", action="store_true", help="one setting, one seed: a first look")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each on its own devices (1)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="ranks of each run (1)")
+    parser.add_argument(
+        "--learning_rates", default="", help="other than the defaults of the methods, such as full=3e-5,ia3=5e-3"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="a new folder, or one where this comparison was begun (comparisons/NAME)"
+    )
+    parser.set_defaults(takes_fields=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run `peftkit compare`. Raises UserError."""
+    rates = _parse_learning_rates(arguments.learning_rates)
+    if arguments.quick and (arguments.trials or 1, arguments.seeds or 1) != (1, 1):
+        raise UserError("--quick: means one trial and one seed; remove --trials and --seeds")
+    from peftkit.cli.recipe_arguments import read_recipe_arguments
+    from peftkit.comparison.grid import folder_name
+    from peftkit.comparison.report.writer import NAMES, PICTURES, write_all
+    from peftkit.comparison.runner import RUNS, Budget, compare, run_place
+
+    over = _parse_grid(arguments.over, arguments.methods)
+    recipe = read_recipe_arguments(arguments.recipe, arguments.fields, "peftkit compare RECIPE")
+    default = 1 if arguments.quick else DEFAULT_RUNS
+    budget = Budget(
+        trials=default if arguments.trials is None else arguments.trials,
+        seeds=default if arguments.seeds is None else arguments.seeds,
+        jobs=arguments.jobs, processes=arguments.processes,
+    )  # fmt: skip
+    folder = compare(recipe, over, budget=budget, output=arguments.output, learning_rates=rates)
+    findings = write_all(folder)
+    print("\n" + (folder / NAMES["md"]).read_text(encoding="utf-8"))
+    if (folder / NAMES["html"]).exists():
+        print(f"page     {folder / NAMES['html']}")
+        print(f"pictures {folder / PICTURES}")
+    print(f"numbers  {folder / NAMES['csv']}, {folder / NAMES['json']}")
+    print(f"runs     {folder / RUNS}")
+    if findings.recommended:
+        best = next(row for row in findings.rows if row.name == findings.recommended)
+        path = run_place(folder, folder_name(best.name), seed=best.seeds[0])
+        print(f"\nExport a run as a standard model:  peftkit export {path} my-model")
+    # Out of memory and divergence are results; any other failure needs a look.
+    if failed := [row.name for row in findings.rows if row.broken]:
+        sys.exit(f"peftkit: {', '.join(failed)} failed; see the table")
+
+
+def _parse_learning_rates(text: str) -> dict[str, float]:
+    rates = {}
+    for part in filter(None, text.split(",")):
+        name, _, rate = part.partition("=")
+        try:
+            rates[name] = float(rate)
+        except ValueError:
+            raise UserError(f"--learning_rates: expected METHOD=NUMBER, got '{part}'") from None
+    return rates
+
+
+def _parse_grid(over: Sequence[str], methods: str | None) -> Mapping[str, Sequence[str]]:
+    """The values to compare by field; methods first."""
+    from peftkit.comparison.grid import METHOD, parse_over
+
+    grid = parse_over(over)
+    if methods is None and grid:
+        return grid
+    if METHOD in grid:
+        raise UserError("--methods and --over method: mean the same; pass one of them")
+    names = [name.strip() for name in (DEFAULT_METHODS if methods is None else methods).split(",")]
+    if not any(names):
+        raise UserError("--methods: names no method; pass names separated by commas")
+    return {METHOD: [name for name in names if name], **grid}

@@ -1,0 +1,48 @@
+"""Plan the memory and time of a recipe on given hardware, before it runs."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the arguments."""
+    parser.usage = "peftkit plan RECIPE [--gpus N] [--gpu-memory 24GiB] [OPTIONS] [--FIELD VALUE ...]"
+    parser.add_argument("recipe", help="a .yaml or .py file; any field can be set by its dotted name, as in train")
+    parser.add_argument("--gpus", type=int, metavar="N", help="number of devices (1 of this machine's)")
+    parser.add_argument("--gpu-memory", "--gpu_memory", metavar="SIZE", help="memory of each device (24GiB)")
+    parser.add_argument("--methods", default="full,lora,qlora", metavar="A,B", help="as in compare (full,lora,qlora)")
+    parser.add_argument("--rows", type=int, metavar="N", help="training rows, if the data is not to be read")
+    parser.add_argument(
+        "--tflops", type=float, help="operations in 10^12 a second that training reaches on a device (40 on a GPU)"
+    )
+    parser.add_argument(
+        "--speed-from",
+        "--speed_from",
+        type=Path,
+        metavar="RUN",
+        help="take --tflops from a finished run of one process",
+    )
+    parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="between the devices of a host (12)")
+    parser.add_argument("--network", type=float, metavar="GB/S", help="between hosts, a device's share (3)")
+    parser.add_argument("--gpus-per-host", "--gpus_per_host", type=int, metavar="N", help="devices of a host (8)")
+    parser.add_argument(
+        "--scaling", action="store_true",
+        help="experimental: estimated throughput on 1 to 1,024 devices",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, help="also write the plan to this .json file")
+    parser.set_defaults(takes_fields=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run `peftkit plan`. Raises UserError."""
+    from peftkit.cli.recipe_arguments import read_recipe_arguments
+    from peftkit.planning.command import Asked, planned
+
+    recipe = read_recipe_arguments(arguments.recipe, arguments.fields, "peftkit plan RECIPE")
+    options = Asked(
+        gpus=arguments.gpus, gpu_memory=arguments.gpu_memory, rows=arguments.rows, tflops=arguments.tflops,
+        speed_from=arguments.speed_from, bandwidth=arguments.bandwidth, network=arguments.network,
+        gpus_per_host=arguments.gpus_per_host, scaling=arguments.scaling,
+    )  # fmt: skip
+    methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
+    print(planned(recipe, methods, options, arguments.output))

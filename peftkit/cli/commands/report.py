@@ -1,0 +1,46 @@
+"""Show a comparison, or runs, as a page or a table."""
+
+import argparse
+from pathlib import Path
+
+from peftkit.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the arguments."""
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUNS", help="a comparison folder, or run folders")
+    parser.add_argument("--format", choices=("html", "md", "csv", "json"), default="html")
+    parser.add_argument(
+        "--output", type=Path, help="a new file; default: the page beside the runs, other formats to the terminal"
+    )
+    parser.add_argument(
+        "--examples", type=int, default=20, metavar="N",
+        help="test rows to show with their text (20); with 0 the page contains no text of the data",
+    )  # fmt: skip
+    add_reload_data(parser)
+
+
+def add_reload_data(parser: argparse.ArgumentParser) -> None:
+    """Define `--reload_data`, which commands on a finished run share."""
+    parser.add_argument(
+        "--reload_data", "--reload-data", action="store_true",
+        help="read the data of a run again where its folder names a database or the Hub; local files need no option",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run `peftkit report`. Raises UserError."""
+    from peftkit.comparison.report.writer import report_text, write_report
+    from peftkit.system.files import write_text
+
+    if arguments.format == "html":
+        options = {"examples": arguments.examples, "reload_data": arguments.reload_data}
+        print(write_report(arguments.folders, output=arguments.output, **options))
+        return
+    if arguments.output is not None and arguments.output.exists():
+        raise UserError(f"--output {arguments.output}: already exists; use another name or remove it")
+    text = report_text(arguments.folders, arguments.format)
+    if arguments.output is None:
+        print(text, end="")
+    else:
+        write_text(arguments.output, text)

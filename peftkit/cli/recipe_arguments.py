@@ -1,0 +1,54 @@
+"""The arguments of a command that takes a recipe: its fields, and the options of a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from peftkit.errors import UserError
+from peftkit.recipe.parser import RecipeParser, parse_fields, read_command_recipe
+from peftkit.recipe.schema import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeArguments:
+    """A parsed command line.
+
+    Attributes:
+        recipe: With the fields that the command line sets.
+        resume: Whether to resume from the last checkpoint, or the checkpoint to resume from.
+    """
+
+    recipe: Recipe
+    resume: bool | str = False
+
+
+def read_recipe_arguments(path: str | Path, fields: Sequence[str], prog: str) -> Recipe:
+    """Read the recipe file and set the fields of the command line. Raises UserError."""
+    return _parse(fields, read_command_recipe(path, fields), prog, training=False).recipe
+
+
+def parse_run_arguments(arguments: Sequence[str], recipe: Recipe, prog: str) -> RecipeArguments:
+    """Parse the command line of a training run: fields of the recipe and options. Raises UserError."""
+    return _parse(arguments, recipe, prog, training=True)
+
+
+def _parse(arguments: Sequence[str], recipe: Recipe, prog: str, *, training: bool) -> RecipeArguments:
+    def add_options(parser: RecipeParser) -> None:
+        parser.add_argument("--ds", metavar="NAME", help="short for --training.deepspeed")
+        if training:
+            parser.add_argument(
+                "--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT",
+                help="resume from the last checkpoint in training.output_dir, or from this one",
+            )  # fmt: skip
+            parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+            # The `deepspeed` launcher adds it; the environment says the same.
+            parser.add_argument("--local_rank", "--local-rank", help="set by the deepspeed launcher")
+
+    found, options = parse_fields(arguments, recipe, prog, add_options)
+    if options.ds is not None:
+        if any(argument.split("=")[0] == "--training.deepspeed" for argument in arguments):
+            raise UserError("--ds and --training.deepspeed: mean the same; pass one of them")
+        found = replace(found, training={**found.training, "deepspeed": options.ds})
+    if not training:
+        return RecipeArguments(recipe=found)
+    return RecipeArguments(recipe=found, resume=options.resume)

@@ -1,0 +1,129 @@
+"""DeepSpeed: its configs, the dtype of its weights, and what it leaves on a host."""
+
+import difflib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from peftkit.errors import UserError
+from peftkit.recipe.schema import Recipe
+from peftkit.system.logging import logger
+
+STALE_AFTER = 120
+"""Seconds after which a lock on an operator build is stale, unless a process of this host has the lock open."""
+
+
+def find_config_folder() -> Path:
+    """Return the folder `ds_configs`: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "ds_configs"
+    return inside if inside.is_dir() else package.parent / "ds_configs"
+
+
+def choose_default_config(recipe: Recipe) -> str:
+    """Choose a ZeRO config for a run that the `deepspeed` launcher started without one, and log why.
+
+    ZeRO-2 shards gradients and optimizer state. Full fine-tuning has three times its weights of them, an adapter a few
+    MB. ZeRO-1 communicates least.
+    """
+    if recipe.method.peft is None:
+        stage, why = "zero2", "full fine-tuning: shards gradients and optimizer state"
+    else:
+        stage, why = "zero1", "an adapter's optimizer state is small: more sharding gains nothing"
+    logger.info("deepspeed without --training.deepspeed: chose ds_configs/%s.json (%s)", stage, why)
+    return f"ds_configs/{stage}.json"
+
+
+def is_deepspeed_launcher() -> bool:
+    """Whether the `deepspeed` launcher started this process; it sets CROSS_SIZE, the number of hosts."""
+    return "CROSS_SIZE" in os.environ
+
+
+def read_deepspeed_config(name: str | dict[str, Any]) -> dict[str, Any]:
+    """Read a DeepSpeed config: a dictionary, a path, or the name of a config that peftkit brings.
+
+    `NAME` and `ds_configs/NAME` are looked up in the current folder first. Raises UserError.
+    """
+    if isinstance(name, dict):
+        return name
+    places = [Path(name).expanduser()]
+    if str(Path(name).parent) in (".", "ds_configs"):
+        places.append(find_config_folder() / Path(name).with_suffix(".json").name)
+    for path in places:
+        if path.is_file():
+            try:
+                return json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"training.deepspeed: {name}: not JSON ({error})") from None
+    known = sorted(path.stem for path in find_config_folder().glob("*.json"))
+    near = difflib.get_close_matches(Path(name).stem, [*known, "auto"], n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise UserError(
+        f"training.deepspeed (--ds): {name}: no such file; use auto, {', '.join(known)}, or a config's path{hint}"
+    )
+
+
+def get_weight_dtype(recipe: Recipe) -> str:
+    """Return the dtype in which DeepSpeed holds the weights."""
+    training = recipe.training
+    return "bfloat16" if training.get("bf16") else "float16" if training.get("fp16") else recipe.model.dtype
+
+
+def check_quantized_storage(recipe: Recipe, deepspeed: dict[str, Any] | None) -> None:
+    """Raise UserError for a 4-bit base that ZeRO-3 can't shard: its storage needs the dtype of the other weights."""
+    quantization = recipe.method.quantization
+    if quantization is None or deepspeed is None or deepspeed.get("zero_optimization", {}).get("stage") != 3:
+        return
+    dtype = get_weight_dtype(recipe)
+    if quantization.bnb_4bit_quant_storage != dtype:
+        raise UserError(
+            f"method.quantization.bnb_4bit_quant_storage: ZeRO-3 can't shard {quantization.bnb_4bit_quant_storage} "
+            f"beside {dtype} weights; set it to {dtype}, or use ZeRO-1 or 2"
+        )
+
+
+def unlink_shared_memory() -> None:
+    """Unlink DeepSpeed's buffers in shared memory: 66 MiB a rank, which DeepSpeed never removes.
+
+    Once every rank has opened the buffers, they exist until the ranks end.
+    """
+    torch.distributed.barrier()
+    mine = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_*"
+    for path in Path("/dev/shm").glob(mine):  # noqa: S108  this is where they are
+        path.unlink(missing_ok=True)
+
+
+def clear_stale_locks() -> None:
+    """Remove the locks of builds of DeepSpeed's operators that were stopped.
+
+    PyTorch waits for such a lock forever and logs nothing. A running build has its lock open.
+    """
+    from torch.utils.cpp_extension import _get_build_directory
+
+    for name in ("cpu_adam", "deepspeed_shm_comm"):
+        lock = Path(_get_build_directory(name, verbose=False)) / "lock"
+        try:
+            age = time.time() - lock.stat().st_mtime
+            if age > STALE_AFTER and not _is_open(lock):
+                lock.unlink()
+                logger.warning("removed a lock of a stopped build of DeepSpeed's %s: %s", name, lock)
+            else:
+                logger.warning("waiting for another process that builds DeepSpeed's %s (lock: %s)", name, lock)
+        except FileNotFoundError:
+            continue
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a process that this user may inspect has the file open."""
+    for process in psutil.process_iter():
+        try:
+            if any(Path(opened.path) == path for opened in process.open_files()):
+                return True
+        except (psutil.Error, OSError):
+            continue
+    return False

@@ -1,0 +1,90 @@
+"""Training arguments: the recipe's `training` with peftkit's defaults, checked."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+
+from peftkit.distributed.deepspeed import check_quantized_storage, read_deepspeed_config
+from peftkit.distributed.process_group import has_several_ranks, join_process_group
+from peftkit.errors import UserError
+from peftkit.recipe.method import usual_learning_rate
+from peftkit.recipe.schema import Recipe
+from peftkit.system.logging import logger
+
+# Training arguments whose other value would leave rows of an evaluation without a prediction.
+NEEDED_TO_SCORE = {
+    "predict_with_generate": True,
+    "prediction_loss_only": False,
+    "eval_do_concat_batches": True,
+    "batch_eval_metrics": False,
+    "dataloader_drop_last": False,
+}
+
+
+def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
+    """Join the ranks and build the training arguments from the recipe's `training` and peftkit's defaults.
+
+    Defaults: the usual learning rate of the method, TensorBoard files as the tracker, no checkpoints, the loss logged
+    every 10 steps. Raises UserError for what TrainingArguments refuses.
+    """
+    given = dict(recipe.training)
+    if given.get("label_smoothing_factor") and not recipe.task.label_smoothing:
+        raise UserError(f"training.label_smoothing_factor: has no meaning for {type(recipe.task).__name__}; remove it")
+    for name, needed in NEEDED_TO_SCORE.items():
+        if given.get(name, needed) != needed:
+            raise UserError(
+                f"training.{name}: must be {str(needed).lower()}, or evaluation would lose predictions; remove it"
+            )
+    if given.get("resume_from_checkpoint"):
+        raise UserError("training.resume_from_checkpoint: is not used; pass --resume PATH instead")
+    if given.get("auto_find_batch_size") and has_several_ranks():
+        raise UserError("training.auto_find_batch_size: is for one rank only; set training.per_device_train_batch_size")
+    use_cpu = bool(given.get("use_cpu")) or not torch.accelerator.is_available()
+    chosen: dict[str, Any] = {
+        # Files in the run folder; nothing is sent.
+        "report_to": "tensorboard",
+        "run_name": recipe.name,
+        "save_strategy": "no",
+        "logging_steps": 10,
+        "logging_first_step": True,
+        # A loss that is NaN is logged as it is, not replaced by the mean.
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "non_padding",
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "dataloader_pin_memory": not use_cpu,
+        # With reentrant checkpointing and a frozen base no gradient reaches the adapter.
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
+    }
+    if "learning_rate" not in given:
+        chosen["learning_rate"] = usual_learning_rate(recipe.method)
+        logger.info(
+            "training.learning_rate not set: using %g, the default of %s", chosen["learning_rate"], recipe.method.name
+        )
+    if given.get("deepspeed") is not None:
+        given["deepspeed"] = read_deepspeed_config(given["deepspeed"])
+    timeout = timedelta(seconds=given.get("ddp_timeout", TrainingArguments.ddp_timeout))
+    join_process_group(deepspeed=given.get("deepspeed") is not None, use_cpu=use_cpu, timeout=timeout)
+    check_quantized_storage(recipe, given.get("deepspeed"))
+    try:
+        arguments = recipe.task.arguments_class(
+            **{**chosen, **recipe.task.arguments, **given, "output_dir": str(output_dir), "use_cpu": use_cpu}
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"training: {' '.join(str(error).split())}") from error
+    try:
+        get_reporting_integration_callbacks(arguments.report_to)
+    except ValueError as error:
+        raise UserError(f"training.report_to: {' '.join(str(error).split())}") from error
+    for tracker in arguments.report_to or ():
+        if tracker not in (*get_available_reporting_integrations(), "flyte"):
+            raise UserError(f"training.report_to: {tracker} is not installed; run: pip install {tracker}")
+    if arguments.n_gpu > 1:
+        # The Trainer would use DataParallel for some methods only, with another batch size.
+        logger.info("using 1 of %d GPUs; start with torchrun or deepspeed to use all", arguments.n_gpu)
+        arguments._n_gpu = 1
+    return arguments

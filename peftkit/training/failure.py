@@ -1,0 +1,74 @@
+"""The report of a run that fails: its status, its cause in one line, and what was measured until then."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from peftkit.distributed.process_group import has_several_ranks, leave_process_group
+from peftkit.errors import AuditError, DivergedError, LostRankError, NotReproducedError, UserError
+from peftkit.runs.report import FILE_NAME, Report, read_report
+from peftkit.system.environment import is_out_of_memory, process_age, process_peak_bytes
+from peftkit.system.files import redact_home_in_text
+from peftkit.system.logging import is_rank_zero
+from peftkit.training.callbacks import ClockCallback
+
+
+class FailureReporter:
+    """Context of a run that writes a report when the run fails, and always leaves the process group.
+
+    Attributes:
+        report: The report so far; the run replaces it as it proceeds.
+    """
+
+    def __init__(self, folder: Path, report: Report, clock: ClockCallback) -> None:
+        self.folder = folder
+        self.report = report
+        self.clock = clock
+
+    def __enter__(self) -> "FailureReporter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if isinstance(error, Exception | KeyboardInterrupt):
+                self._write(error)
+        finally:
+            leave_process_group()
+
+    def _write(self, error: BaseException) -> None:
+        is_known = isinstance(error, UserError | AuditError)
+        # Every rank raises a known error; any other may be this rank's alone, such as too little memory.
+        if (is_known and not is_rank_zero()) or has_report_of_cause(self.folder, error):
+            return
+        is_plain = is_known or isinstance(error, LostRankError)
+        line = " ".join((str(error) if is_plain else f"{type(error).__name__}: {error}").split())[:500]
+        measured: dict[str, Any] = {}
+        if not self.report.times:
+            measured = {
+                "seed": self.report.recipe["training"].get("seed"), "memory": {"process_peak": process_peak_bytes()},
+                "times": {"total": process_age()}, "history": [dict(row) for row in self.clock.history],
+            }  # fmt: skip
+        report = replace(self.report, status=status_of_error(error), error=redact_home_in_text(line), **measured)
+        report.write(self.folder)
+
+
+def status_of_error(error: BaseException) -> str:
+    """Return the status of a run that ended with this error, as `Report.status` lists them."""
+    if is_out_of_memory(error):
+        return "out_of_memory"
+    if isinstance(error, DivergedError):
+        return "diverged"
+    return "not_reproduced" if isinstance(error, NotReproducedError) else "failed"
+
+
+def has_report_of_cause(folder: Path, error: BaseException) -> bool:
+    """Whether another rank of this run has reported the cause: its memory, or the failure that ended this rank too."""
+    path = folder / FILE_NAME
+    if not path.exists() or path.stat().st_mtime < time.time() - process_age():
+        return False
+    is_consequence = has_several_ranks() and isinstance(error, LostRankError | KeyboardInterrupt)
+    return is_consequence or read_report(folder).status == "out_of_memory"

@@ -1,0 +1,72 @@
+"""The step that trains: build the Trainer, restore a checkpoint, train, and measure what training cost."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import EvalPrediction
+
+from peftkit.checkpoints import manifest as checkpoint
+from peftkit.distributed.process_group import gather_from_ranks, gather_peak_memory
+from peftkit.recipe.schema import Recipe
+from peftkit.system.environment import count_optimizer_bytes, process_age
+from peftkit.system.files import redact_home
+from peftkit.system.logging import logger
+from peftkit.training.callbacks import AuditCallback, ClockCallback
+from peftkit.training.evaluation import Scoring
+from peftkit.training.preparation import LoadedModel, PreparedData
+from peftkit.training.trainer import build_trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedModel:
+    """A trained model, still in memory, and what its training cost.
+
+    Attributes:
+        trainer: The Trainer, which holds the model.
+        train_metrics: As `Trainer.train` returns them.
+        start_up: Seconds of the process before training, without the time to read the data.
+        memory: Peak memory of each rank in bytes, up to the end of training.
+        optimizer_bytes: Bytes of the optimizer state of each rank.
+        audit: The finding of the training audit.
+        clock: Seconds of training and of its evaluations.
+    """
+
+    trainer: Any
+    train_metrics: Mapping[str, float]
+    start_up: float
+    memory: list[dict[str, int]]
+    optimizer_bytes: list[int]
+    audit: dict[str, Any]
+    clock: ClockCallback
+
+
+def fit(
+    recipe: Recipe, data: PreparedData, loaded: LoadedModel, clock: ClockCallback, start: Path | None
+) -> FittedModel:
+    """Train the model, from the checkpoint `start` where one is given. Raises AuditError and DivergedError."""
+    scoring = Scoring(task=recipe.task, splits=data.splits, encoded=data.encoded, tokenizer=data.tokenizer)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, Any]:
+        calibrated = scoring.calibrate(prediction.predictions)
+        return calibrated.score("validation", calibrated.predictions("validation", prediction.predictions))
+
+    audit = AuditCallback()
+    about = None if start is None else checkpoint.read_manifest(start)
+    trainer = build_trainer(
+        recipe, loaded.model, data.arguments, data.tokenizer, data.encoded, data.splits.labels, compute_metrics,
+        [audit, clock], resumed_step=None if about is None else about.step,
+    )  # fmt: skip
+    if about is not None or data.arguments.save_strategy != "no":
+        trainer.identity = checkpoint.identify_run(recipe, data.splits.fingerprint, data.arguments)
+    if start is not None and about is not None:
+        checkpoint.check_identity(start.name, about.recipe, trainer.identity)
+        trainer.resumed = [*about.resumed, about.describe(start.name)]
+        logger.info("resuming from %s (saved by %d processes)", redact_home(start), about.processes)
+    start_up = process_age() - data.seconds
+    metrics = trainer.train(resume_from_checkpoint=None if start is None else str(start)).metrics
+    return FittedModel(
+        trainer=trainer, train_metrics=metrics, start_up=start_up, memory=gather_peak_memory(),
+        optimizer_bytes=gather_from_ranks(count_optimizer_bytes(trainer.optimizer)), audit=audit.finding, clock=clock,
+    )  # fmt: skip
