@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from peftkit.cli.commands.train import main
+    from peftkit.data.formats import BadRow, DataFormat, register_data_format
     from peftkit.export.formats.base import ExportFormat
     from peftkit.export.formats.registry import register_export_format
     from peftkit.prediction.predictor import load
@@ -25,7 +26,9 @@ __version__ = "0.1.0"
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOMES = {
+    "BadRow": "data.formats",
     "DataConfig": "recipe.schema",
+    "DataFormat": "data.formats",
     "ExportFormat": "export.formats.base",
     "Method": "recipe.method",
     "ModelConfig": "recipe.schema",
@@ -41,13 +44,14 @@ _HOMES = {
     "lora": "recipe.method",
     "main": "cli.commands.train",
     "qlora": "recipe.method",
+    "register_data_format": "data.formats",
     "register_export_format": "export.formats.registry",
 }
 
 __all__ = [
-    "DataConfig", "ExportFormat", "Method", "ModelConfig", "MultiLabelClassification", "Quantization", "Recipe",
-    "Seq2Seq", "SequenceClassification", "SequenceRegression", "TokenClassification", "full", "load", "lora", "main",
-    "qlora", "register_export_format",
+    "BadRow", "DataConfig", "DataFormat", "ExportFormat", "Method", "ModelConfig", "MultiLabelClassification",
+    "Quantization", "Recipe", "Seq2Seq", "SequenceClassification", "SequenceRegression", "TokenClassification",
+    "full", "load", "lora", "main", "qlora", "register_data_format", "register_export_format",
 ]  # fmt: skip
 
 

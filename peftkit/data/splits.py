@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from peftkit.data.sources import DEMOS, is_remote, load_rows, several_files, shown_path, split_file
+from peftkit.data.sources import DEMOS, describe_split_files, find_split_file, format_path, is_remote, load_rows
 from peftkit.errors import UserError
 from peftkit.recipe.schema import DataConfig
 from peftkit.tasks import Task
@@ -77,10 +77,10 @@ def reload_splits(config: DataConfig, task: Task, fingerprint: str, *, allow_rem
     """
     if is_remote(config) and not allow_remote:
         kind = "a database" if config.sql is not None else "remote data"
-        raise UserError(f"data.path: {shown_path(config)}: the run folder names {kind}; pass --reload_data to read it")
+        raise UserError(f"data.path: {format_path(config)}: the run folder names {kind}; pass --reload_data to read it")
     splits = load_splits(config, task)
     if splits.fingerprint != fingerprint:
-        raise UserError(f"data.path: {shown_path(config)}: the data has changed since training")
+        raise UserError(f"data.path: {format_path(config)}: the data has changed since training")
     return splits
 
 
@@ -91,7 +91,9 @@ def complete_splits(config: DataConfig, task: Task, found: Mapping[str, Dataset]
         if not len(rows):
             raise UserError(f"data: {where(config, split)} has no rows")
     names = {"validation": config.validation_split, "test": config.test_split}
-    decisions = [f"{split} is {files}" for split in found if (files := several_files(config, _name(config, split)))]
+    decisions = [
+        f"{split} is {files}" for split in found if (files := describe_split_files(config, _name(config, split)))
+    ]
     decisions += [
         f"{split} is {name}, the training rows: its scores tell only how well they were learned"
         for split, name in names.items()
@@ -167,7 +169,7 @@ def where(config: DataConfig, split: str) -> str:
     """What a split is called in an error: its file where it has one of its own."""
     name = _name(config, split)
     alone = config.path in DEMOS and config.data_files is None
-    return shown_path(config) if alone else split_file(config, name) or f"{shown_path(config)}, {name}"
+    return format_path(config) if alone else find_split_file(config, name) or f"{format_path(config)}, {name}"
 
 
 def _hold_out(train: Dataset, task: Task, seed: int) -> tuple[list[int], list[int], str]:
