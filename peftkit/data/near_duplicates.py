@@ -1,10 +1,7 @@
-"""Which texts are nearly the same?"""
+"""Near-duplicate search by the cosine of words and word pairs."""
 
 import re
 from collections.abc import Iterator, Sequence
-
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.preprocessing import normalize
 
 # A word, or one character of a script that has no spaces between words.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
@@ -12,13 +9,17 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\
 CHUNK = 250
 
 
-def near_duplicates(texts: Sequence[str], others: Sequence[str], threshold: float) -> Iterator[tuple[int, int]]:
-    """Numbers of a text and of another whose words and word pairs have a cosine of at least `threshold`."""
+def find_near_duplicates(texts: Sequence[str], others: Sequence[str], threshold: float) -> Iterator[tuple[int, int]]:
+    """Yield the index of a text and of another for each pair with a cosine of at least `threshold`."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.preprocessing import normalize
+
     counts = CountVectorizer(ngram_range=(1, 2), binary=True, tokenizer=WORD.findall, token_pattern=None)
     try:
         unit = normalize(counts.fit_transform([*texts, *others])).tocsr()
     except ValueError:
-        return  # not a word in any of them
+        # No text has a word.
+        return
     right = unit[len(texts) :].T.tocsr()
     for start in range(0, len(texts), CHUNK):
         near = (unit[start : min(start + CHUNK, len(texts))] @ right).tocoo()

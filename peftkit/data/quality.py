@@ -1,4 +1,4 @@
-"""What is wrong with labelled data, before anything is trained on it."""
+"""Data quality: duplicates, leakage between splits, conflicting labels, rare classes and truncation."""
 
 import math
 from collections import defaultdict
@@ -10,12 +10,12 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.near_duplicates import near_duplicates
+from peftkit.data.near_duplicates import find_near_duplicates
 from peftkit.data.splits import Splits
 from peftkit.tasks import Task
 
 NEAR_DUPLICATE = 0.8
-# More rows are not compared: the first so many of a split stand for it.
+# Near duplicates are searched among the first rows of a split only.
 MOST_TRAIN, MOST_OTHER = 20_000, 2_000
 FEW_ROWS = 10
 IMBALANCED = 20
@@ -26,16 +26,16 @@ UNKNOWN_SHARE = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Checks:
-    """What was found.
+    """Results of the data checks.
 
     Attributes:
-        warnings: What may spoil a result, a sentence each.
-        classes: Rows (or entities) of each class in train.
-        lengths: By the task's field that limits them, tokens of the training rows: percentiles, the share that is
-            cut, and the least length, a multiple of 8, that keeps 99 % whole, or the model's most.
-        duplicates: By split, how many of its rows repeat an earlier one, are in train too, exactly or nearly, or in
-            validation.
-        entities: How many entities of train the model never reads whole, and how many there are.
+        warnings: Problems that may make a result wrong, one sentence each.
+        classes: Training rows (or entities) by class.
+        lengths: By the task's length field, token counts of the training rows: percentiles, the share of truncated
+            rows, and the smallest length, a multiple of 8, that fits 99 % of the rows, at most the model's limit.
+        duplicates: By split, the number of its rows that repeat an earlier one, that are in train exactly or nearly,
+            and that are in validation.
+        entities: The number of training entities that are truncated in every window, and of all.
     """
 
     warnings: tuple[str, ...] = ()
@@ -45,25 +45,27 @@ class Checks:
     entities: Mapping[str, int] = field(default_factory=dict)
 
 
-def check_data(splits: Splits, task: Task, tokenizer: PreTrainedTokenizerBase, positions: int | None = None) -> Checks:
-    """Look for duplicates between splits, conflicting labels, rare classes, and what truncation cuts.
+def check_data(
+    splits: Splits, task: Task, tokenizer: PreTrainedTokenizerBase, position_limit: int | None = None
+) -> Checks:
+    """Check for duplicates between splits, conflicting labels, rare classes and truncation.
 
-    No length over `positions`, the most tokens that the model reads, is suggested.
+    `position_limit` is the model's maximum number of tokens; no longer length is suggested.
     """
     references = {split: task.references(rows, splits.labels) for split, rows in splits.rows.items()}
     classes = task.class_counts(references["train"])
-    duplicates, warnings = _duplicates(splits, task)
+    duplicates, warnings = _find_duplicates(splits, task)
     if classes:
-        warnings += _conflicts(splits, task, references) + _balance(classes, splits.labels, task)
-    lengths, said = _lengths(splits.train, task, tokenizer, positions)
-    warnings += said
+        warnings += _find_conflicts(splits, task, references) + _check_balance(classes, splits.labels, task)
+    lengths, length_warnings = _measure_lengths(splits.train, task, tokenizer, position_limit)
+    warnings += length_warnings
     entities: dict[str, int] = {}
     if found := task.entities_cut(splits.train, tokenizer, references["train"]):
         entities = dict(zip(("cut", "all"), found, strict=True))
         if found[0]:
-            why = "they are longer than a part of the text, or have a word that gives no token; raise task.stride"
-            warnings.append(f"train: {found[0]} of {found[1]} entities are never read whole: {why}")
-    warnings += _unknown(splits.train, task, tokenizer)
+            why = "they are longer than a window of the text, or contain a word without tokens; raise task.stride"
+            warnings.append(f"train: {found[0]} of {found[1]} entities are truncated in every window: {why}")
+    warnings += _check_vocabulary(splits.train, task, tokenizer)
     return Checks(
         warnings=tuple(warnings),
         classes=dict(sorted(classes.items(), key=lambda entry: -entry[1])),
@@ -73,49 +75,54 @@ def check_data(splits: Splits, task: Task, tokenizer: PreTrainedTokenizerBase, p
     )
 
 
-def _duplicates(splits: Splits, task: Task) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """Rows that stand in train too, or in an earlier split, or earlier in their own; counts by split, and sentences."""
+def _find_duplicates(splits: Splits, task: Task) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Count by split the rows that repeat one of train, of validation, or an earlier one; with warnings."""
     texts = {
         split: [" ".join(text.lower().split()) for text in task.texts(rows)] for split, rows in splits.rows.items()
     }
-    first = {split: {text: row for row, text in reversed(list(enumerate(found)))} for split, found in texts.items()}
+    first = {split: {text: row for row, text in reversed(list(enumerate(rows)))} for split, rows in texts.items()}
     counts, warnings = {}, []
     for split, rows in texts.items():
-        mine = counts[split] = {"repeated": len(rows) - len(first[split])}
-        if mine["repeated"]:
+        found = counts[split] = {"repeated": len(rows) - len(first[split])}
+        if found["repeated"]:
             again = next(row for row, text in enumerate(rows) if first[split][text] != row)
-            example = f"{splits.place(split, again)} is {splits.place(split, first[split][rows[again]])}"
-            warnings.append(f"{split}: {_share(mine['repeated'], len(rows))} repeat an earlier row ({example})")
+            example = f"{splits.locate_row(split, again)} is {splits.locate_row(split, first[split][rows[again]])}"
+            warnings.append(f"{split}: {_format_share(found['repeated'], len(rows))} repeat an earlier row ({example})")
         if split == "train":
             continue
         exact = [row for row, text in enumerate(rows) if text in first["train"]]
-        asked = rows[:MOST_OTHER]
-        near = dict(near_duplicates(asked, texts["train"][:MOST_TRAIN], NEAR_DUPLICATE))
+        compared = rows[:MOST_OTHER]
+        near = dict(find_near_duplicates(compared, texts["train"][:MOST_TRAIN], NEAR_DUPLICATE))
         only_near = sorted(set(near) - set(exact))
-        mine |= {"exact": len(exact), "near": len(only_near)}
+        found |= {"exact": len(exact), "near": len(only_near)}
         if exact:
-            example = f"{splits.place(split, exact[0])} is {splits.place('train', first['train'][rows[exact[0]]])}"
+            example = (
+                f"{splits.locate_row(split, exact[0])} is {splits.locate_row('train', first['train'][rows[exact[0]]])}"
+            )
             warnings.append(
-                f"{split}: {_share(len(exact), len(rows))} are in train word for word ({example}): scores flatter"
+                f"{split}: {_format_share(len(exact), len(rows))} duplicate training rows ({example}); "
+                "scores will be too optimistic"
             )
         if only_near:
-            example = f"{splits.place(split, only_near[0])} and {splits.place('train', near[only_near[0]])}"
-            of = _share(len(only_near), len(asked))
-            warnings.append(f"{split}: {of} are nearly in train (cosine of words >= {NEAR_DUPLICATE}; {example})")
+            example = f"{splits.locate_row(split, only_near[0])} and {splits.locate_row('train', near[only_near[0]])}"
+            share = _format_share(len(only_near), len(compared))
+            warnings.append(
+                f"{split}: {share} nearly duplicate training rows (cosine of words >= {NEAR_DUPLICATE}; {example})"
+            )
     if both := [row for row, text in enumerate(texts["test"]) if text in first["validation"]]:
         counts["test"]["in_validation"] = len(both)
-        same = splits.place("validation", first["validation"][texts["test"][both[0]]])
-        example = f"{splits.place('test', both[0])} is {same}"
-        warnings.append(f"test: {_share(len(both), len(texts['test']))} are in validation word for word ({example})")
+        same = splits.locate_row("validation", first["validation"][texts["test"][both[0]]])
+        example = f"{splits.locate_row('test', both[0])} is {same}"
+        warnings.append(f"test: {_format_share(len(both), len(texts['test']))} duplicate validation rows ({example})")
     return counts, warnings
 
 
-def _conflicts(splits: Splits, task: Task, references: Mapping[str, Sequence[Any]]) -> list[str]:
-    answers: dict[str, dict[str, str]] = defaultdict(dict)
+def _find_conflicts(splits: Splits, task: Task, references: Mapping[str, Sequence[Any]]) -> list[str]:
+    places_by_text: dict[str, dict[str, str]] = defaultdict(dict)
     for split, rows in splits.rows.items():
         for row, (text, right) in enumerate(zip(task.texts(rows), references[split], strict=True)):
-            answers[text].setdefault(task.same_answer(right), splits.place(split, row))
-    conflicts = [places for places in answers.values() if len(places) > 1]
+            places_by_text[text].setdefault(task.same_answer(right), splits.locate_row(split, row))
+    conflicts = [places for places in places_by_text.values() if len(places) > 1]
     if not conflicts:
         return []
     example = " and ".join(list(conflicts[0].values())[:2])
@@ -123,47 +130,47 @@ def _conflicts(splits: Splits, task: Task, references: Mapping[str, Sequence[Any
     return [f"{texts} different labels in different rows ({example})"]
 
 
-def _balance(classes: Mapping[str, int], labels: Sequence[str], task: Task) -> list[str]:
+def _check_balance(classes: Mapping[str, int], labels: Sequence[str], task: Task) -> list[str]:
     names = task.class_names(labels)
     warnings = []
     if len(classes) > sum(classes.values()) / 2:
-        warnings.append(f"train has {len(classes)} classes in {sum(classes.values())} rows: is it the right column?")
+        warnings.append(f"train has {len(classes)} classes in {sum(classes.values())} rows; check the label column")
     if missing := [name for name in names if not classes.get(name)]:
-        warnings.append(f"train has no row of {_some(missing)}: {_cannot(missing)} learned")
+        warnings.append(f"train has no row of {_list_names(missing)}, which can't be learned")
     if few := [name for name in names if 0 < classes.get(name, 0) < FEW_ROWS]:
-        warnings.append(f"train has fewer than {FEW_ROWS} rows of {_some(few)}")
+        warnings.append(f"train has fewer than {FEW_ROWS} rows of {_list_names(few)}")
     largest, smallest = max(classes.values()), min(classes.values())
     if largest > IMBALANCED * smallest:
         warnings.append(f"train: the largest class has {largest} rows, the smallest {smallest}{task.balance_hint}")
     return warnings
 
 
-def _lengths(
-    train: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, positions: int | None
+def _measure_lengths(
+    train: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, position_limit: int | None
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     found, warnings = {}, []
     for name, tokens in task.lengths(train, tokenizer).items():
         limit = getattr(task, name)
         percentiles = {f"p{p}": float(np.percentile(tokens, p, method="higher")) for p in PERCENTILES}
         suggested = 8 * math.ceil(percentiles["p99"] / 8)
-        if positions is not None and name == task.length_fields[0]:
-            suggested = min(suggested, positions)
-        keeps = math.floor(100 * np.mean(tokens <= suggested)) / 100
+        if position_limit is not None and name == task.length_fields[0]:
+            suggested = min(suggested, position_limit)
+        fits = math.floor(100 * np.mean(tokens <= suggested)) / 100
         cut = int((tokens > limit).sum())
         found[name] = {
             **percentiles,
             "limit": limit,
             "cut_share": cut / len(tokens),
             "suggested": suggested,
-            "suggested_keeps": keeps,
+            "suggested_keeps": fits,
         }
         if cut > CUT_SHARE * len(tokens):
-            what = f"{_share(cut, len(tokens))} {task.too_long}"
-            warnings.append(f"train: {what} at task.{name} {limit}; {suggested} keeps {100 * keeps:.0f} % whole")
+            share = f"{_format_share(cut, len(tokens))} {task.too_long}"
+            warnings.append(f"train: {share} at task.{name} {limit}; {suggested} fits {100 * fits:.0f} % of the rows")
     return found, warnings
 
 
-def _unknown(train: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def _check_vocabulary(train: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     if tokenizer.unk_token_id is None:
         return []
     ids = tokenizer(task.texts(train.select(range(min(1000, len(train))))), verbose=False)["input_ids"]
@@ -171,16 +178,12 @@ def _unknown(train: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase) -> 
     unknown = tokens.count(tokenizer.unk_token_id) / max(1, len(tokens))
     if unknown <= UNKNOWN_SHARE:
         return []
-    return [f"train: {unknown:.0%} of the tokens are unknown to the vocabulary; take a model of the text's language"]
+    return [f"train: {unknown:.0%} of the tokens are not in the vocabulary; use a model for the language of the text"]
 
 
-def _share(count: int, total: int) -> str:
+def _format_share(count: int, total: int) -> str:
     return f"{count} of {total} rows ({count / total:.1%})"
 
 
-def _some(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _cannot(names: Sequence[str]) -> str:
-    return "it can't be" if len(names) == 1 else "they can't be"

@@ -1,4 +1,4 @@
-"""Labelled rows to splits: checked, held out where a split is absent, cut to size, and fingerprinted."""
+"""Splits of labelled rows: checked, held out if missing, limited in size, and fingerprinted."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 
 from peftkit.data.sources import DEMOS, describe_split_files, find_split_file, format_path, is_remote, load_rows
 from peftkit.errors import UserError
@@ -14,6 +14,8 @@ from peftkit.recipe.schema import DataConfig
 from peftkit.tasks import Task
 
 HELD_OUT_SHARE = 0.15
+# Rows that are Python objects at a time while the fingerprint is computed.
+ROWS_PER_BATCH = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +23,11 @@ class Splits:
     """The data of one run.
 
     Attributes:
-        train, validation, test: The rows, with the task's columns among theirs.
-        labels: Names in the order of their ids.
+        train, validation, test: The rows, with at least the task's columns.
+        labels: Label names, by label id.
         fingerprint: SHA-256 over the task's columns of every split; equal only for equal rows in equal order.
-        decisions: What was decided on the user's behalf, a sentence each.
-        origins: By split, what its rows were read from, and their numbers there.
+        decisions: Choices made for the user, one sentence each.
+        origins: By split, the source of its rows and their row numbers there.
     """
 
     train: Dataset
@@ -36,18 +38,18 @@ class Splits:
     decisions: tuple[str, ...] = ()
     origins: Mapping[str, tuple[str, Sequence[int]]] = field(default_factory=dict)
 
-    def place(self, split: str, row: int) -> str:
-        """Where a split's row stands in the data."""
+    def locate_row(self, split: str, row: int) -> str:
+        """Return the source and the number there of a split's row."""
         source, numbers = self.origins[split]
         return f"{source} row {numbers[row]}"
 
     @property
     def rows(self) -> dict[str, Dataset]:
-        """The three splits by name."""
+        """The three splits, by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     def describe(self) -> dict[str, Any]:
-        """The part of the report that tells of the data."""
+        """Return the data section of the run's report."""
         return {
             "fingerprint": self.fingerprint,
             "rows": {split: len(rows) for split, rows in self.rows.items()},
@@ -57,13 +59,13 @@ class Splits:
 
 
 def load_splits(config: DataConfig, task: Task) -> Splits:
-    """Load, check every row, make the splits that are absent, cut to the asked size, and fingerprint.
+    """Load the data, check every row, make missing splits, limit their sizes, and compute the fingerprint.
 
-    Raises UserError naming what is wrong: a missing file, split or column, or the first row that can't be used.
+    Raises UserError for a missing file, split or column, or for the first invalid row.
     """
     found = find_splits(config, task)
     labels = task.find_labels(found["train"])
-    if problems := row_problems(config, task, found, labels):
+    if problems := find_row_problems(config, task, found, labels):
         more = f" (and {len(problems) - 1} more; peftkit check lists them)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{more}")
     return complete_splits(config, task, found, labels)
@@ -72,8 +74,8 @@ def load_splits(config: DataConfig, task: Task) -> Splits:
 def reload_splits(config: DataConfig, task: Task, fingerprint: str, *, allow_remote: bool) -> Splits:
     """Load the data of a finished run again.
 
-    A run folder may come from someone else. Only with `allow_remote` is a query run, or a database, the Hub or an
-    address contacted because the folder names it. Raises UserError for data that is remote, missing or changed.
+    A run folder may come from someone else: the query, database, Hub dataset or web address that it names is read
+    only with `allow_remote`. Raises UserError for data that is remote, missing or changed.
     """
     if is_remote(config) and not allow_remote:
         kind = "a database" if config.sql is not None else "remote data"
@@ -85,23 +87,27 @@ def reload_splits(config: DataConfig, task: Task, fingerprint: str, *, allow_rem
 
 
 def complete_splits(config: DataConfig, task: Task, found: Mapping[str, Dataset], labels: tuple[str, ...]) -> Splits:
-    """The splits that are absent made, all cut to the asked size. Raises UserError for one without rows."""
+    """Make the missing splits and limit the sizes of all. Raises UserError for a split without rows."""
     splits = dict(found)
     for split, rows in splits.items():
         if not len(rows):
-            raise UserError(f"data: {where(config, split)} has no rows")
+            raise UserError(f"data: {locate_split(config, split)} has no rows")
     names = {"validation": config.validation_split, "test": config.test_split}
     decisions = [
-        f"{split} is {files}" for split in found if (files := describe_split_files(config, _name(config, split)))
+        f"{split} is {files}"
+        for split in found
+        if (files := describe_split_files(config, _get_split_name(config, split)))
     ]
     decisions += [
-        f"{split} is {name}, the training rows: its scores tell only how well they were learned"
+        f"{split} uses the training split '{name}'; its scores measure fit, not generalization"
         for split, name in names.items()
         if name == config.train_split
     ]
     if config.validation_split == config.test_split != config.train_split:
-        decisions.append(f"validation and test are both {config.test_split}: what is chosen on it is not tested apart")
-    origins = {split: (where(config, split), list(range(len(rows)))) for split, rows in splits.items()}
+        decisions.append(
+            f"validation and test share split '{config.test_split}'; test scores are not independent of tuning"
+        )
+    origins = {split: (locate_split(config, split), list(range(len(rows)))) for split, rows in splits.items()}
 
     def take(split: str, of: str, rows: Sequence[int]) -> None:
         source, numbers = origins[of]
@@ -109,9 +115,9 @@ def complete_splits(config: DataConfig, task: Task, found: Mapping[str, Dataset]
 
     for split in ("test", "validation"):
         if split not in splits:
-            kept, held, how = _hold_out(splits["train"], task, config.seed)
-            take(split, "train", held)
-            take("train", "train", kept)
+            remaining, held_out, how = _hold_out(splits["train"], task, config.seed)
+            take(split, "train", held_out)
+            take("train", "train", remaining)
             decisions.append(
                 f"no {split} split: {len(splits[split])} of {len(splits['train']) + len(splits[split])} training rows "
                 f"held out ({how}, seed {config.seed})"
@@ -119,16 +125,16 @@ def complete_splits(config: DataConfig, task: Task, found: Mapping[str, Dataset]
     limits = {"train": config.max_train_samples, "validation": config.max_eval_samples, "test": config.max_eval_samples}
     for split, limit in limits.items():
         if limit is not None and limit < len(splits[split]):
-            drawn = Dataset.from_dict({"row": range(len(splits[split]))}).shuffle(seed=config.seed)
-            take(split, split, drawn["row"][:limit])
+            shuffled = Dataset.from_dict({"row": range(len(splits[split]))}).shuffle(seed=config.seed)
+            take(split, split, shuffled["row"][:limit])
         if not len(splits[split]):
             raise UserError(f"data: {split} has no rows")
-    fingerprint = _fingerprint(splits, (*task.columns, *task.scored_columns))
+    fingerprint = _compute_fingerprint(splits, (*task.columns, *task.scored_columns))
     return Splits(**splits, labels=labels, fingerprint=fingerprint, decisions=tuple(decisions), origins=origins)
 
 
 def find_splits(config: DataConfig, task: Task) -> dict[str, Dataset]:
-    """The splits that the data has, by what they are for. Raises UserError for a missing split or column."""
+    """Load the splits that the data has, by purpose. Raises UserError for a missing split or column."""
     found = load_rows(config)
     if config.train_split not in found:
         raise UserError(f"data.train_split: no split '{config.train_split}' among {', '.join(found)}")
@@ -141,46 +147,59 @@ def find_splits(config: DataConfig, task: Task) -> dict[str, Dataset]:
     for split, rows in splits.items():
         for column in task.columns:
             if column not in rows.column_names:
-                raise UserError(_no_column(config, task, split, column, rows))
+                raise UserError(_describe_missing_column(config, task, split, column, rows))
         for column in task.scored_columns if split != "train" else ():
             if column not in rows.column_names:
-                raise UserError(_no_column(config, task, split, column, rows))
+                raise UserError(_describe_missing_column(config, task, split, column, rows))
     return splits
 
 
-def _no_column(config: DataConfig, task: Task, split: str, column: str, rows: Dataset) -> str:
-    words = " or ".join(f"--task.{word}" for word in task.column_fields if getattr(task, word) == column)
+def _describe_missing_column(config: DataConfig, task: Task, split: str, column: str, rows: Dataset) -> str:
+    options = " or ".join(f"--task.{name}" for name in task.column_fields if getattr(task, name) == column)
     return (
-        f"data.path: {where(config, split)} has no column '{column}' among {', '.join(rows.column_names)}; "
-        f"name the right one with {words}"
+        f"data.path: {locate_split(config, split)} has no column '{column}' (columns: {', '.join(rows.column_names)}); "
+        f"set the column with {options}"
     )
 
 
-def _name(config: DataConfig, split: str) -> str:
+def _get_split_name(config: DataConfig, split: str) -> str:
     return {"validation": config.validation_split, "test": config.test_split}.get(split, config.train_split)
 
 
-def row_problems(config: DataConfig, task: Task, splits: Mapping[str, Dataset], labels: Sequence[str]) -> list[str]:
-    """A line for each row that can't be used, with its file and number."""
-    return [problem for split, rows in splits.items() for problem in task.problems(rows, labels, where(config, split))]
+def find_row_problems(
+    config: DataConfig, task: Task, splits: Mapping[str, Dataset], labels: Sequence[str]
+) -> list[str]:
+    """Return a line for each invalid row, with its file and number."""
+    return [
+        problem
+        for split, rows in splits.items()
+        for problem in task.problems(rows, labels, locate_split(config, split))
+    ]
 
 
-def where(config: DataConfig, split: str) -> str:
-    """What a split is called in an error: its file where it has one of its own."""
-    name = _name(config, split)
-    alone = config.path in DEMOS and config.data_files is None
-    return format_path(config) if alone else find_split_file(config, name) or f"{format_path(config)}, {name}"
+def locate_split(config: DataConfig, split: str) -> str:
+    """Return the source of a split for messages: its file if it has only one, else the path and the split's name."""
+    name = _get_split_name(config, split)
+    is_demo = config.path in DEMOS and config.data_files is None
+    return format_path(config) if is_demo else find_split_file(config, name) or f"{format_path(config)}, {name}"
 
 
 def _hold_out(train: Dataset, task: Task, seed: int) -> tuple[list[int], list[int], str]:
-    """Rows to keep and rows to hold out, stratified by label where the task has one and every label has rows enough."""
+    """Divide the training rows in remaining and held-out ones, and describe how.
+
+    Stratified by label if the task has one label per row and every label has enough rows.
+    """
     rows = Dataset.from_dict({"row": range(len(train))})
     how = "at random"
     parts = None
     if task.stratify_by is not None:
-        names = [str(value) for value in train[task.stratify_by]]
+        names = [str(value) for value in train[task.stratify_by][:]]
+        ids = {name: label_id for label_id, name in enumerate(sorted(set(names)))}
+        labelled = Dataset.from_dict(
+            {"row": range(len(train)), "label": [ids[name] for name in names]},
+            features=Features({"row": Value("int64"), "label": ClassLabel(names=list(ids))}),
+        )
         try:
-            labelled = rows.add_column("label", names).class_encode_column("label")
             parts = labelled.train_test_split(test_size=HELD_OUT_SHARE, stratify_by_column="label", seed=seed)
             how = "stratified"
         except ValueError:
@@ -188,18 +207,19 @@ def _hold_out(train: Dataset, task: Task, seed: int) -> tuple[list[int], list[in
     if parts is None:
         if len(train) < 2:
             raise UserError(
-                "data: train has 1 row, of which none can be held out; name validation_split and test_split"
+                "data: train has 1 row, too few to hold out others; set data.validation_split and data.test_split"
             )
         parts = rows.train_test_split(test_size=HELD_OUT_SHARE, seed=seed)
     return parts["train"]["row"][:], parts["test"]["row"][:], how
 
 
-def _fingerprint(splits: dict[str, Dataset], columns: tuple[str, ...]) -> str:
+def _compute_fingerprint(splits: dict[str, Dataset], columns: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for split in sorted(splits):
         digest.update(f"{split} {len(splits[split])}\n".encode())
-        there = [column for column in columns if column in splits[split].column_names]
-        for row in splits[split].select_columns(there):
-            digest.update(json.dumps([row[column] for column in there], ensure_ascii=False, default=str).encode())
-            digest.update(b"\n")
+        present = [column for column in columns if column in splits[split].column_names]
+        for batch in splits[split].select_columns(present).iter(batch_size=ROWS_PER_BATCH):
+            for values in zip(*(batch[column] for column in present), strict=True):
+                digest.update(json.dumps(values, ensure_ascii=False, default=str).encode())
+                digest.update(b"\n")
     return digest.hexdigest()

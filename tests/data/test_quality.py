@@ -10,7 +10,7 @@ from peftkit import (
     TokenClassification,
 )
 from peftkit.data.quality import check_data
-from peftkit.data.report import check, described
+from peftkit.data.report import check, format_checks
 from peftkit.data.splits import load_splits
 from peftkit.models.loading import load_tokenizer
 from peftkit.training.run import run
@@ -43,7 +43,7 @@ def test_clean_data_has_no_warnings(tmp_path):
     assert checks.warnings == ()
     assert checks.classes == {"a": 30, "b": 30}
     assert checks.duplicates["test"] == {"repeated": 0, "exact": 0, "near": 0}
-    assert described(splits, checks).endswith("no warnings")
+    assert format_checks(splits, checks).endswith("no warnings")
 
 
 def test_duplicates_exact_and_near_and_conflicts_are_found(tmp_path):
@@ -60,14 +60,17 @@ def test_duplicates_exact_and_near_and_conflicts_are_found(tmp_path):
         "validation": {"repeated": 0, "exact": 0, "near": 0},
         "test": {"repeated": 0, "exact": 2, "near": 1},
     }
-    said = "\n".join(checks.warnings)
-    assert "train: 1 of 61 rows (1.6%) repeat an earlier row" in said
+    warnings = "\n".join(checks.warnings)
+    assert "train: 1 of 61 rows (1.6%) repeat an earlier row" in warnings
     train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
-    assert f"({train} row 60 is {train} row 3)" in said
-    assert f"test: 2 of 23 rows (8.7%) are in train word for word ({test} row 21 is {train} row 7)" in said
-    assert f"(cosine of words >= 0.8; {test} row 20 and {train} row 5)" in said
-    assert f"1 text has different labels in different rows ({train} row 9 and {test} row 22)" in said
-    assert "warning     test: 2 of 23" in described(splits, checks)
+    assert f"({train} row 60 is {train} row 3)" in warnings
+    assert (
+        f"test: 2 of 23 rows (8.7%) duplicate training rows ({test} row 21 is {train} row 7); scores will be too"
+        in warnings
+    )
+    assert f"(cosine of words >= 0.8; {test} row 20 and {train} row 5)" in warnings
+    assert f"1 text has different labels in different rows ({train} row 9 and {test} row 22)" in warnings
+    assert "warning     test: 2 of 23" in format_checks(splits, checks)
 
 
 def test_rows_are_named_as_the_file_has_them_though_held_out_and_drawn(tmp_path):
@@ -77,9 +80,9 @@ def test_rows_are_named_as_the_file_has_them_though_held_out_and_drawn(tmp_path)
     task = SequenceClassification()
     for seed in (1, 2, 3):
         splits = load_splits(DataConfig(path=str(tmp_path / "all.jsonl"), seed=seed), task)
-        said = "\n".join(check_data(splits, task, load_tokenizer(ModelConfig(), task)).warnings)
-        assert "all.jsonl row 11" in said
-        assert "all.jsonl row 30" in said
+        warnings = "\n".join(check_data(splits, task, load_tokenizer(ModelConfig(), task)).warnings)
+        assert "all.jsonl row 11" in warnings
+        assert "all.jsonl row 30" in warnings
         for split, part in splits.rows.items():
             for row, text in enumerate(part["text"]):
                 assert found[splits.origins[split][1][row]]["text"] == text
@@ -91,22 +94,22 @@ def test_no_length_over_the_models_is_suggested(tmp_path):
     long = [{"text": "word " * 700 + str(n), "label": "ab"[n % 2]} for n in range(30)]
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
-    said = check(Recipe(data=DataConfig(path=str(tmp_path))))
-    assert "task.max_length 128; 512 keeps 0 % whole" in said
+    text = check(Recipe(data=DataConfig(path=str(tmp_path))))
+    assert "task.max_length 128; 512 fits 0 % of the rows" in text
 
 
 def test_the_wrong_column_is_suspected(tmp_path):
     alone = [{"text": text(n), "label": f"text {n}"} for n in range(40)]
     _, checks = checked(tmp_path, SequenceClassification(), train=alone, validation=alone, test=alone)
-    assert "train has 40 classes in 40 rows: is it the right column?" in checks.warnings
+    assert "train has 40 classes in 40 rows; check the label column" in checks.warnings
 
 
 def test_rare_and_unequal_classes_are_named(tmp_path):
     train = [*rows(0, 300), {"text": "one of its kind", "label": "c"}]
     _, checks = checked(tmp_path, SequenceClassification(), train=train, validation=rows(400, 9), test=rows(500, 9))
-    said = "\n".join(checks.warnings)
-    assert "train has fewer than 10 rows of c" in said
-    assert "the largest class has 150 rows, the smallest 1; task.class_weights balanced" in said
+    warnings = "\n".join(checks.warnings)
+    assert "train has fewer than 10 rows of c" in warnings
+    assert "the largest class has 150 rows, the smallest 1; task.class_weights balanced" in warnings
 
 
 def test_what_is_cut_and_what_length_would_do(tmp_path):
@@ -120,7 +123,7 @@ def test_what_is_cut_and_what_length_would_do(tmp_path):
     assert found["suggested"] % 8 == 0
     assert sum(n <= found["suggested"] for n in tokens) >= 0.99 * len(tokens)
     assert (
-        f"train: 60 of 60 rows (100.0%) are cut at task.max_length 16; {found['suggested']} keeps 100 % whole"
+        f"train: 60 of 60 rows (100.0%) are cut at task.max_length 16; {found['suggested']} fits 100 % of the rows"
         in checks.warnings
     )
 
@@ -128,7 +131,7 @@ def test_what_is_cut_and_what_length_would_do(tmp_path):
 def test_a_foreign_language_is_noticed(tmp_path):
     foreign = [{"text": "\u0461 \u0463 \u0467 \u0469 " * 3 + str(n), "label": "ab"[n % 2]} for n in range(30)]
     _, checks = checked(tmp_path, SequenceClassification(), train=foreign, validation=rows(0, 9), test=rows(20, 9))
-    assert any("of the tokens are unknown to the vocabulary" in warning for warning in checks.warnings)
+    assert any("of the tokens are not in the vocabulary" in warning for warning in checks.warnings)
 
 
 def test_entities_that_no_part_holds_are_counted(tmp_path):

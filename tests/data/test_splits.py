@@ -86,7 +86,7 @@ def test_sizes_are_cut_by_the_seed(tmp_path):
         (
             [{"sentence": "a", "label": 1}] * 20,
             {},
-            "has no column 'text' among sentence, label; name the right one with",
+            r"has no column 'text' \(columns: sentence, label\); set the column with --task.text",
         ),
         (rows(20), {"test_split": "tset"}, "data.test_split: no split 'tset'"),
         (rows(20, ("same",)), {}, "1 label found"),
@@ -117,7 +117,7 @@ def test_a_bad_row_is_named_with_its_file_and_number(tmp_path):
 def test_one_split_for_both_is_said(tmp_path):
     for split in ("train", "test"):
         write(tmp_path / f"{split}.jsonl", rows(20))
-    assert "validation and test are both test" in " ".join(load(tmp_path, validation_split="test").decisions)
+    assert "validation and test share split 'test'" in " ".join(load(tmp_path, validation_split="test").decisions)
 
 
 def test_another_training_seed_sees_the_same_rows(tmp_path):

@@ -18,7 +18,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_from_disk
 from datasets.config import HF_DATASETS_CACHE
 
-from peftkit.data.near_duplicates import near_duplicates
+from peftkit.data.near_duplicates import find_near_duplicates
 from peftkit.system.files import atomic_directory
 from peftkit.system.logging import logger
 
@@ -153,7 +153,7 @@ def prose(docstring: str, *, masked: bool = True) -> str:
 def _without_near_duplicates(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Keep the first of rows whose word pairs overlap by a cosine of at least `NEAR_DUPLICATE`."""
     texts = [row["text"] for row in rows]
-    dropped = {row for row, earlier in near_duplicates(texts, texts, NEAR_DUPLICATE) if earlier < row}
+    dropped = {row for row, earlier in find_near_duplicates(texts, texts, NEAR_DUPLICATE) if earlier < row}
     return [row for index, row in enumerate(rows) if index not in dropped]
 
 
