@@ -1,7 +1,8 @@
-"""A saved model ready to be asked: a run, an export in any form, or a model that was trained elsewhere."""
+"""Predictor: a run, an export or a model trained elsewhere, loaded to predict lists of inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,147 +21,178 @@ from peftkit.runs.manifest import RECIPE, check_labels, check_tokenizer, read_ma
 from peftkit.runs.saved import load_model, read_label_names, read_run
 from peftkit.tasks import TASKS, Task
 
-# Where neither a recipe nor the tokenizer says how many the model reads.
+# The length when neither a recipe nor the tokenizer sets one.
 MOST_TOKENS = 512
-# What pyarrow raises for values that share no type.
-NOT_OF_ONE_KIND = (pyarrow.ArrowException, OverflowError, TypeError)
+# What pyarrow raises for values without a common type.
+MIXED_TYPE_ERRORS = (pyarrow.ArrowException, OverflowError, TypeError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """A model, and how it is asked.
+    """A loaded model with the task, tokenizer and labels for its predictions.
 
     Attributes:
-        model: In evaluation mode, on the accelerator where there is one.
-        tokenizer: As it was trained with.
-        task: With the columns that it reads, and what was learned from validation.
-        labels: Names in the order of their ids.
-        contract: Of the folder; None for a model that was trained elsewhere.
+        model: In evaluation mode, on the accelerator if there is one.
+        tokenizer: The tokenizer that it was trained with.
+        task: With the input columns, and the values calibrated on validation.
+        labels: Label names, by label id.
+        manifest: The manifest of the folder; None for a model trained elsewhere.
     """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
     task: Task
     labels: tuple[str, ...]
-    contract: Mapping[str, Any] | None = None
+    manifest: Mapping[str, Any] | None = None
 
-    def __call__(self, given: Sequence[Any], *, top_k: int | None = None) -> list[dict[str, Any]]:
-        """The answer to each text, pair of texts (a tuple), list of words, or row (a mapping by column).
+    def __call__(self, inputs: Sequence[Any], *, top_k: int | None = None) -> list[dict[str, Any]]:
+        """Predict texts, pairs of texts (tuples), lists of words, or rows (mappings by column).
 
-        With `top_k` only so many labels keep their probability, the most probable first. Raises UserError for what
-        can't be read.
+        With `top_k` only the most probable labels are returned, the most probable first. Raises UserError for invalid
+        inputs.
         """
-        if isinstance(given, str):
-            raise UserError("a list of texts is asked for; put the text in one: ['...']")
-        if top_k is not None and top_k < 1:
-            raise UserError(f"top_k {top_k}: 1 is the least")
-        found = [dict(one) if isinstance(one, Mapping) else dict(self.task.row_of(one)) for one in given]
-        if not found:
+        if isinstance(inputs, str):
+            raise UserError("inputs: expected a list of texts, got a string; pass ['...']")
+        check_top_k("top_k", top_k)
+        rows = [dict(one) if isinstance(one, Mapping) else dict(self.task.row_of(one)) for one in inputs]
+        if not rows:
             return []
-        columns = dict.fromkeys(name for row in found for name in row)
+        columns = dict.fromkeys(name for row in rows for name in row)
         try:
-            dataset = Dataset.from_list([{name: row.get(name) for name in columns} for row in found])
-        except NOT_OF_ONE_KIND:
-            raise UserError(
-                "what was given: values of several kinds in one column; give texts, or rows alike"
-            ) from None
+            dataset = Dataset.from_list([{name: row.get(name) for name in columns} for row in rows])
+        except MIXED_TYPE_ERRORS:
+            raise UserError("inputs: values of several types in one column; pass only texts, or rows alike") from None
         for column in self.task.inputs:
             if column not in dataset.column_names:
-                raise UserError(f"a row has no '{column}' among {', '.join(dataset.column_names)}")
-        if problem := next(self.task.input_problems(dataset, "what was given"), None):
+                raise UserError(f"inputs: a row has no '{column}' (columns: {', '.join(dataset.column_names)})")
+        if problem := next(self.task.input_problems(dataset, "inputs"), None):
             raise UserError(problem)
-        return self.answers(dataset, top_k=top_k)
+        return self.predict(dataset, top_k=top_k)
 
-    def with_columns(self, columns: Mapping[str, str]) -> "Predictor":
-        """The same, reading the columns named, of those that its task reads."""
-        fitted: Any = self.task
-        mine = {name: column for name, column in columns.items() if name in fitted.input_fields}
-        return replace(self, task=replace(fitted, **mine))
-
-    def answers(self, rows: Dataset, *, top_k: int | None = None) -> list[dict[str, Any]]:
-        """The answer to each row, whose columns have been looked at."""
-        found = predict_rows(self.model, self.task, rows, self.tokenizer, self.labels)
-        return [_most_probable(answer, top_k) for answer in found]
+    def predict(self, rows: Dataset, *, top_k: int | None = None) -> list[dict[str, Any]]:
+        """Predict rows that were checked before, in order."""
+        predictions = predict_rows(self.model, self.task, rows, self.tokenizer, self.labels)
+        return [_limit_labels(prediction, top_k) for prediction in predictions]
 
 
-def _most_probable(answer: Mapping[str, Any], top_k: int | None) -> dict[str, Any]:
-    if top_k is None or "probabilities" not in answer:
-        return dict(answer)
-    ranked = sorted(answer["probabilities"].items(), key=lambda pair: pair[1], reverse=True)
-    return {**answer, "probabilities": dict(ranked[:top_k])}
+def check_top_k(where: str, top_k: int | None) -> None:
+    """Raise UserError if `top_k` is less than 1; `where` names the argument."""
+    if top_k is not None and top_k < 1:
+        raise UserError(f"{where}: must be at least 1, got {top_k}")
+
+
+def _limit_labels(prediction: Mapping[str, Any], top_k: int | None) -> dict[str, Any]:
+    if top_k is None or "probabilities" not in prediction:
+        return dict(prediction)
+    ranked = sorted(prediction["probabilities"].items(), key=lambda pair: pair[1], reverse=True)
+    return {**prediction, "probabilities": dict(ranked[:top_k])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """A folder with a model whose weights are not loaded yet; otherwise as a `Predictor`.
+
+    Attributes:
+        load_weights: Returns the model.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    labels: tuple[str, ...]
+    manifest: Mapping[str, Any] | None
+    load_weights: Callable[[], Any]
 
 
 def load(folder: str | Path, *, columns: Mapping[str, str] | None = None, trust_remote_code: bool = False) -> Predictor:
-    """What answers a list of texts: `peftkit.load("my-model")(["Return the mean."])`.
+    """Load a model for predictions: `peftkit.load("my-model")(["Return the mean."])`.
 
-    `folder` is a run's, an export in any form, or any that transformers loads. `columns` names, by the task's own
-    fields (`text`, `text_pair`, `tokens`, `source`), columns other than those trained on. Raises UserError when the
-    folder holds no model, or parts that don't belong together.
+    `folder` is a run, an export, or any model folder of transformers. `columns` maps the task's input fields (`text`,
+    `text_pair`, `tokens`, `source`) to columns that differ from those in training. Raises UserError if the folder has
+    no model, or if its parts don't match.
     """
-    folder = Path(folder)
-    if (folder / RECIPE).is_file():
-        saved = read_run(folder, trust_remote_code=trust_remote_code)
-        found = Predictor(
-            model=load_model(saved), tokenizer=saved.tokenizer, task=saved.task, labels=saved.labels,
-            contract=saved.manifest,
-        )  # fmt: skip
-    elif not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: neither a run nor a model; it has no config.json")
-    else:
-        found = _load_model_folder(folder, trust_remote_code)
-    if isinstance(found.model, torch.nn.Module):
-        found.model.eval()
-        # In 4 bits it was loaded where it is to be.
-        if torch.accelerator.is_available() and not getattr(found.model, "is_loaded_in_4bit", False):
-            cast(Any, found.model).to(torch.accelerator.current_accelerator())
+    found = read_model_folder(Path(folder), trust_remote_code=trust_remote_code)
     for name in columns or {}:
         if name not in found.task.input_fields:
-            raise UserError(f"--{name}: a model of {type(found.task).__name__} reads no {name}")
-    return found.with_columns(columns or {})
+            raise UserError(f"--{name}: not an input of {type(found.task).__name__}; remove the option")
+    return load_predictor(replace(found, task=replace_columns(found.task, columns or {})))
 
 
-def _load_model_folder(folder: Path, trust_remote_code: bool) -> Predictor:
-    contract = read_manifest(folder)
-    trust = {"trust_remote_code": trust_remote_code}
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **trust)
-    config = AutoConfig.from_pretrained(folder, **trust)
+def read_model_folder(folder: Path, *, trust_remote_code: bool = False) -> ModelFolder:
+    """Read everything but the weights. Raises UserError if the folder has no model, or if its parts don't match."""
+    if (folder / RECIPE).is_file():
+        run = read_run(folder, trust_remote_code=trust_remote_code)
+        return ModelFolder(
+            tokenizer=run.tokenizer, task=run.task, labels=run.labels, manifest=run.manifest,
+            load_weights=partial(load_model, run),
+        )  # fmt: skip
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: neither a run nor a model; it has no config.json")
+    manifest = read_manifest(folder)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     labels = read_label_names(config)
-    if contract is None:
+    if manifest is None:
         tokenizer = ensure_padding(tokenizer, str(folder))
-        task = _task_of(config, min(tokenizer.model_max_length, MOST_TOKENS), folder)
+        task = _infer_task(config, min(tokenizer.model_max_length, MOST_TOKENS), folder)
     else:
-        labels = labels if contract["labels"] else ()
-        check_labels(folder, contract, labels)
-        check_tokenizer(folder, contract, tokenizer)
-        task = _task_in(contract, folder)
+        labels = labels if manifest["labels"] else ()
+        check_labels(folder, manifest, labels)
+        check_tokenizer(folder, manifest, tokenizer)
+        task = _read_task(manifest, folder)
     if (folder / FILE).is_file():
         if task.task_type == "SEQ_2_SEQ_LM":
-            raise UserError(f"{folder}: peftkit generates no text from ONNX; predict with the run or a model export")
-        return Predictor(model=OnnxModel(folder), tokenizer=tokenizer, task=task, labels=labels, contract=contract)
-    model = load_finished_model(folder, task, dtype="auto" if contract else None, **trust)
+            raise UserError(f"{folder}: ONNX exports generate no text; use the run or a model export")
+        load_weights: Callable[[], Any] = partial(OnnxModel, folder)
+    else:
+        dtype = None if manifest is None else "auto"
+        load_weights = partial(_load_weights, folder, task, tokenizer, dtype, trust_remote_code)
+        task = task.restored(config)
+    return ModelFolder(tokenizer=tokenizer, task=task, labels=labels, manifest=manifest, load_weights=load_weights)
+
+
+def _load_weights(
+    folder: Path, task: Task, tokenizer: PreTrainedTokenizerBase, dtype: str | None, trust_remote_code: bool
+) -> PreTrainedModel:
+    model = load_finished_model(folder, task, dtype=dtype, trust_remote_code=trust_remote_code)
     model.config.pad_token_id = tokenizer.pad_token_id
-    if contract is None:
-        task = within_positions(task, model)
-    return Predictor(model=model, tokenizer=tokenizer, task=task.restored(config), labels=labels, contract=contract)
+    return model
 
 
-def _task_in(contract: Mapping[str, Any], folder: Path) -> Task:
-    """The task of a contract. Raises UserError for what is none: a contract names no other class."""
-    path = contract["task"].get("class_path")
+def load_predictor(folder: ModelFolder) -> Predictor:
+    """Load the weights of a model folder, in evaluation mode, on the accelerator if there is one."""
+    model, task = folder.load_weights(), folder.task
+    if isinstance(model, torch.nn.Module):
+        model.eval()
+        # A model in 4 bits is on its device already.
+        if torch.accelerator.is_available() and not getattr(model, "is_loaded_in_4bit", False):
+            cast(Any, model).to(torch.accelerator.current_accelerator())
+        if folder.manifest is None:
+            task = limit_length(task, cast(PreTrainedModel, model))
+    return Predictor(model=model, tokenizer=folder.tokenizer, task=task, labels=folder.labels, manifest=folder.manifest)
+
+
+def replace_columns(task: Any, columns: Mapping[str, str]) -> Task:
+    """Return the task with other input columns; fields that it does not have are ignored."""
+    return replace(task, **{name: column for name, column in columns.items() if name in task.input_fields})
+
+
+def _read_task(manifest: Mapping[str, Any], folder: Path) -> Task:
+    """Return the task of a manifest. Raises UserError for any other class, since a manifest may be someone else's."""
+    path = manifest["task"].get("class_path")
     if path not in [f"peftkit.tasks.{kind.__name__}" for kind in TASKS]:
-        raise UserError(f"{folder}: its contract names the task {path}, which is none of peftkit's")
-    return dict_to_recipe({"task": contract["task"]}).task
+        raise UserError(f"{folder}: its manifest names the task {path}, which is not a task of peftkit")
+    return dict_to_recipe({"task": manifest["task"]}).task
 
 
-def _task_of(config: Any, length: int, folder: Path) -> Task:
+def _infer_task(config: Any, length: int, folder: Path) -> Task:
     kinds = (kind.of_model(config, length) for kind in TASKS)
     task = next((kind for kind in kinds if kind is not None), None)
     if task is None:
-        raise UserError(f"{folder}: {', '.join(config.architectures or ())} is a model of no task of peftkit's")
+        raise UserError(f"{folder}: {', '.join(config.architectures or ())} is not a model of any task of peftkit")
     return task
 
 
-def within_positions(task: Any, model: PreTrainedModel) -> Task:
-    """The task, reading no more tokens than the model has positions for; a tokenizer may promise more."""
+def limit_length(task: Any, model: PreTrainedModel) -> Task:
+    """Return the task with a length of at most the model's positions; a tokenizer may allow more."""
     field, limit = task.length_fields[0], find_position_limit(model)
     return task if limit is None or getattr(task, field) <= limit else replace(task, **{field: limit})

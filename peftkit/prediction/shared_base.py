@@ -1,7 +1,7 @@
-"""Several models that were trained on one base keep one copy of it."""
+"""One copy of the base weights for several models that were trained on the same base."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,48 +12,47 @@ from peftkit.system.files import redact_home
 from peftkit.system.logging import logger
 
 
-def share_base(predictors: Iterable[tuple[str, Predictor]]) -> dict[str, Predictor]:
-    """Let all models use the first one's copy of each frozen weight that they have alike; adapters and heads stay.
-
-    Each is taken when the one before it has been gone through, so that a second base is let go before a third comes.
-    What a model answers does not change, since only equal bytes are shared. Raises UserError, naming both, when two
-    were not trained on the same base.
-    """
-    found: dict[str, Predictor] = {}
-    kept: dict[tuple[Any, ...], torch.Tensor] = {}
-    bases: dict[str, tuple[str, str | None]] = {}
-    shared = 0
-    for name, predictor in predictors:
-        found[name], bases[name] = predictor, _base(predictor)
-        first = next(iter(bases))
-        if not _same_base(bases[first], bases[name]):
+def check_shared_base(manifests: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """Raise UserError, naming both models, unless all manifests are of adapters on the same base."""
+    bases = {name: _read_base(name, manifest) for name, manifest in manifests.items()}
+    first, (base, digest) = next(iter(bases.items()))
+    for name, (other_base, other_digest) in bases.items():
+        # Bases are equal by the hash of their weights, or by name if a hash is not known.
+        is_same = digest == other_digest if digest and other_digest else base == other_base
+        if not is_same:
             raise UserError(
-                f"{first} was trained on {bases[first][0]}, {name} on {bases[name][0]} with other weights: they share "
-                "none; predict with each alone"
+                f"{first} was trained on {base}, {name} on {other_base} with other weights; predict with each alone"
             )
+
+
+def share_base(predictors: Iterable[tuple[str, Predictor]]) -> dict[str, Predictor]:
+    """Let all models use the first one's copy of each frozen weight with equal bytes; adapters and heads stay.
+
+    Predictors are taken one at a time, so that a second copy of the base is freed before a third is loaded.
+    Predictions do not change, since only equal bytes are shared.
+    """
+    shared: dict[str, Predictor] = {}
+    tensors: dict[tuple[Any, ...], torch.Tensor] = {}
+    freed_bytes = 0
+    for name, predictor in predictors:
+        shared[name] = predictor
         for tensor in predictor.model.parameters():
-            same = kept.setdefault(_identity(tensor), tensor.data)
+            same = tensors.setdefault(_identify(tensor), tensor.data)
             if same.data_ptr() != tensor.data_ptr():
-                shared += tensor.numel() * tensor.element_size()
+                freed_bytes += tensor.numel() * tensor.element_size()
                 tensor.data = same
-    logger.info("%d models share one base: %.1f MB are held once", len(found), shared / 1e6)
-    return found
+    logger.info("%d models share one base, which saves %.1f MB of memory", len(shared), freed_bytes / 1e6)
+    return shared
 
 
-def _base(predictor: Predictor) -> tuple[str, str | None]:
-    contract = predictor.contract
-    if contract is None or not contract["adapter"]:
-        raise UserError("several models are predicted with only where each is an adapter: give folders of such runs")
-    return redact_home(contract["base"]["name_or_path"]), contract["base"]["sha256"]
+def _read_base(name: str, manifest: Mapping[str, Any] | None) -> tuple[str, str | None]:
+    if manifest is None or not manifest["adapter"]:
+        raise UserError(f"{name}: not an adapter; predict with several models only if each is an adapter run")
+    return redact_home(manifest["base"]["name_or_path"]), manifest["base"]["sha256"]
 
 
-def _same_base(one: tuple[str, str | None], other: tuple[str, str | None]) -> bool:
-    """By their bytes, or by their names where those are not known."""
-    return one[1] == other[1] if one[1] and other[1] else one[0] == other[0]
-
-
-def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Kind, shape and a digest of the bytes; the scales of weights in 4 bits stay with each."""
+def _identify(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return type, shape and a digest of the bytes; the scales of 4-bit weights stay with each tensor."""
     raw = tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy()
     digest = hashlib.blake2b(raw.data, digest_size=16).digest()
     return type(tensor).__name__, tensor.dtype, tuple(tensor.shape), digest

@@ -60,7 +60,7 @@ def test_help_and_import_load_no_torch(real_interpreter):
         (["predict", "nowhere", "x.csv"], "x.csv: no such file"),
         (["predict", "nowhere", "README.md"], "unknown file format '.md'; say --input_format"),
         (["predict", "nowhere", "README.md", "--input_format", "text"], "neither a run nor a model"),
-        (["predict", "nowhere", "README.md", "--top_k", "0"], "--top_k 0: 1 is the least"),
+        (["predict", "nowhere", "README.md", "--top_k", "0"], "--top_k: must be at least 1, got 0"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(words, said, capsys, tmp_path, monkeypatch, request):

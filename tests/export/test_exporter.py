@@ -175,7 +175,7 @@ class TestOnnx:
         receipt = export(tmp_path / "run", tmp_path / "out", format="onnx")
         assert receipt.exported_difference <= 1e-4
         (tmp_path / "rows.jsonl").write_text('{"source": "Return the mean."}\n')
-        with pytest.raises(UserError, match="peftkit generates no text from ONNX"):
+        with pytest.raises(UserError, match="ONNX exports generate no text"):
             predict([tmp_path / "out"], tmp_path / "rows.jsonl", tmp_path / "answers.jsonl")
 
 

@@ -73,7 +73,7 @@ def test_csv(folder, tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"words": "a"}\n', "no column 'text' among words; name it with --text"),
+        ('{"words": "a"}\n', "no column 'text' \\(columns: words\\); set the column with --text"),
     ],
 )
 def test_a_file_that_does_not_fit_is_one_line(folder, tmp_path, content, said):
@@ -101,7 +101,7 @@ def test_a_model_of_no_task_is_one_line(file, tmp_path, checkpoints):
     config.architectures = ["BertForImageClassification"]
     config.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(checkpoints / "bert").save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match="BertForImageClassification is a model of no task"):
+    with pytest.raises(UserError, match="BertForImageClassification is not a model of any task"):
         predict([tmp_path / "model"], file, tmp_path / "out.jsonl")
 
 
@@ -117,7 +117,7 @@ def test_other_wrong_words(folder, file, tmp_path):
         predict([folder], file, tmp_path / "out.xml")
     with pytest.raises(UserError, match="neither a run nor a model"):
         predict([tmp_path], file)
-    with pytest.raises(UserError, match="--tokens: a model of SequenceClassification reads no tokens"):
+    with pytest.raises(UserError, match="--tokens: not an input of SequenceClassification"):
         predict([folder], file, columns={"tokens": "text"})
 
 
@@ -169,7 +169,7 @@ def test_top_k_and_parquet(folder, file, tmp_path):
         best = sorted(one["probabilities"].items(), key=lambda pair: -pair[1])[:2]
         assert [(entry["label"], entry["probability"]) for entry in other["probabilities"]] == best
         assert other["label"] == one["label"]
-    with pytest.raises(UserError, match="--top_k 0: 1 is the least"):
+    with pytest.raises(UserError, match="--top_k: must be at least 1, got 0"):
         predict([folder], file, tmp_path / "zero.jsonl", top_k=0)
 
 

@@ -66,8 +66,8 @@ def test_what_shares_no_base_is_refused_naming_both(small_recipe, folders, tmp_p
     with pytest.raises(UserError, match=r"library was trained on .*bert, other on .*roberta with other weights"):
         predict([folders[0], tmp_path / "other"], rows, tmp_path / "out.jsonl")
     run(small_recipe("bert", full(), output_dir=str(tmp_path / "whole")))
-    with pytest.raises(UserError, match="only where each is an adapter"):
+    with pytest.raises(UserError, match="only if each is an adapter"):
         predict([folders[0], tmp_path / "whole"], rows, tmp_path / "out.jsonl")
-    with pytest.raises(UserError, match="two folders are called library"):
+    with pytest.raises(UserError, match="two folders are named library"):
         predict([folders[0], folders[0]], rows, tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()

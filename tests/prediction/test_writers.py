@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from peftkit.errors import UserError
-from peftkit.prediction.writers import ROW_GROUP, answer_writer, check_output
+from peftkit.prediction.writers import ROW_GROUP, check_output, open_writer
 
 ENDINGS = ("jsonl", "csv", "parquet")
 LABELS = [
@@ -30,7 +30,7 @@ ERROR = {"row": 7, "error": "not JSON (Expecting value at column 3)"}
 
 
 def written(path, *calls, **options):
-    with answer_writer(path, **options) as write:
+    with open_writer(path, **options) as write:
         for answers in calls:
             write(answers)
     assert [found.name for found in path.parent.iterdir()] == [path.name]
@@ -82,13 +82,13 @@ def test_csv_of_several_models(tmp_path):
 
 
 def test_ranked_probabilities_keep_their_order(tmp_path):
-    rows = written(tmp_path / "a" / "out.csv", RANKED, ranked=True)
+    rows = written(tmp_path / "a" / "out.csv", RANKED, is_ranked=True)
     assert list(rows[0]) == ["row", "label", "probabilities", "error"]
     assert [list(json.loads(row["probabilities"])) for row in rows] == [["z", "b"], ["c", "z"]]
     several = [{"row": row["row"], "lora": {"probabilities": row["probabilities"]}} for row in RANKED]
     as_list = [{"label": "c", "probability": 0.75}, {"label": "z", "probability": 0.125}]
-    assert written(tmp_path / "b" / "out.parquet", RANKED, ranked=True)[1]["probabilities"] == as_list
-    assert written(tmp_path / "c" / "out.parquet", several, ranked=True)[1]["lora"]["probabilities"] == as_list
+    assert written(tmp_path / "b" / "out.parquet", RANKED, is_ranked=True)[1]["probabilities"] == as_list
+    assert written(tmp_path / "c" / "out.parquet", several, is_ranked=True)[1]["lora"]["probabilities"] == as_list
 
 
 @pytest.mark.parametrize("answers", [LABELS, TAGS, NESTED, [{"row": 0, "labels": []}], [{"row": 0, "text": "a\rb"}]])
@@ -138,7 +138,7 @@ def test_nothing_but_errors(tmp_path, ending, calls):
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_nothing_is_left_of_a_failure(tmp_path, ending):
     def half():
-        with answer_writer(tmp_path / f"out.{ending}") as write:
+        with open_writer(tmp_path / f"out.{ending}") as write:
             write([{"row": row, "label": "a"} for row in range(ROW_GROUP)])
             raise RuntimeError("stop")
 
@@ -150,7 +150,7 @@ def test_nothing_is_left_of_a_failure(tmp_path, ending):
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_no_answer_loses_a_value_silently(tmp_path, ending):
     def other_columns():
-        with answer_writer(tmp_path / f"out.{ending}") as write:
+        with open_writer(tmp_path / f"out.{ending}") as write:
             write([{"row": row, "label": "a"} for row in range(ROW_GROUP)])
             write([{"row": ROW_GROUP, "text": "b"}])
 
@@ -161,10 +161,13 @@ def test_no_answer_loses_a_value_silently(tmp_path, ending):
 
 def test_where_answers_cannot_go(tmp_path):
     (tmp_path / "there.parquet").write_text("mine")
-    for name, said in (("there.parquet", "already exists; name another"), ("a.xml", r"must end in \.jsonl, \.csv or")):
+    for name, said in (
+        ("there.parquet", "already exists; use another name"),
+        ("a.xml", r"must end in \.jsonl, \.csv or"),
+    ):
         with pytest.raises(UserError, match=rf"--output .*{name}: {said}"):
             check_output(tmp_path / name)
-        with pytest.raises(UserError, match=said), answer_writer(tmp_path / name):
+        with pytest.raises(UserError, match=said), open_writer(tmp_path / name):
             pytest.fail("was opened")
     assert (tmp_path / "there.parquet").read_text() == "mine"
     check_output(None)
@@ -173,8 +176,8 @@ def test_where_answers_cannot_go(tmp_path):
 def test_standard_output_has_each_call_at_once():
     code = """
 import os
-from peftkit.prediction.writers import answer_writer
-with answer_writer(None) as write:
+from peftkit.prediction.writers import open_writer
+with open_writer(None) as write:
     write([{"row": 0, "text": "é"}, {"row": 1, "error": "e"}])
     # What was not flushed is lost.
     os._exit(0)
