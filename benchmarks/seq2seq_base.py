@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from peftkit import DataConfig, ModelConfig, Recipe, Seq2Seq, full
-from peftkit.data.demo.docstrings import LIBRARIES, documented, modules, place_of, prose
-from peftkit.data.demo.summaries import summaries
+from peftkit.data.demo.docstrings import LIBRARIES, extract_prose, find_documented, hash_module, parse_modules
+from peftkit.data.demo.summaries import extract_summaries
 from peftkit.metrics.generation import text_metrics
 from peftkit.system.logging import set_up_logging
 from peftkit.training.run import run
@@ -56,16 +56,16 @@ def texts() -> dict[str, list[str]]:
     """Paragraphs of docstrings, and to those that are a summary line the bodies that they sum up."""
     found: dict[str, list[str]] = {}
     for package in PACKAGES:
-        for module, tree in modules(package, FILES):
-            if package in LIBRARIES.values() and place_of(module) >= 0.5:
+        for module, tree in parse_modules(package, FILES):
+            if package in LIBRARIES.values() and hash_module(module) >= 0.5:
                 continue
-            for node in documented(tree):
+            for node in find_documented(tree):
                 for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
-                    text = prose(paragraph, masked=False)
+                    text = extract_prose(paragraph, is_masked=False)
                     if len(text.split()) >= 4:
                         found.setdefault(text, [])
-    for module, body, summary in summaries(PACKAGES):
-        if place_of(module) < 0.5:
+    for module, body, summary in extract_summaries(PACKAGES):
+        if hash_module(module) < 0.5:
             found.setdefault(summary, []).append(f"summarize: {body}")
     return found
 

@@ -129,7 +129,7 @@ def complete_splits(config: DataConfig, task: Task, found: Mapping[str, Dataset]
             take(split, split, shuffled["row"][:limit])
         if not len(splits[split]):
             raise UserError(f"data: {split} has no rows")
-    fingerprint = _compute_fingerprint(splits, (*task.columns, *task.scored_columns))
+    fingerprint = compute_fingerprint(splits, (*task.columns, *task.scored_columns))
     return Splits(**splits, labels=labels, fingerprint=fingerprint, decisions=tuple(decisions), origins=origins)
 
 
@@ -213,7 +213,8 @@ def _hold_out(train: Dataset, task: Task, seed: int) -> tuple[list[int], list[in
     return parts["train"]["row"][:], parts["test"]["row"][:], how
 
 
-def _compute_fingerprint(splits: dict[str, Dataset], columns: tuple[str, ...]) -> str:
+def compute_fingerprint(splits: dict[str, Dataset], columns: tuple[str, ...]) -> str:
+    """Return the SHA-256 of the columns of all splits, a row a line of JSON."""
     digest = hashlib.sha256()
     for split in sorted(splits):
         digest.update(f"{split} {len(splits[split])}\n".encode())

@@ -173,6 +173,24 @@ def test_top_k_and_parquet(folder, file, tmp_path):
         predict([folder], file, tmp_path / "zero.jsonl", top_k=0)
 
 
+def test_arguments_and_the_first_rows_are_checked_before_weights_load(folder, file, tmp_path, monkeypatch):
+    monkeypatch.setattr("peftkit.prediction.batch.load_predictor", lambda _: pytest.fail("weights were loaded"))
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "words.jsonl").write_text('{"words": "a"}\n')
+    for name, options, message in (
+        ("nowhere.jsonl", {}, "no such file"),
+        ("empty.jsonl", {}, "has no rows"),
+        ("words.jsonl", {}, "no column 'text'"),
+        (file.name, {"columns": {"text": "words"}}, "no column 'words'"),
+        (file.name, {"columns": {"tokens": "text"}}, "--tokens: not an input of SequenceClassification"),
+        (file.name, {"input_format": "xml"}, "--input_format xml: unknown format"),
+        (file.name, {"top_k": 0}, "--top_k: must be at least 1, got 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict([folder], tmp_path / name, tmp_path / "out.jsonl", **options)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 @pytest.mark.slow
 def test_standard_input_is_answered_on_standard_output(folder, file, tmp_path):
     predict([folder], file, tmp_path / "out.jsonl")

@@ -1,4 +1,4 @@
-"""Real text that every machine with peftkit has: which library does a docstring speak of?
+"""Demo classification data: the library that a docstring belongs to, from installed packages.
 
 Docstrings are read with `ast`, so nothing is imported. Names of the libraries are masked, near-duplicates are
 dropped, classes are balanced, and a module's docstrings all fall into one split.
@@ -48,23 +48,23 @@ BUILDER = 2
 
 
 def load_docstrings() -> DatasetDict:
-    """Splits `train`, `validation` and `test` with columns `text`, `label` and `module`; built once, then cached.
+    """Load splits `train`, `validation` and `test` with columns `text`, `label` and `module`, cached once built.
 
-    The rows depend on the installed versions of the libraries, which the report's fingerprint tells apart.
+    The rows depend on the installed versions of the libraries, which change the fingerprint in the report.
     """
     settings = f"{ROWS_PER_LIBRARY} {SHARES} {MAX_WORDS} {SEED} {BUILDER} {FILES_PER_LIBRARY} {NEAR_DUPLICATE}"
-    return cached("docstrings", f"{settings} {MASKED.pattern}", build_docstrings)
+    return load_or_build("docstrings", f"{settings} {MASKED.pattern}", build_docstrings)
 
 
-def cached(name: str, settings: str, build: Callable[[], DatasetDict]) -> DatasetDict:
-    """What `build` makes of the installed libraries; built once for their versions and `settings`, then read."""
+def load_or_build(name: str, settings: str, build: Callable[[], DatasetDict]) -> DatasetDict:
+    """Load data from the cache, or build it; the key is the versions of the libraries and `settings`."""
     versions = [f"{found} {version(DISTRIBUTIONS.get(found, found))}" for found in LIBRARIES.values() if found]
     key = hashlib.sha256(f"{sysconfig.get_python_version()} {versions} {settings}".encode()).hexdigest()[:16]
     folder = Path(HF_DATASETS_CACHE) / "peftkit" / f"{name}-{key}"
     if not (folder / "dataset_dict.json").exists():
         logger.info("building the demo's data '%s' from installed packages (once)", name)
         built = build()
-        # Another rank may finish first; then its folder stands and this one is dropped.
+        # If another rank finishes first, its folder is used.
         try:
             with atomic_directory(folder) as temporary:
                 built.save_to_disk(str(temporary))
@@ -79,10 +79,10 @@ def build_docstrings() -> DatasetDict:
     rows = [
         {"text": text, "label": label, "module": module}
         for label, package in LIBRARIES.items()
-        for module, text in _docstrings(package)
+        for module, text in _list_docstrings(package)
     ]
     random.Random(SEED).shuffle(rows)
-    rows = _without_near_duplicates(rows)
+    rows = _drop_near_duplicates(rows)
     features = Features(
         {"text": Value("string"), "label": ClassLabel(names=list(LIBRARIES)), "module": Value("string")}
     )
@@ -91,7 +91,7 @@ def build_docstrings() -> DatasetDict:
     )
 
 
-def _folder(package: str | None) -> Path:
+def _find_folder(package: str | None) -> Path:
     if package is None:
         return Path(sysconfig.get_path("stdlib"))
     spec = importlib.util.find_spec(package)
@@ -100,20 +100,20 @@ def _folder(package: str | None) -> Path:
     return Path(spec.origin).parent
 
 
-def _docstrings(package: str | None) -> list[tuple[str, str]]:
-    """(module, text) of one library, from a seeded choice of its files."""
+def _list_docstrings(package: str | None) -> list[tuple[str, str]]:
+    """List (module, text) of one library, from a seeded sample of its files."""
     found = []
-    for module, tree in modules(package, FILES_PER_LIBRARY):
-        for node in documented(tree):
-            text = prose(ast.get_docstring(node) or "")
+    for module, tree in parse_modules(package, FILES_PER_LIBRARY):
+        for node in find_documented(tree):
+            text = extract_prose(ast.get_docstring(node) or "")
             if len(text.split()) >= 8:
                 found.append((module, text))
     return found
 
 
-def modules(package: str | None, files: int) -> Iterator[tuple[str, ast.Module]]:
-    """Name and syntax tree of a seeded choice of a library's files; None is the standard library."""
-    root = _folder(package)
+def parse_modules(package: str | None, files: int) -> Iterator[tuple[str, ast.Module]]:
+    """Yield name and syntax tree of a seeded sample of a library's files; None is the standard library."""
+    root = _find_folder(package)
     skipped = {"tests", "test", "testing", "site-packages", "idlelib", "lib2to3", "_vendor", "__pycache__", "externals"}
     paths = sorted(p for p in root.rglob("*.py") if not skipped & set(p.relative_to(root).parts))
     random.Random(f"{SEED} {package}").shuffle(paths)
@@ -127,8 +127,8 @@ def modules(package: str | None, files: int) -> Iterator[tuple[str, ast.Module]]
             continue
 
 
-def documented(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """What in a module may have a docstring."""
+def find_documented(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield the nodes of a module that may have a docstring."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
@@ -141,28 +141,28 @@ SECTION = re.compile(
 )
 
 
-def prose(docstring: str, *, masked: bool = True) -> str:
-    """The opening prose of a docstring: before its first section, list or example; 40 words at most, names masked."""
+def extract_prose(docstring: str, *, is_masked: bool = True) -> str:
+    """Return the prose before the first section, list or example, of at most 40 words, library names masked."""
     lines = [line.strip() for line in docstring.splitlines()]
     opening = itertools.takewhile(lambda line: not SECTION.match(line), lines)
     text = re.sub(r":\w+(?::\w+)?:|[`*]+", "", " ".join(opening))
     text = re.sub(r"https?://\S+", "", text)
-    return " ".join((MASKED.sub("[MASK]", text) if masked else text).split()[:MAX_WORDS])
+    return " ".join((MASKED.sub("[MASK]", text) if is_masked else text).split()[:MAX_WORDS])
 
 
-def _without_near_duplicates(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Keep the first of rows whose word pairs overlap by a cosine of at least `NEAR_DUPLICATE`."""
+def _drop_near_duplicates(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Drop each row with a cosine of words of at least `NEAR_DUPLICATE` to an earlier row."""
     texts = [row["text"] for row in rows]
     dropped = {row for row, earlier in find_near_duplicates(texts, texts, NEAR_DUPLICATE) if earlier < row}
     return [row for index, row in enumerate(rows) if index not in dropped]
 
 
 def _split_by_module(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
-    """Give each module to one split by a hash of its name, then take equally many rows of each class."""
+    """Assign each module to one split by a hash of its name, then take the same number of rows of each class."""
     splits: dict[str, list[dict[str, str]]] = {split: [] for split in SHARES}
     taken = {(split, label): 0 for split in SHARES for label in LIBRARIES}
     for row in rows:
-        place = place_of(row["module"])
+        place = hash_module(row["module"])
         split = next((s for s, edge in _edges() if place < edge), "test")
         if taken[split, row["label"]] < ROWS_PER_LIBRARY[split]:
             taken[split, row["label"]] += 1
@@ -170,18 +170,18 @@ def _split_by_module(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str
     for split in SHARES:
         fewest = min(taken[split, label] for label in LIBRARIES)
         if fewest < ROWS_PER_LIBRARY[split]:
-            kept = dict.fromkeys(LIBRARIES, 0)
+            counts = dict.fromkeys(LIBRARIES, 0)
             balanced = []
             for row in splits[split]:
-                kept[row["label"]] += 1
-                if kept[row["label"]] <= fewest:
+                counts[row["label"]] += 1
+                if counts[row["label"]] <= fewest:
                     balanced.append(row)
             splits[split] = balanced
     return splits
 
 
-def place_of(module: str) -> float:
-    """A number from 0 to 1 that depends on the module's name alone: all its rows fall into one split."""
+def hash_module(module: str) -> float:
+    """Return a number from 0 to 1 that depends only on the module's name, so that all its rows are in one split."""
     return int(hashlib.sha256(f"{SEED} {module}".encode()).hexdigest()[:8], 16) / 16**8
 
 

@@ -1,7 +1,7 @@
-"""Real text to tag that every machine with peftkit has: which words of a docstring are code, and of what kind?
+"""Demo tagging data: the words of a docstring that are code, and their kind, from installed packages.
 
-Authors mark code by backticks. The marks are taken away, and what stood between them is the entity; its type is what
-the name is in the function at hand.
+Authors mark code with backticks. The marks are removed, and the marked text is the entity; its type is the kind of the
+name in the function, such as parameter or class.
 """
 
 import ast
@@ -13,7 +13,16 @@ from collections.abc import Iterator
 
 from datasets import Dataset, DatasetDict
 
-from peftkit.data.demo.docstrings import LIBRARIES, MAX_WORDS, SECTION, SEED, cached, documented, modules, place_of
+from peftkit.data.demo.docstrings import (
+    LIBRARIES,
+    MAX_WORDS,
+    SECTION,
+    SEED,
+    find_documented,
+    hash_module,
+    load_or_build,
+    parse_modules,
+)
 
 SHARES = {"train": (0.0, 0.7), "validation": (0.7, 0.8), "test": (0.8, 1.0)}
 MOST_ROWS = {"train": 2400, "validation": 300, "test": 600}
@@ -25,18 +34,18 @@ LONGEST = 6
 
 
 def load_entities() -> DatasetDict:
-    """Splits `train`, `validation` and `test` with columns `tokens` and `ner_tags`; built once, then cached."""
-    return cached("entities", f"{SHARES} {FILES} {MOST_ROWS} {BUILDER}", build_entities)
+    """Load splits `train`, `validation` and `test` with columns `tokens` and `ner_tags`, cached once built."""
+    return load_or_build("entities", f"{SHARES} {FILES} {MOST_ROWS} {BUILDER}", build_entities)
 
 
 def build_entities() -> DatasetDict:
     """Read, drop repeated texts, split by module. Deterministic for given package versions."""
     splits: dict[str, list[dict[str, list[str]]]] = {split: [] for split in SHARES}
-    rows = [row for package in LIBRARIES.values() for row in _tagged(package)]
+    rows = [row for package in LIBRARIES.values() for row in _tag_docstrings(package)]
     random.Random(SEED).shuffle(rows)
     seen = set()
     for module, tokens, tags in rows:
-        split = next(name for name, (low, high) in SHARES.items() if low <= place_of(module) <= high)
+        split = next(name for name, (low, high) in SHARES.items() if low <= hash_module(module) <= high)
         text = " ".join(tokens)
         if text in seen or len(splits[split]) == MOST_ROWS[split]:
             continue
@@ -45,24 +54,24 @@ def build_entities() -> DatasetDict:
     return DatasetDict({split: Dataset.from_list(found) for split, found in splits.items()})
 
 
-def _tagged(package: str | None) -> Iterator[tuple[str, list[str], list[str]]]:
-    """(module, words, tags) of the docstrings in whose opening something is marked as code."""
-    for module, tree in modules(package, FILES):
+def _tag_docstrings(package: str | None) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield (module, words, tags) of docstrings whose opening has words marked as code."""
+    for module, tree in parse_modules(package, FILES):
         defined = {
             node.name: "class" if isinstance(node, ast.ClassDef) else "function"
             for node in ast.walk(tree)
             if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         }
-        for node in documented(tree):
+        for node in find_documented(tree):
             lines = (line.strip() for line in (ast.get_docstring(node) or "").splitlines())
             opening = " ".join(itertools.takewhile(lambda line: not SECTION.match(line), lines))
-            kinds = defined | dict.fromkeys(_parameters(node), "parameter")
-            tokens, tags = words_and_tags(opening, kinds)
+            kinds = defined | dict.fromkeys(_list_parameters(node), "parameter")
+            tokens, tags = tag_words(opening, kinds)
             if len(tokens) >= 8 and any(tag != "O" for tag in tags):
                 yield module, tokens, tags
 
 
-def _parameters(node: ast.AST) -> list[str]:
+def _list_parameters(node: ast.AST) -> list[str]:
     found = [node] if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else []
     if isinstance(node, ast.ClassDef):
         found += [inner for inner in node.body if isinstance(inner, ast.FunctionDef) and inner.name == "__init__"]
@@ -73,8 +82,8 @@ def _parameters(node: ast.AST) -> list[str]:
     ]
 
 
-def words_and_tags(text: str, kinds: dict[str, str]) -> tuple[list[str], list[str]]:
-    """The first words of a docstring without its marks, and a BIO tag each; `kinds` says what a name is."""
+def tag_words(text: str, kinds: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Return the first words of a docstring without its marks, and their BIO tags; `kinds` maps names to types."""
     tokens: list[str] = []
     tags: list[str] = []
     end = 0
@@ -87,7 +96,7 @@ def words_and_tags(text: str, kinds: dict[str, str]) -> tuple[list[str], list[st
         end = mark.end()
         code = next(group for group in mark.groups() if group is not None)
         words = WORD.findall(code)
-        kind = _kind(code.strip(), kinds)
+        kind = _find_kind(code.strip(), kinds)
         tokens += words
         tags += (
             [f"{'I' if place else 'B'}-{kind}" for place in range(len(words))]
@@ -97,7 +106,7 @@ def words_and_tags(text: str, kinds: dict[str, str]) -> tuple[list[str], list[st
     return tokens[:MAX_WORDS], tags[:MAX_WORDS]
 
 
-def _kind(code: str, kinds: dict[str, str]) -> str:
+def _find_kind(code: str, kinds: dict[str, str]) -> str:
     name = code.removesuffix("()").rsplit(".", 1)[-1]
     if name in kinds:
         return kinds[name]

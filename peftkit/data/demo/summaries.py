@@ -1,4 +1,4 @@
-"""Real text to summarize that every machine with peftkit has: the body of a docstring, and its summary line."""
+"""Demo summarization data: the body of a docstring and its summary line, from installed packages."""
 
 import ast
 import random
@@ -7,9 +7,17 @@ from collections.abc import Iterable, Iterator
 
 from datasets import Dataset, DatasetDict
 
-from peftkit.data.demo.docstrings import LIBRARIES, SEED, cached, documented, modules, place_of, prose
+from peftkit.data.demo.docstrings import (
+    LIBRARIES,
+    SEED,
+    extract_prose,
+    find_documented,
+    hash_module,
+    load_or_build,
+    parse_modules,
+)
 
-# The small seq2seq base has read the modules below 0.5; these rows are of others.
+# The small seq2seq base was trained on modules below 0.5; these rows are of other modules.
 SHARES = {"train": (0.5, 0.78), "validation": (0.78, 0.85), "test": (0.85, 1.0)}
 FILES = 600
 MOST_ROWS = {"train": 3000, "validation": 400, "test": 600}
@@ -17,18 +25,18 @@ BUILDER = 1
 
 
 def load_summaries() -> DatasetDict:
-    """Splits `train`, `validation` and `test` with columns `source` and `target`; built once, then cached."""
-    return cached("summaries", f"{SHARES} {FILES} {MOST_ROWS} {BUILDER}", build_summaries)
+    """Load splits `train`, `validation` and `test` with columns `source` and `target`, cached once built."""
+    return load_or_build("summaries", f"{SHARES} {FILES} {MOST_ROWS} {BUILDER}", build_summaries)
 
 
 def build_summaries() -> DatasetDict:
     """Read, drop repeated summaries, split by module. Deterministic for given package versions."""
     splits: dict[str, list[dict[str, str]]] = {split: [] for split in SHARES}
-    rows = list(summaries(LIBRARIES.values()))
+    rows = list(extract_summaries(LIBRARIES.values()))
     random.Random(SEED).shuffle(rows)
     seen = set()
     for module, body, summary in rows:
-        split = next((name for name, (low, high) in SHARES.items() if low <= place_of(module) < high), None)
+        split = next((name for name, (low, high) in SHARES.items() if low <= hash_module(module) < high), None)
         if split is None or summary.lower() in seen or len(splits[split]) == MOST_ROWS[split]:
             continue
         seen.add(summary.lower())
@@ -36,16 +44,16 @@ def build_summaries() -> DatasetDict:
     return DatasetDict({split: Dataset.from_list(found) for split, found in splits.items()})
 
 
-def summaries(packages: Iterable[str | None]) -> Iterator[tuple[str, str, str]]:
-    """(module, body, summary line) of the docstrings that have both."""
+def extract_summaries(packages: Iterable[str | None]) -> Iterator[tuple[str, str, str]]:
+    """Yield (module, body, summary line) of docstrings that have both."""
     for package in packages:
-        for module, tree in modules(package, FILES):
-            for node in documented(tree):
+        for module, tree in parse_modules(package, FILES):
+            for node in find_documented(tree):
                 first, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
-                summary, body = _plain(first), prose(rest, masked=False)
+                summary, body = _strip_markup(first), extract_prose(rest, is_masked=False)
                 if 3 <= len(summary.split()) <= 20 and len(body.split()) >= 10 and summary.lower() not in body.lower():
                     yield module, body, summary
 
 
-def _plain(text: str) -> str:
+def _strip_markup(text: str) -> str:
     return re.sub(r":\w+(?::\w+)?:|[`*]+", "", " ".join(text.split()))

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from peftkit.data.demo.docstrings import LIBRARIES, MASKED, ROWS_PER_LIBRARY, load_docstrings, prose
+from peftkit.data.demo.docstrings import LIBRARIES, MASKED, ROWS_PER_LIBRARY, extract_prose, load_docstrings
 
 
 @pytest.fixture(scope="module")
@@ -33,5 +33,5 @@ def test_no_row_names_its_library_or_stands_twice(data):
 
 def test_prose_is_the_masked_opening():
     docstring = "Like `numpy.sort`, but sklearn-ish.\n\nUses np.sort and PyTorch.\n\nParameters\n----------\nx : int\n"
-    assert prose(docstring) == "Like [MASK], but [MASK]-ish. Uses [MASK] and [MASK]."
-    assert prose("One line.\n\n>>> f(1)\n2") == "One line."
+    assert extract_prose(docstring) == "Like [MASK], but [MASK]-ish. Uses [MASK] and [MASK]."
+    assert extract_prose("One line.\n\n>>> f(1)\n2") == "One line."
