@@ -1,47 +1,31 @@
-"""What a comparison compares: rows that differ in what was asked for, each with the settings that are tried for it."""
+"""Rows of a comparison: the combinations of the compared values, each as a recipe."""
 
-import copy
 import hashlib
 import itertools
-import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import yaml
-from scipy.stats import qmc
-
+from peftkit.comparison.options import METHOD, check_learning_rates
 from peftkit.errors import UserError
-from peftkit.recipe.method import Method, named_method, usual_learning_rate
+from peftkit.recipe.method import named_method, usual_learning_rate
 from peftkit.recipe.parser import parse_recipe, read_recipe
 from peftkit.recipe.schema import Recipe
 from peftkit.system.files import redact_home
 
-METHOD = "method"
-LEARNING_RATE = "training.learning_rate"
-PEFT = "method.peft"
-ALPHAS = ("lora_alpha", "alpha")
-# What belongs to a method, and comes with it when it is given as a recipe file.
-OF_A_METHOD = ("learning_rate", "optim", "optim_args")
-# What the comparison itself sets.
-NOT_OVER = {"training.seed": "--seeds says how many", "training.output_dir": "--output says where", "name": "leave it"}
-# Learning rates are tried between the usual one divided and multiplied by this; ranks among half, once and twice.
-SPAN = 10.0
-RANKS = (0.5, 1.0, 2.0)
-# Of a folder's name, in bytes.
-LONGEST = 120
+# Training arguments that a recipe file given as a method brings along.
+METHOD_ARGUMENTS = ("learning_rate", "optim", "optim_args")
+MAX_FOLDER_NAME_BYTES = 120
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
+class ComparisonRow:
     """One row of a comparison.
 
     Attributes:
-        name: What tables call it.
-        recipe: With its usual learning rate, and no folder.
-        values: What tells it from the other rows, by field.
+        name: Name of the row in tables.
+        recipe: Recipe with the row's default learning rate and without an output folder.
+        values: Compared values, by field.
     """
 
     name: str
@@ -50,94 +34,68 @@ class Contender:
 
     @property
     def folder(self) -> str:
-        """Its name as the name of a folder."""
-        return folder_name(self.name)
+        """Name of the row's folder."""
+        return make_folder_name(self.name)
 
 
-def folder_name(name: str) -> str:
-    """A row's name as the name of a folder, cut with a digest where it is long."""
+def make_folder_name(name: str) -> str:
+    """Turn a row's name into a folder name; a long one is cut and given a digest."""
     plain = re.sub(r"[^\w.=-]+", "-", name).strip("-.") or "row"
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return plain if len(plain.encode()) <= LONGEST else f"{plain[: LONGEST // 4]}-{digest}"
+    is_short = len(plain.encode()) <= MAX_FOLDER_NAME_BYTES
+    return plain if is_short else f"{plain[: MAX_FOLDER_NAME_BYTES // 4]}-{digest}"
 
 
-def parse_over(words: Sequence[str]) -> dict[str, list[str]]:
-    """`FIELD=a,b` words to values by field; a list in brackets is one value. Raises UserError."""
-    found: dict[str, list[str]] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        name = name.strip().removeprefix("--")
-        try:
-            # A bare word stays as it was written: YAML would make a number of 1.10 and a truth value of no.
-            words_of = yaml.load(f"[{text}]", Loader=yaml.BaseLoader) if equals else []  # noqa: S506
-            meant = yaml.safe_load(f"[{text}]") if equals else []
-        except (yaml.YAMLError, ValueError):
-            words_of = meant = []
-        values = [
-            plain if isinstance(plain, str) else json.dumps(value, default=str)
-            for plain, value in zip(words_of, meant, strict=True)
-        ]
-        if not name or not values:
-            raise UserError(f"--over: '{word}' is not FIELD=VALUE,VALUE")
-        if name in found:
-            raise UserError(f"--over {name}: is given twice")
-        if name in NOT_OVER:
-            raise UserError(f"--over {name}: the comparison sets it itself; {NOT_OVER[name]}")
-        found[name] = values
-    return found
-
-
-def contenders(
+def make_rows(
     recipe: Recipe, over: Mapping[str, Sequence[str]], learning_rates: Mapping[str, float] | None = None
-) -> list[Contender]:
-    """A row for each combination of the values in `over`, alike in all else but a method's own learning rate.
+) -> list[ComparisonRow]:
+    """Make a row for each combination of the values in `over`; only the learning rate differs besides, by method.
 
-    A value of `method` is a method's name or a recipe file, of which the method, its learning rate and its optimizer
-    are taken. Raises UserError.
+    A value of `method` is a method's name or a recipe file, which gives its method, learning rate and optimizer.
+    Raises UserError.
     """
     rates = dict(learning_rates or {})
-    for name, rate in rates.items():
-        if not (math.isfinite(rate) and rate > 0):
-            raise UserError(f"--learning_rates: {name}={rate}: must be a number over 0")
-    others = [name for name in over if name != METHOD]
-    rows: list[Contender] = []
-    for word in over.get(METHOD, [recipe.method.name]):
-        based, name = _with_method(recipe, word, rates)
-        for values in itertools.product(*(over[other] for other in others)):
-            chosen = dict(zip(others, values, strict=True))
-            shown = [name] if METHOD in over or not others else []
-            shown += [_shown(field, value, over[field]) for field, value in chosen.items()]
-            row = based
-            if chosen:
+    check_learning_rates(rates)
+    fields = [name for name in over if name != METHOD]
+    rows: list[ComparisonRow] = []
+    for method in over.get(METHOD, [recipe.method.name]):
+        base, name = _set_method(recipe, method, rates)
+        for combination in itertools.product(*(over[key] for key in fields)):
+            values = dict(zip(fields, combination, strict=True))
+            parts = [name] if METHOD in over or not fields else []
+            parts += [_format_value(key, value, over[key]) for key, value in values.items()]
+            row = base
+            if values:
                 try:
-                    row = parse_recipe([f"--{field}={value}" for field, value in chosen.items()], based)
+                    row = parse_recipe([f"--{key}={value}" for key, value in values.items()], base)
                 except UserError as error:
-                    raise UserError(f"--over, row '{', '.join(shown)}': {error}") from error
-            told = {METHOD: name, **chosen} if METHOD in over else chosen
-            told = {field: redact_home(value) for field, value in told.items()}
-            rows.append(Contender(name=", ".join(shown), recipe=row, values=told))
-    for one, other in itertools.combinations(rows, 2):
-        if one.folder.lower() == other.folder.lower():
-            raise UserError(f"--over: '{one.name}' and '{other.name}' would have the same name; is one given twice?")
+                    raise UserError(f"--over, row '{', '.join(parts)}': {error}") from error
+            if METHOD in over:
+                values = {METHOD: name, **values}
+            values = {key: redact_home(value) for key, value in values.items()}
+            rows.append(ComparisonRow(name=", ".join(parts), recipe=row, values=values))
+    for first, second in itertools.combinations(rows, 2):
+        if first.folder.lower() == second.folder.lower():
+            raise UserError(f"--over: '{first.name}' and '{second.name}' have the same name; remove one of them")
     if unknown := set(rates) - {row.recipe.method.name for row in rows}:
         names = ", ".join(dict.fromkeys(row.recipe.method.name for row in rows))
         raise UserError(f"--learning_rates: no method '{sorted(unknown)[0]}' among {names}")
     return rows
 
 
-def _with_method(recipe: Recipe, word: str, rates: Mapping[str, float]) -> tuple[Recipe, str]:
-    """The recipe with another method, its learning rate and, from a recipe file, its optimizer."""
+def _set_method(recipe: Recipe, method_or_file: str, rates: Mapping[str, float]) -> tuple[Recipe, str]:
+    """Set the method, its learning rate and, from a recipe file, its optimizer; return the recipe and the name."""
     training = dict(recipe.training)
     training.pop("output_dir", None)
-    if word.endswith((".py", ".yaml", ".yml")):
-        other = read_recipe(word)
+    if method_or_file.endswith((".py", ".yaml", ".yml")):
+        other = read_recipe(method_or_file)
         method = other.method
-        for name in OF_A_METHOD:
+        for name in METHOD_ARGUMENTS:
             training.pop(name, None)
             if name in other.training:
                 training[name] = other.training[name]
     else:
-        method = named_method(word, recipe.method)
+        method = named_method(method_or_file, recipe.method)
         if method.name != recipe.method.name:
             training.pop("learning_rate", None)
     if method.name in rates:
@@ -146,86 +104,14 @@ def _with_method(recipe: Recipe, word: str, rates: Mapping[str, float]) -> tuple
     return replace(recipe, method=method, training=training), method.name
 
 
-def _shown(name: str, value: str, beside: Sequence[str]) -> str:
-    """A value as a row's name has it: of a path its end, where that tells it from those beside it."""
-    last = _end_of(name)
+def _format_value(name: str, value: str, all_values: Sequence[str]) -> str:
+    """Format a value for a row's name: of a path its last part, where that differs from the other values."""
+    last = name.rsplit(".", 1)[-1]
     if last in ("name_or_path", "path", "deepspeed"):
-        ends = [_end(other) for other in beside]
-        return _end(value) if len(set(ends)) == len(ends) else redact_home(value)
+        ends = [_get_last_part(other) for other in all_values]
+        return _get_last_part(value) if len(set(ends)) == len(ends) else redact_home(value)
     return f"{last}={value}"
 
 
-def _end(path: str) -> str:
+def _get_last_part(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".json")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What is tuned.
-
-    Attributes:
-        learning_rate: Of the optimizer.
-        r: The adapter's rank; None where the method has none, or it is what is compared.
-    """
-
-    learning_rate: float
-    r: int | None = None
-
-    def __str__(self) -> str:
-        return f"learning_rate {self.learning_rate:g}" + ("" if self.r is None else f", r {self.r}")
-
-
-def settings(contender: Contender, trials: int) -> list[Setting]:
-    """So many settings to try, the usual one first.
-
-    The others spread evenly in two dimensions, the logarithm of the learning rate and the rank: the first points of a
-    Halton sequence (Halton 1960), the low-discrepancy kind of random search (Bergstra and Bengio 2012, section 5).
-    Every row gets as many, save where what is compared leaves fewer: what is compared itself is not tuned.
-    """
-    rate = float(contender.recipe.training["learning_rate"])
-    ranks = _ranks(contender)
-    points = qmc.Halton(d=2, scramble=False).random(trials + 1)[1:]
-    found = []
-    for along, which in points:
-        factor = 1.0 if LEARNING_RATE in contender.values else SPAN ** (2 * along - 1)
-        # The sequence's thirds are a rounding error short of the whole.
-        r = ranks[int(which * len(RANKS) + 1e-9)] if ranks else None
-        found.append(Setting(learning_rate=float(f"{rate * factor:.3g}"), r=r))
-    found[0] = Setting(learning_rate=rate, r=ranks[RANKS.index(1.0)] if ranks else None)
-    return list(dict.fromkeys(found))
-
-
-def _ranks(contender: Contender) -> list[int]:
-    """The ranks to try, by their place in RANKS; none where the method has no rank, or it is compared.
-
-    One for which the scale alpha / r could not stay as it is gives way to the row's own.
-    """
-    config = contender.recipe.method.peft
-    rank = getattr(config, "r", None)
-    compared = any(name == PEFT or _end_of(name) in ("r", *ALPHAS) for name in contender.values)
-    # AdaLoRA has its own ranks, and none of this name.
-    if compared or not isinstance(rank, int) or rank < 1 or hasattr(config, "init_r"):
-        return []
-    tried = [max(1, round(rank * factor)) for factor in RANKS]
-    return [one if all((getattr(config, name, 0) or 0) * one % rank == 0 for name in ALPHAS) else rank for one in tried]
-
-
-def _end_of(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
-
-
-def with_setting(recipe: Recipe, setting: Setting) -> Recipe:
-    """The recipe with this learning rate and rank; `lora_alpha` follows the rank, so that the scale stays."""
-    training = {**recipe.training, "learning_rate": setting.learning_rate}
-    return replace(recipe, method=_with_rank(recipe.method, setting.r), training=training)
-
-
-def _with_rank(method: Method, r: int | None) -> Method:
-    config: Any = copy.deepcopy(method.peft)
-    if r is None or config.r == r:
-        return method
-    for alpha in ALPHAS:
-        if value := getattr(config, alpha, None):
-            setattr(config, alpha, value * r // config.r)
-    config.r = r
-    return replace(method, peft=config)

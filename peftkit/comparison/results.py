@@ -1,4 +1,4 @@
-"""Runs read back from disk, by the row of a comparison that they belong to."""
+"""Finished runs, loaded from disk by the row of the comparison."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from peftkit.comparison.runner import PLAN, read_plan, run_place
+from peftkit.comparison.plan_file import PLAN_FILE, get_run_folder, read_plan
 from peftkit.errors import UserError
 from peftkit.recipe.method import Method
 from peftkit.recipe.parser import dict_to_recipe
@@ -18,16 +18,16 @@ from peftkit.system.files import redact_home
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatheredRow:
-    """The runs of one row.
+class RowResults:
+    """Runs of one row.
 
     Attributes:
-        name: What tables call it.
-        values: What tells it from the others, by field.
-        trials: Reports of the settings tried on validation.
-        runs: By seed's folder, its report.
-        expected: How many runs there will be.
-        expected_trials: The same of trials.
+        name: Name of the row in tables.
+        values: Compared values, by field.
+        trials: Reports of the trials.
+        runs: Reports of the runs, by run folder.
+        expected: Number of runs of a finished comparison.
+        expected_trials: Number of trials of a finished comparison.
     """
 
     name: str
@@ -39,122 +39,122 @@ class GatheredRow:
 
     @property
     def complete(self) -> dict[Path, Report]:
-        """Those of its runs that came to a score."""
+        """Runs with a test score, by run folder."""
         return {folder: report for folder, report in self.runs.items() if report.status == "complete"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gathered:
-    """What a page is made of.
+class ComparisonResults:
+    """Rows of a comparison, or of separate runs.
 
     Attributes:
-        name: Of the comparison, or of the runs.
-        rows: In the order of the comparison.
-        plan: The comparison's; empty for runs that belong to none.
-        folder: Of the comparison; None for runs that belong to none.
+        name: Name of the comparison, or of the run folders.
+        rows: Rows in the order of the comparison.
+        plan: Plan of the comparison; empty for separate runs.
+        folder: Folder of the comparison; None for separate runs.
     """
 
     name: str
-    rows: Sequence[GatheredRow]
+    rows: Sequence[RowResults]
     plan: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
 
 
-def gather(folders: Sequence[Path]) -> Gathered:
-    """Read a comparison's folder, or run folders; runs that differ in their seed alone are one row.
+def load_results(folders: Sequence[Path]) -> ComparisonResults:
+    """Load a comparison's folder, or run folders; runs that differ only in their seed form one row.
 
-    Raises UserError when a folder is neither, and when runs of a comparison would mix with others.
+    Raises UserError when a folder is neither, and when runs of a comparison are mixed with others.
     """
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; give that of a comparison, or of runs")
-    comparisons = [folder for folder in folders if (folder / PLAN).exists()]
+            raise UserError(f"{folder}: no such folder; give the folder of a comparison, or run folders")
+    comparisons = [folder for folder in folders if (folder / PLAN_FILE).exists()]
     if comparisons and len(folders) > 1:
-        raise UserError(f"{comparisons[0]}: is a comparison; give it alone, its runs don't mix with others")
-    return _comparison(comparisons[0]) if comparisons else _loose_runs(folders)
+        raise UserError(f"{comparisons[0]}: is a comparison and can't be combined with other folders; pass it alone")
+    return _load_comparison(comparisons[0]) if comparisons else _load_separate_runs(folders)
 
 
-def _comparison(folder: Path) -> Gathered:
+def _load_comparison(folder: Path) -> ComparisonResults:
     plan = read_plan(folder)
     rows = []
     for row in plan["rows"]:
-        wanted = {
-            "trials": [run_place(folder, row["folder"], trial=number) for number in range(1, row["trials"] + 1)],
-            "runs": [run_place(folder, row["folder"], seed=seed) for seed in plan["seeds"]],
+        folders = {
+            "trials": [get_run_folder(folder, row["folder"], trial=number) for number in range(1, row["trials"] + 1)],
+            "runs": [get_run_folder(folder, row["folder"], seed=seed) for seed in plan["seeds"]],
         }
-        found = {
+        reports = {
             kind: {path: read_report(path) for path in paths if (path / FILE_NAME).exists()}
-            for kind, paths in wanted.items()
+            for kind, paths in folders.items()
         }
         rows.append(
-            GatheredRow(
-                name=row["name"], values=row["values"], trials=list(found["trials"].values()), runs=found["runs"],
+            RowResults(
+                name=row["name"], values=row["values"], trials=list(reports["trials"].values()), runs=reports["runs"],
                 expected=len(plan["seeds"]), expected_trials=row["trials"],
             )
         )  # fmt: skip
-    return Gathered(name=plan["name"], rows=rows, plan=plan, folder=folder)
+    return ComparisonResults(name=plan["name"], rows=rows, plan=plan, folder=folder)
 
 
-def _loose_runs(folders: Sequence[Path]) -> Gathered:
-    if len({folder.resolve().parents[2] for folder in folders if _is_of_a_comparison(folder)}) > 1:
-        raise UserError("the runs are of different comparisons, which don't mix; give the folder of one")
-    alike: dict[str, dict[Path, Report]] = {}
+def _load_separate_runs(folders: Sequence[Path]) -> ComparisonResults:
+    if len({folder.resolve().parents[2] for folder in folders if _is_in_comparison(folder)}) > 1:
+        raise UserError("the runs belong to different comparisons; pass runs of one comparison")
+    groups: dict[str, dict[Path, Report]] = {}
     for folder in folders:
         report = read_report(folder)
         training = {
             name: value for name, value in report.recipe["training"].items() if name not in ("seed", "output_dir")
         }
         here = {name: report.environment.get(name) for name in ("packages", "gpus", "processes")}
-        made_on = [report.data.get("fingerprint"), here]
-        key = json.dumps([{**report.recipe, "name": None, "training": training}, made_on], sort_keys=True)
-        runs = alike.setdefault(key, {})
+        source = [report.data.get("fingerprint"), here]
+        key = json.dumps([{**report.recipe, "name": None, "training": training}, source], sort_keys=True)
+        runs = groups.setdefault(key, {})
         for other, known in runs.items():
             if known.seed == report.seed:
-                raise UserError(f"{folder}: is {other} once more, with the same seed; give one of them")
+                raise UserError(f"{folder}: same recipe and seed as {other}; pass only one of them")
         runs[folder] = report
-    methods = [next(iter(runs.values())).method for runs in alike.values()]
-    rows: list[GatheredRow] = []
-    for method, runs in zip(methods, alike.values(), strict=True):
-        # Two rows of one method are told apart by where they lie.
+    methods = [next(iter(runs.values())).method for runs in groups.values()]
+    rows: list[RowResults] = []
+    for method, runs in zip(methods, groups.values(), strict=True):
+        # Rows of the same method are named by their folders.
         name = method if methods.count(method) == 1 else redact_home(next(iter(runs)))
-        rows.append(GatheredRow(name=name, values={"method": method}, trials=[], runs=runs, expected=len(runs)))
-    return Gathered(name=", ".join(dict.fromkeys(folder.name for folder in folders)), rows=rows)
+        rows.append(RowResults(name=name, values={"method": method}, trials=[], runs=runs, expected=len(runs)))
+    return ComparisonResults(name=", ".join(dict.fromkeys(folder.name for folder in folders)), rows=rows)
 
 
-def _is_of_a_comparison(folder: Path) -> bool:
+def _is_in_comparison(folder: Path) -> bool:
     parents = folder.resolve().parents
-    return len(parents) > 2 and (parents[2] / PLAN).exists()
+    return len(parents) > 2 and (parents[2] / PLAN_FILE).exists()
 
 
 def read_predictions(folder: Path) -> tuple[list[int], list[Any], list[dict[str, Any]]]:
-    """The test rows of a run: their numbers in the data, the right answers and the answers given.
+    """Read a run's test rows: their numbers in the data, references and predictions.
 
-    Raises UserError when they are not there.
+    Raises UserError when the file is missing.
     """
-    numbers, references, answers = [], [], []
+    numbers, references, predictions = [], [], []
     try:
         with (folder / PREDICTIONS).open(encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
                 numbers.append(row.pop("row"))
                 references.append(row.pop("reference"))
-                answers.append(row)
+                predictions.append(row)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / PREDICTIONS}: can't be read ({type(error).__name__}); make the run anew") from error
-    return numbers, references, answers
+        raise UserError(f"{folder / PREDICTIONS}: can't be read ({type(error).__name__}); repeat the run") from error
+    return numbers, references, predictions
 
 
-def task_of(report: Report) -> Any:
-    """The task of a run's recipe."""
-    return _read(json.dumps({"task": report.recipe["task"]})).task
+def read_task(report: Report) -> Any:
+    """Read the task of a run's recipe."""
+    return _parse_recipe(json.dumps({"task": report.recipe["task"]})).task
 
 
-def method_of(report: Report) -> Method:
-    """The method of a run's recipe."""
-    return _read(json.dumps({"method": report.recipe["method"]})).method
+def read_method(report: Report) -> Method:
+    """Read the method of a run's recipe."""
+    return _parse_recipe(json.dumps({"method": report.recipe["method"]})).method
 
 
 @lru_cache
-def _read(plain: str) -> Recipe:
-    # Many runs have one task and few methods, and reading a recipe takes a while.
+def _parse_recipe(plain: str) -> Recipe:
+    # Many runs share a task and a method, and parsing a recipe is slow.
     return dict_to_recipe(json.loads(plain))

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, so that one's memory or crash is not another's: started, watched, and ended."""
+"""Run subprocesses, one per run, so that memory use and crashes are isolated: start, watch and stop them."""
 
 import contextlib
 import json
@@ -21,38 +21,38 @@ from peftkit.runs.report import FILE_NAME, Report, read_report
 from peftkit.system.environment import is_out_of_memory_message
 from peftkit.system.files import redact_home_in_text, write_text
 
-LOG = "run.log"
-PROGRESS = ".progress.json"
+LOG_FILE = "run.log"
+PROGRESS_FILE = ".progress.json"
 POLL_SECONDS = 0.2
-# The last words of a process that could not report.
-TAIL_CHARACTERS = 4000
-AS_MEMORY = ", as the system does when memory runs out"
+# End of the log in which the cause of a failure is looked for.
+LOG_TAIL_CHARACTERS = 4000
+MEMORY_HINT = ", as the system does when memory runs out"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedRun:
-    """A run to be made.
+class RunSpec:
+    """Description of a run to start.
 
     Attributes:
-        title: What progress calls it.
-        recipe: The whole of it; its `output_dir` is set to `folder`.
-        folder: Where it goes.
-        trial: Scored on validation only; its weights are not kept.
+        title: Name of the run in progress lines.
+        recipe: Complete recipe; its `output_dir` is `folder`.
+        folder: Run folder.
+        is_trial: Whether it is evaluated on validation only and its weights are not saved.
     """
 
     title: str
     recipe: Recipe
     folder: Path
-    trial: bool = False
+    is_trial: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a run is made.
+class DeviceSlot:
+    """Devices for one run.
 
     Attributes:
-        environment: Variables that give it its GPUs, or its number of threads.
-        cores: Those it may use; all where the system can't say.
+        environment: Variables that set the GPUs or the number of threads.
+        cores: Cores of the run; empty means all.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -61,134 +61,139 @@ class Place:
 
 @dataclass
 class RunProcess:
-    """A run under way."""
+    """A started run."""
 
-    planned: PlannedRun
+    run: RunSpec
     process: subprocess.Popen[bytes]
-    place: Place
+    slot: DeviceSlot
     started: float = field(default_factory=time.perf_counter)
 
-    def progress(self) -> dict[str, Any]:
-        """What it last told of itself: step, max_steps, loss; empty before its first log."""
+    def read_progress(self) -> dict[str, Any]:
+        """Read the last logged step, max_steps and loss; empty before the first log."""
         try:
-            return json.loads((self.planned.folder / PROGRESS).read_text(encoding="utf-8"))
+            return json.loads((self.run.folder / PROGRESS_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
 
-    def end(self) -> None:
-        """Kill it and the ranks below it, before they report a death that was not theirs; nothing if it has ended."""
+    def stop(self) -> None:
+        """Kill the run with its ranks, before a rank reports the loss of another; do nothing when it has ended."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.kill()
         self.process.wait()
 
 
-def places(jobs: int, processes: int) -> list[Place]:
-    """The places of `jobs` runs at a time, of `processes` ranks each: GPUs of its own, or cores.
+def allocate_slots(jobs: int, processes: int) -> list[DeviceSlot]:
+    """Allocate separate GPUs or cores to `jobs` simultaneous runs of `processes` ranks each.
 
-    Raises UserError when there are too few: runs that share a device tell nothing of memory and time.
+    Raises UserError when there are too few: runs sharing a device give invalid memory and time measurements.
     """
     import torch
 
     gpus = torch.cuda.device_count()
-    pinned = hasattr(os, "sched_getaffinity")
-    cores = sorted(os.sched_getaffinity(0)) if pinned else list(range(os.cpu_count() or 1))
+    can_pin = hasattr(os, "sched_getaffinity")
+    cores = sorted(os.sched_getaffinity(0)) if can_pin else list(range(os.cpu_count() or 1))
     devices, kind = (gpus, "GPU") if gpus else (len(cores), "core")
     if jobs * processes > devices:
         raise UserError(
-            f"--jobs {jobs}, --processes {processes}: {jobs * processes} processes at a time, and {devices} {kind}(s) "
-            "here; runs that share one tell nothing of memory and time"
+            f"--jobs {jobs}, --processes {processes}: needs {jobs * processes} {kind}s, got {devices}; runs sharing a "
+            "device give invalid memory and time measurements"
         )
     if gpus:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        ids = seen.split(",") if seen else [str(index) for index in range(gpus)]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        ids = visible.split(",") if visible else [str(index) for index in range(gpus)]
         shares = [ids[job * processes : (job + 1) * processes] for job in range(jobs)]
-        return [Place(environment={"CUDA_VISIBLE_DEVICES": ",".join(share)}) for share in shares]
+        return [DeviceSlot(environment={"CUDA_VISIBLE_DEVICES": ",".join(share)}) for share in shares]
     if jobs * processes == 1:
-        return [Place()]
-    each = len(cores) // jobs
-    threads = {"OMP_NUM_THREADS": str(each // processes)}
+        return [DeviceSlot()]
+    share = len(cores) // jobs
+    threads = {"OMP_NUM_THREADS": str(share // processes)}
     return [
-        Place(environment=threads, cores=frozenset(cores[job * each : (job + 1) * each] if pinned else ()))
+        DeviceSlot(environment=threads, cores=frozenset(cores[job * share : (job + 1) * share] if can_pin else ()))
         for job in range(jobs)
     ]
 
 
-def start(planned: PlannedRun, place: Place, processes: int) -> RunProcess:
-    """Start a run in its new folder; what it prints goes to `run.log` there."""
-    write_text(planned.folder / RECIPE, recipe_to_yaml(planned.recipe))
-    words = [sys.executable]
+def start_run(run: RunSpec, slot: DeviceSlot, processes: int) -> RunProcess:
+    """Start a run in its new folder; its output goes to `run.log` there."""
+    write_text(run.folder / RECIPE, recipe_to_yaml(run.recipe))
+    command = [sys.executable]
     if processes > 1:
-        words += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    words += ["-m", "peftkit.comparison.worker", str(planned.folder / RECIPE), *(["--trial"] if planned.trial else [])]
-    environment = {**os.environ, **place.environment, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
-    with (planned.folder / LOG).open("wb") as log:
-        # In a session of its own: Ctrl-C is for the comparison, which then ends its runs.
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command += ["-m", "peftkit.comparison.worker", str(run.folder / RECIPE), *(["--trial"] if run.is_trial else [])]
+    environment = {**os.environ, **slot.environment, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
+    with (run.folder / LOG_FILE).open("wb") as log:
+        # In a new session: Ctrl-C interrupts the comparison, which then stops its runs.
         process = subprocess.Popen(  # noqa: S603
-            words, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-    if place.cores:
-        # It may have ended by now, if it could not even start.
+    if slot.cores:
+        # The process may have ended already.
         with contextlib.suppress(ProcessLookupError):
-            os.sched_setaffinity(process.pid, place.cores)
-    return RunProcess(planned, process, place)
+            os.sched_setaffinity(process.pid, slot.cores)
+    return RunProcess(run, process, slot)
 
 
 def run_all(
-    planned: Sequence[PlannedRun],
-    free: Sequence[Place],
+    runs: Sequence[RunSpec],
+    slots: Sequence[DeviceSlot],
     processes: int,
     *,
-    ended: Callable[[RunProcess, Report], None],
-    watch: Callable[[Sequence[RunProcess]], None],
+    on_end: Callable[[RunProcess, Report], None],
+    on_poll: Callable[[Sequence[RunProcess]], None],
 ) -> None:
-    """Make the runs in order, as many at a time as there are free places; `ended` is told of each as it ends."""
-    waiting, places_left = list(planned), list(free)
+    """Run all in order, one per slot at a time; `on_end` gets each run that ends, `on_poll` the active ones."""
+    waiting, free = list(runs), list(slots)
     active: list[RunProcess] = []
     try:
         while waiting or active:
-            while waiting and places_left:
-                active.append(start(waiting.pop(0), places_left.pop(), processes))
+            while waiting and free:
+                active.append(start_run(waiting.pop(0), free.pop(), processes))
             time.sleep(POLL_SECONDS)
-            for one in [one for one in active if one.process.poll() is not None]:
-                active.remove(one)
-                one.end()
-                places_left.append(one.place)
-                ended(one, report_of(one.planned, one.process.returncode))
-            watch(active)
+            for process in [process for process in active if process.process.poll() is not None]:
+                active.remove(process)
+                process.stop()
+                free.append(process.slot)
+                on_end(process, collect_report(process.run, process.process.returncode))
+            on_poll(active)
     finally:
-        for one in active:
-            one.end()
+        for process in active:
+            process.stop()
 
 
-def report_of(planned: PlannedRun, returncode: int) -> Report:
-    """The report of a run that has ended; one that could not write it has its cause told from how it ended.
+def collect_report(run: RunSpec, returncode: int) -> Report:
+    """Read the report of an ended run; when it wrote none, find the cause in exit code and log and write a report.
 
-    Of several ranks, one that the system killed can't tell; the others report a lost connection.
+    Of several ranks, one killed by the system can't report; the others report a lost connection.
     """
-    folder = planned.folder
-    log = (folder / LOG).read_text(encoding="utf-8", errors="replace")
-    write_text(folder / LOG, redact_home_in_text(log))
-    tail = log[-TAIL_CHARACTERS:]
-    killed = "(SIGKILL)" in tail
+    folder = run.folder
+    log = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace")
+    write_text(folder / LOG_FILE, redact_home_in_text(log))
+    tail = log[-LOG_TAIL_CHARACTERS:]
+    is_killed = "(SIGKILL)" in tail
     report = read_report(folder) if (folder / FILE_NAME).exists() else None
-    if report is not None and not (report.status == "failed" and killed):
+    if report is not None and not (report.status == "failed" and is_killed):
         return report
     last = [line.strip() for line in re.split(r"[\r\n]", tail) if line.strip(" =-")][-1:]
-    words = f"; its last words: {redact_home_in_text(last[0])[:300]}" if last else ""
-    memory = killed or is_out_of_memory_message(tail)
-    if killed:
-        cause = f"a rank was ended by SIGKILL{AS_MEMORY}"
+    last_line = f"; last line of the log: {redact_home_in_text(last[0])[:300]}" if last else ""
+    is_out_of_memory = is_killed or is_out_of_memory_message(tail)
+    if is_killed:
+        cause = f"a rank was killed by SIGKILL{MEMORY_HINT}"
     elif returncode < 0:
         cause = f"ended by {signal.Signals(-returncode).name}"
-        memory |= returncode == -signal.SIGKILL
-        cause += AS_MEMORY if returncode == -signal.SIGKILL else words
+        is_out_of_memory |= returncode == -signal.SIGKILL
+        cause += MEMORY_HINT if returncode == -signal.SIGKILL else last_line
     else:
-        cause = f"ended with exit code {returncode} before it could report{words}"
+        cause = f"ended with exit code {returncode} without a report{last_line}"
     report = replace(
-        report or Report(name=planned.recipe.name, method=planned.recipe.method.name, status="failed"),
-        status="out_of_memory" if memory else "failed", error=cause, recipe=recipe_to_dict(planned.recipe),
-        seed=planned.recipe.training.get("seed"),
+        report or Report(name=run.recipe.name, method=run.recipe.method.name, status="failed"),
+        status="out_of_memory" if is_out_of_memory else "failed", error=cause, recipe=recipe_to_dict(run.recipe),
+        seed=run.recipe.training.get("seed"),
     )  # fmt: skip
     report.write(folder)
     return report

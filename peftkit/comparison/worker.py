@@ -1,4 +1,4 @@
-"""One run of a comparison, in a process that ends with the one that started it.
+"""Subprocess of one run of a comparison; it exits when the comparison does.
 
 python -m peftkit.comparison.worker RECIPE.yaml [--trial]
 """
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 
-def _end_with_the_parent() -> None:
-    """End at once when standard input closes: its other end is the comparison's, which a kill leaves no time to say."""
+def _exit_with_parent() -> None:
+    """Exit when standard input closes, which happens even when the comparison is killed."""
 
     def wait() -> None:
         if os.read(0, 1) == b"":
@@ -23,11 +23,11 @@ def _end_with_the_parent() -> None:
 
 
 def main() -> None:
-    """Run the recipe of the first argument; ends the process with its exit code."""
-    _end_with_the_parent()
-    # Importing takes seconds, in which the comparison may be killed too.
+    """Run the recipe file given as the first argument, and exit with the exit code of the run."""
+    _exit_with_parent()
+    # Imported after the thread has started: imports take seconds, in which the comparison may be killed.
     from peftkit.checkpoints.manifest import find_last_complete
-    from peftkit.comparison.scheduler import PROGRESS
+    from peftkit.comparison.scheduler import PROGRESS_FILE
     from peftkit.errors import run_with_exit_code
     from peftkit.recipe.parser import read_recipe
     from peftkit.runs.writer import choose_run_folder
@@ -37,22 +37,22 @@ def main() -> None:
     from peftkit.training.run import run
 
     set_up_logging()
-    file = Path(sys.argv[1]).parent / PROGRESS
+    file = Path(sys.argv[1]).parent / PROGRESS_FILE
 
-    def tell(row: Mapping[str, Any]) -> None:
+    def write_progress(row: Mapping[str, Any]) -> None:
         write_text(file, json.dumps(dict(row)))
 
-    def act() -> None:
+    def run_recipe() -> None:
         try:
             load_plugins([])
             recipe = read_recipe(sys.argv[1])
-            # What was killed goes on from where it stood, if its recipe asks for checkpoints.
-            begun = find_last_complete(choose_run_folder(recipe)) is not None
-            run(recipe, trial="--trial" in sys.argv[2:], progress=tell, resume=begun)
+            # A killed run resumes from its last checkpoint, if its recipe saves checkpoints.
+            has_checkpoint = find_last_complete(choose_run_folder(recipe)) is not None
+            run(recipe, trial="--trial" in sys.argv[2:], progress=write_progress, resume=has_checkpoint)
         finally:
             file.unlink(missing_ok=True)
 
-    sys.exit(run_with_exit_code(act))
+    sys.exit(run_with_exit_code(run_recipe))
 
 
 if __name__ == "__main__":

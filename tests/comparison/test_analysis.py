@@ -7,7 +7,7 @@ import pytest
 from peftkit import Method, Recipe, lora
 from peftkit.comparison.analysis import find
 from peftkit.comparison.report.tables import csv_text, markdown
-from peftkit.comparison.results import gather
+from peftkit.comparison.results import load_results
 from peftkit.errors import UserError
 from peftkit.metrics.classification import classification_metrics
 from peftkit.recipe.parser import recipe_to_dict
@@ -68,7 +68,7 @@ def made_comparison(folder, rows, *, seeds=(1, 2, 3), trials=0, quick=False):
         ],
     }  # fmt: skip
     (folder / "comparison.json").write_text(json.dumps(plan))
-    return gather([folder])
+    return load_results([folder])
 
 
 def seeds_of(share, first):
@@ -106,15 +106,15 @@ def test_the_cheapest_that_is_not_significantly_worse_is_advised(tmp_path):
 
 def test_of_alike_memory_the_faster_is_advised_and_a_row_with_a_lost_seed_is_not(tmp_path):
     same = seeds_of(0.8, 0)
-    gathered = made_comparison(
+    results = made_comparison(
         tmp_path,
         {"full": ({"train": 20.0}, same), "lora": ({"mebibytes": 1020}, same), "ia3": ({"mebibytes": 100}, same)},
     )
     lost = replace(
-        next(iter(gathered.rows[2].runs.values())), status="diverged", error="diverged: the loss is nan", metrics={}
+        next(iter(results.rows[2].runs.values())), status="diverged", error="diverged: the loss is nan", metrics={}
     )
     lost.write(tmp_path / "runs" / "ia3" / "seed-2")
-    found = find(gather([tmp_path]))
+    found = find(load_results([tmp_path]))
     assert found.recommended == "lora"
     assert (found.rows[2].status, found.rows[2].cause) == ("partly", "1 of 3 runs: diverged: the loss is nan")
     assert found.rows[2].seeds == [1, 3]
@@ -122,7 +122,7 @@ def test_of_alike_memory_the_faster_is_advised_and_a_row_with_a_lost_seed_is_not
 
 
 def test_a_failed_row_says_why_and_an_unfinished_one_that_it_is(tmp_path):
-    gathered = made_comparison(
+    results = made_comparison(
         tmp_path, {"full": ({}, seeds_of(0.8, 0)), "lora": ({}, {1: said(0.8, 1)}), "ia3": ({}, {})}
     )
     failed = Report(
@@ -133,7 +133,7 @@ def test_a_failed_row_says_why_and_an_unfinished_one_that_it_is(tmp_path):
         folder = tmp_path / "runs" / "ia3" / f"seed-{seed}"
         folder.mkdir(parents=True)
         failed.write(folder)
-    found = find(gather([tmp_path]))
+    found = find(load_results([tmp_path]))
     assert [row.status for row in found.rows] == ["complete", "unfinished", "out_of_memory"]
     assert found.recommended is None
     assert "Not finished" in found.recommendation
@@ -142,17 +142,17 @@ def test_a_failed_row_says_why_and_an_unfinished_one_that_it_is(tmp_path):
     assert "out of memory: no \\| more &lt;b>memory" in row
     head = text.splitlines()[2]
     assert row.replace("\\|", "").count("|") == head.count("|")
-    assert csv_text(gathered, found).count("\n") == 1 + 3 + 1
+    assert csv_text(results, found).count("\n") == 1 + 3 + 1
 
 
 def test_unlike_budgets_and_data_are_told_and_untested_rows_not_advised(tmp_path):
     rows = {"full": ({}, seeds_of(0.8, 0)), "lora": ({"tokens": 2000}, seeds_of(0.8, 5))}
-    gathered = made_comparison(tmp_path, rows)
-    assert "The rows differ in their budgets: 5 steps, 1,000 to 2,000 tokens." in find(gathered).warnings
+    results = made_comparison(tmp_path, rows)
+    assert "The rows differ in their budgets: 5 steps, 1,000 to 2,000 tokens." in find(results).warnings
     place = tmp_path / "runs" / "lora" / "seed-1" / "predictions.jsonl"
     lines = place.read_text().splitlines()
     place.write_text("\n".join(lines[1:]) + "\n")
-    found = find(gather([tmp_path]))
+    found = find(load_results([tmp_path]))
     assert found.pairs == []
     assert found.recommended is None
     assert "not tested on the same data" in found.recommendation
@@ -199,29 +199,29 @@ def test_loose_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path):
     for seed in (1, 2):
         made_run(tmp_path / f"lora-{seed}", answers=said(0.8, seed), seed=seed)
     made_run(tmp_path / "full", answers=said(0.8, 5), method=Method())
-    found = find(gather([tmp_path / "lora-1", tmp_path / "full", tmp_path / "lora-2"]))
+    found = find(load_results([tmp_path / "lora-1", tmp_path / "full", tmp_path / "lora-2"]))
     assert [(row.name, row.seeds) for row in found.rows] == [("lora", [1, 2]), ("full", [1])]
     made_comparison(tmp_path / "c", {"full": ({}, {1: said(0.8, 1)})}, seeds=(1,))
-    with pytest.raises(UserError, match="give it alone"):
-        gather([tmp_path / "c", tmp_path / "full"])
+    with pytest.raises(UserError, match="pass it alone"):
+        load_results([tmp_path / "c", tmp_path / "full"])
     with pytest.raises(UserError, match="no report"):
-        gather([tmp_path])
+        load_results([tmp_path])
     made_run(tmp_path / "again", answers=said(0.8, 1), seed=1)
     with pytest.raises(UserError, match="with the same seed"):
-        gather([tmp_path / "lora-1", tmp_path / "again"])
+        load_results([tmp_path / "lora-1", tmp_path / "again"])
     made_run(tmp_path / "elsewhere", answers=said(0.8, 1), seed=1, processes=2)
-    names = [row.name for row in gather([tmp_path / "lora-1", tmp_path / "elsewhere"]).rows]
+    names = [row.name for row in load_results([tmp_path / "lora-1", tmp_path / "elsewhere"]).rows]
     assert names == [str(tmp_path / "lora-1"), str(tmp_path / "elsewhere")]
     made_comparison(tmp_path / "d", {"full": ({}, {1: said(0.8, 1)})}, seeds=(1,))
     with pytest.raises(UserError, match="different comparisons"):
-        gather([tmp_path / name / "runs" / "full" / "seed-1" for name in ("c", "d")])
+        load_results([tmp_path / name / "runs" / "full" / "seed-1" for name in ("c", "d")])
 
 
 def test_a_seed_without_a_score_is_told(tmp_path):
-    gathered = made_comparison(tmp_path, {"full": ({}, seeds_of(0.8, 0)), "lora": ({}, seeds_of(0.8, 5))})
-    folder, report = next(iter(gathered.rows[0].runs.items()))
+    results = made_comparison(tmp_path, {"full": ({}, seeds_of(0.8, 0)), "lora": ({}, seeds_of(0.8, 5))})
+    folder, report = next(iter(results.rows[0].runs.items()))
     replace(report, metrics={**report.metrics, "test": {**report.metrics["test"], "accuracy": None}}).write(folder)
-    found = find(gather([tmp_path]))
+    found = find(load_results([tmp_path]))
     assert (found.rows[0].status, found.rows[0].cause) == ("partly", "1 of 3 runs: no accuracy can be told")
     assert found.recommended == "lora"
 
@@ -236,7 +236,7 @@ def test_a_difference_is_found_among_many_rows_too(tmp_path):
 
 
 def test_a_missing_file_is_one_line(tmp_path):
-    gathered = made_comparison(tmp_path, {"full": ({}, {1: said(0.8, 1)})}, seeds=(1,))
+    results = made_comparison(tmp_path, {"full": ({}, {1: said(0.8, 1)})}, seeds=(1,))
     (tmp_path / "runs" / "full" / "seed-1" / "predictions.jsonl").unlink()
     with pytest.raises(UserError, match=r"predictions.jsonl: can't be read"):
-        find(gathered)
+        find(results)

@@ -1,10 +1,8 @@
-import math
-
 import pytest
-from peft import AdaLoraConfig
 
-from peftkit import Method, Recipe, lora
-from peftkit.comparison.grid import contenders, parse_over, settings, with_setting
+from peftkit import Recipe, lora
+from peftkit.comparison.grid import make_rows
+from peftkit.comparison.options import parse_over
 from peftkit.errors import UserError
 from peftkit.recipe.parser import recipe_to_dict
 
@@ -29,7 +27,7 @@ def test_only_method_learning_rate_and_optimizer_differ(tmp_path):
         "method: {name: mine, peft: {class_path: peft.LoraConfig, init_args: {r: 2, target_modules: all-linear}}}\n"
         "training: {learning_rate: 3.0e-3, optim: adafactor, per_device_train_batch_size: 99, seed: 77}\n"
     )
-    rows = contenders(BASE, {"method": ["full", "lora", "qlora", "ia3", str(file)]}, {"ia3": 5e-3})
+    rows = make_rows(BASE, {"method": ["full", "lora", "qlora", "ia3", str(file)]}, {"ia3": 5e-3})
     plain = [recipe_to_dict(row.recipe) for row in rows]
     allowed = {"training.learning_rate", "training.optim"}
     for one in plain:
@@ -42,18 +40,18 @@ def test_only_method_learning_rate_and_optimizer_differ(tmp_path):
 
 def test_over_makes_every_combination_and_changes_nothing_else():
     over = parse_over(["method=full,lora", "data.max_train_samples=100,200"])
-    rows = contenders(BASE, over)
+    rows = make_rows(BASE, over)
     assert [row.name for row in rows] == [
         "full, max_train_samples=100", "full, max_train_samples=200",
         "lora, max_train_samples=100", "lora, max_train_samples=200",
     ]  # fmt: skip
     assert rows[3].recipe.data.max_train_samples == 200
     assert rows[3].recipe.training == rows[2].recipe.training
-    models = contenders(BASE, parse_over(["model.name_or_path=demo,some/folder/roberta"]))
+    models = make_rows(BASE, parse_over(["model.name_or_path=demo,some/folder/roberta"]))
     assert [(row.name, row.recipe.method.name) for row in models] == [("demo", "lora"), ("roberta", "lora")]
     modules = parse_over(["method.peft.target_modules=all-linear,[query, value]"])
     assert modules == {"method.peft.target_modules": ["all-linear", '["query", "value"]']}
-    assert contenders(BASE, modules)[1].recipe.method.peft.target_modules == {"query", "value"}
+    assert make_rows(BASE, modules)[1].recipe.method.peft.target_modules == {"query", "value"}
 
 
 @pytest.mark.parametrize(
@@ -71,64 +69,22 @@ def test_over_makes_every_combination_and_changes_nothing_else():
 )
 def test_wrong_words_are_one_line(words, rates, said):
     with pytest.raises(UserError, match=said) as error:
-        contenders(BASE, parse_over(words), rates)
+        make_rows(BASE, parse_over(words), rates)
     assert "\n" not in str(error.value)
-
-
-def test_every_row_gets_as_many_settings_the_usual_first():
-    rows = contenders(BASE, {"method": ["full", "lora", "ia3"]})
-    for row in rows:
-        tried = settings(row, 5)
-        assert len(tried) == 5
-        usual = row.recipe.training["learning_rate"]
-        assert tried[0].learning_rate == usual
-        assert all(usual / 10 <= one.learning_rate <= usual * 10 for one in tried)
-        # Evenly on both sides of the usual one, in logarithms.
-        assert abs(sum(math.log10(one.learning_rate / usual) for one in tried[:3])) < 0.01
-    ranks = [one.r for one in settings(rows[1], 9)]
-    assert ranks[0] == 4
-    assert set(ranks) == {2, 4, 8}
-    assert {one.r for one in settings(rows[0], 3)} == {one.r for one in settings(rows[2], 3)} == {None}
-
-
-def test_what_is_compared_is_not_tuned():
-    for words in ("method.peft.r=2,16", "method.peft.init_args.r=2,16", "method.peft.lora_alpha=8,16"):
-        rows = contenders(BASE, parse_over([words]))
-        assert {one.r for row in rows for one in settings(row, 4)} == {None}, words
-    by_rate = contenders(BASE, parse_over(["training.learning_rate=1e-3,1e-4"]))
-    assert {one.learning_rate for one in settings(by_rate[1], 4)} == {1e-4}
-    only = contenders(Recipe(), parse_over(["training.learning_rate=1e-3,1e-4"]))
-    assert len(settings(only[0], 4)) == 1
-
-
-def test_a_rank_keeps_its_scale():
-    row = contenders(Recipe(method=Method(peft=lora(r=4, lora_alpha=6).peft)), {})[0]
-    tried = with_setting(row.recipe, settings(row, 2)[1])
-    assert tried.method.peft.lora_alpha / tried.method.peft.r == 6 / 4
-    assert tried.method.peft.r != 4
-    assert row.recipe.method.peft.r == 4
-    # Half of three ranks would need an alpha that is no whole number.
-    odd = contenders(Recipe(method=Method(peft=lora(r=3, lora_alpha=16).peft)), {})[0]
-    for setting in settings(odd, 9):
-        config = with_setting(odd.recipe, setting).method.peft
-        assert config.lora_alpha / config.r == 16 / 3
-    assert {one.r for one in settings(odd, 9)} == {3, 6}
-    own_ranks = contenders(Recipe(method=Method(peft=AdaLoraConfig(total_step=9))), {})[0]
-    assert {one.r for one in settings(own_ranks, 4)} == {None}
 
 
 def test_words_stay_as_they_were_written():
     found = parse_over(["model.revision=1.10,0123,1:30,2024-05-01,no", "data.max_train_samples=10,20"])
     assert found["model.revision"] == ["1.10", "0123", "1:30", "2024-05-01", "no"]
-    assert contenders(BASE, found)[0].recipe.model.revision == "1.10"
+    assert make_rows(BASE, found)[0].recipe.model.revision == "1.10"
 
 
 def test_rows_are_told_apart_where_the_ends_of_paths_do_not(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    rows = contenders(BASE, parse_over([f"model.name_or_path={tmp_path}/a/bert,b/bert"]))
+    rows = make_rows(BASE, parse_over([f"model.name_or_path={tmp_path}/a/bert,b/bert"]))
     assert [row.name for row in rows] == ["~/a/bert", "b/bert"]
     assert rows[0].values == {"model.name_or_path": "~/a/bert"}
-    long = contenders(BASE, parse_over([f"data.train_split={'x' * 300},{'x' * 299}y"]))
+    long = make_rows(BASE, parse_over([f"data.train_split={'x' * 300},{'x' * 299}y"]))
     assert len({row.folder for row in long}) == 2
     assert all(len(row.folder) < 130 for row in long)
 
@@ -136,4 +92,4 @@ def test_rows_are_told_apart_where_the_ends_of_paths_do_not(monkeypatch, tmp_pat
 @pytest.mark.parametrize("rate", [float("nan"), float("inf"), 0.0, -1.0])
 def test_a_learning_rate_that_is_none_is_refused(rate):
     with pytest.raises(UserError, match="must be a number over 0"):
-        contenders(BASE, {"method": ["full"]}, {"full": rate})
+        make_rows(BASE, {"method": ["full"]}, {"full": rate})

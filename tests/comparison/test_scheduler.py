@@ -7,69 +7,69 @@ import sys
 import pytest
 
 from peftkit import Recipe
-from peftkit.comparison.scheduler import Place, PlannedRun, RunProcess, places, report_of
+from peftkit.comparison.scheduler import DeviceSlot, RunProcess, RunSpec, allocate_slots, collect_report
 from peftkit.errors import UserError
 from peftkit.runs.report import Report
 
 
-def planned(folder, log=""):
+def make_run(folder, log=""):
     (folder / "run.log").write_text(log)
-    return PlannedRun(title="lora, seed 1", recipe=Recipe(name="x"), folder=folder)
+    return RunSpec(title="lora, seed 1", recipe=Recipe(name="x"), folder=folder)
 
 
 def test_each_run_at_a_time_has_its_share_of_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert places(1, 1) == [Place()]
+    assert allocate_slots(1, 1) == [DeviceSlot()]
     halves = [frozenset(range(4)), frozenset(range(4, 8))]
-    assert places(2, 1) == [Place(environment={"OMP_NUM_THREADS": "4"}, cores=half) for half in halves]
-    assert places(2, 2) == [Place(environment={"OMP_NUM_THREADS": "2"}, cores=half) for half in halves]
-    assert places(1, 2)[0].environment == {"OMP_NUM_THREADS": "4"}
-    with pytest.raises(UserError, match=r"9 processes at a time, and 8 core"):
-        places(9, 1)
+    assert allocate_slots(2, 1) == [DeviceSlot(environment={"OMP_NUM_THREADS": "4"}, cores=half) for half in halves]
+    assert allocate_slots(2, 2) == [DeviceSlot(environment={"OMP_NUM_THREADS": "2"}, cores=half) for half in halves]
+    assert allocate_slots(1, 2)[0].environment == {"OMP_NUM_THREADS": "4"}
+    with pytest.raises(UserError, match="needs 9 cores, got 8"):
+        allocate_slots(9, 1)
 
 
 def test_each_run_at_a_time_has_gpus_of_its_own(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert places(2, 2) == [Place(environment={"CUDA_VISIBLE_DEVICES": ids}) for ids in ("0,1", "2,3")]
+    assert allocate_slots(2, 2) == [DeviceSlot(environment={"CUDA_VISIBLE_DEVICES": ids}) for ids in ("0,1", "2,3")]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    assert places(1, 1) == [Place(environment={"CUDA_VISIBLE_DEVICES": "4"})]
-    with pytest.raises(UserError, match=r"5 processes at a time, and 4 GPU"):
-        places(5, 1)
+    assert allocate_slots(1, 1) == [DeviceSlot(environment={"CUDA_VISIBLE_DEVICES": "4"})]
+    with pytest.raises(UserError, match="needs 5 GPUs, got 4"):
+        allocate_slots(5, 1)
 
 
 @pytest.mark.parametrize(
     ("returncode", "log", "status", "said"),
     [
         (-signal.SIGKILL, "", "out_of_memory", "SIGKILL, as the system does when memory runs out"),
-        (-signal.SIGSEGV, "at work\n", "failed", "SIGSEGV; its last words: at work"),
+        (-signal.SIGSEGV, "at work\n", "failed", "SIGSEGV; last line of the log: at work"),
         (1, "peftkit: started\nImportError: no module\n", "failed", "exit code 1.*ImportError: no module"),
         (1, "terminate called\n  what():  std::bad_alloc\n", "out_of_memory", "bad_alloc"),
         (1, "OSError: [Errno 12] Cannot allocate memory\n", "out_of_memory", "Cannot allocate"),
         (1, "peftkit: MemoryError: \n", "out_of_memory", "MemoryError"),
-        (1, "RuntimeError: gloo\nexitcode: -9 (SIGKILL)\n=====\n", "out_of_memory", "a rank was ended by SIGKILL"),
-        (1, "it broke\n=======\n", "failed", "last words: it broke"),
+        (1, "RuntimeError: gloo\nexitcode: -9 (SIGKILL)\n=====\n", "out_of_memory", "a rank was killed by SIGKILL"),
+        (1, "it broke\n=======\n", "failed", "last line of the log: it broke"),
     ],
 )
 def test_a_run_that_could_not_report_has_its_cause_told(tmp_path, returncode, log, status, said):
-    report = report_of(planned(tmp_path, log), returncode)
+    report = collect_report(make_run(tmp_path, log), returncode)
     assert report.status == status
     assert re.search(said, report.error)
     assert (tmp_path / "report.json").exists()
 
 
 def test_a_rank_that_the_system_killed_is_told_over_the_connection_that_the_others_lost(tmp_path):
-    one = planned(tmp_path, "exitcode  : -9 (SIGKILL)\n")
+    one = make_run(tmp_path, "exitcode  : -9 (SIGKILL)\n")
     Report(name="x", method="lora", status="failed", error="RuntimeError: gloo").write(tmp_path)
-    assert report_of(one, 1).status == "out_of_memory"
+    assert collect_report(one, 1).status == "out_of_memory"
     Report(name="x", method="lora", status="diverged", error="nan").write(tmp_path)
-    assert report_of(one, 1).status == "diverged"
+    assert collect_report(one, 1).status == "diverged"
 
 
 def test_the_log_that_stays_names_no_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    report = report_of(planned(tmp_path, f"saved in {tmp_path}/runs\nit broke at {tmp_path}/x\n"), 1)
+    report = collect_report(make_run(tmp_path, f"saved in {tmp_path}/runs\nit broke at {tmp_path}/x\n"), 1)
     assert (tmp_path / "run.log").read_text() == "saved in ~/runs\nit broke at ~/x\n"
     assert report.error.endswith("it broke at ~/x")
 
@@ -77,7 +77,7 @@ def test_the_log_that_stays_names_no_home(tmp_path, monkeypatch):
 def test_a_run_ends_with_the_process_that_started_it():
     # The child's only tie to its parent is standard input, as a kill -9 would leave it.
     words = (
-        "import sys, time; from peftkit.comparison.worker import _end_with_the_parent; _end_with_the_parent(); "
+        "import sys, time; from peftkit.comparison.worker import _exit_with_parent; _exit_with_parent(); "
         "print('ready', flush=True); time.sleep(600)"
     )
     child = subprocess.Popen([sys.executable, "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -90,9 +90,9 @@ def test_a_run_ends_with_the_process_that_started_it():
 
 def test_progress_of_a_run_that_has_not_told_any_is_empty(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    run = RunProcess(planned(tmp_path), child, Place())
-    assert run.progress() == {}
+    run = RunProcess(make_run(tmp_path), child, DeviceSlot())
+    assert run.read_progress() == {}
     (tmp_path / ".progress.json").write_text('{"step": 3, "loss": NaN}')
-    assert run.progress()["step"] == 3
-    run.end()
+    assert run.read_progress()["step"] == 3
+    run.stop()
     assert child.returncode is not None

@@ -2,13 +2,15 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from peftkit.errors import UserError
-
-DEFAULT_METHODS = "full,lora,qlora"
-DEFAULT_RUNS = 3
+from peftkit.comparison.options import (
+    DEFAULT_METHODS,
+    DEFAULT_RUNS,
+    make_budget,
+    parse_compared_values,
+    parse_learning_rates,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,22 +46,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `peftkit compare`. Raises UserError."""
-    rates = _parse_learning_rates(arguments.learning_rates)
-    if arguments.quick and (arguments.trials or 1, arguments.seeds or 1) != (1, 1):
-        raise UserError("--quick: means one trial and one seed; remove --trials and --seeds")
-    from peftkit.cli.recipe_arguments import read_recipe_arguments
-    from peftkit.comparison.grid import folder_name
-    from peftkit.comparison.report.writer import NAMES, PICTURES, write_all
-    from peftkit.comparison.runner import RUNS, Budget, compare, run_place
-
-    over = _parse_grid(arguments.over, arguments.methods)
-    recipe = read_recipe_arguments(arguments.recipe, arguments.fields, "peftkit compare RECIPE")
-    default = 1 if arguments.quick else DEFAULT_RUNS
-    budget = Budget(
-        trials=default if arguments.trials is None else arguments.trials,
-        seeds=default if arguments.seeds is None else arguments.seeds,
-        jobs=arguments.jobs, processes=arguments.processes,
+    # Before the imports that take seconds.
+    rates = parse_learning_rates(arguments.learning_rates)
+    over = parse_compared_values(arguments.methods, arguments.over)
+    budget = make_budget(
+        trials=arguments.trials, seeds=arguments.seeds, is_quick=arguments.quick, jobs=arguments.jobs,
+        processes=arguments.processes,
     )  # fmt: skip
+
+    from peftkit.cli.recipe_arguments import read_recipe_arguments
+    from peftkit.comparison.grid import make_folder_name
+    from peftkit.comparison.plan_file import RUNS_FOLDER, get_run_folder
+    from peftkit.comparison.report.writer import NAMES, PICTURES, write_all
+    from peftkit.comparison.runner import compare
+
+    recipe = read_recipe_arguments(arguments.recipe, arguments.fields, "peftkit compare RECIPE")
     folder = compare(recipe, over, budget=budget, output=arguments.output, learning_rates=rates)
     findings = write_all(folder)
     print("\n" + (folder / NAMES["md"]).read_text(encoding="utf-8"))
@@ -67,37 +68,11 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"page     {folder / NAMES['html']}")
         print(f"pictures {folder / PICTURES}")
     print(f"numbers  {folder / NAMES['csv']}, {folder / NAMES['json']}")
-    print(f"runs     {folder / RUNS}")
+    print(f"runs     {folder / RUNS_FOLDER}")
     if findings.recommended:
         best = next(row for row in findings.rows if row.name == findings.recommended)
-        path = run_place(folder, folder_name(best.name), seed=best.seeds[0])
+        path = get_run_folder(folder, make_folder_name(best.name), seed=best.seeds[0])
         print(f"\nExport a run as a standard model:  peftkit export {path} my-model")
     # Out of memory and divergence are results; any other failure needs a look.
     if failed := [row.name for row in findings.rows if row.broken]:
         sys.exit(f"peftkit: {', '.join(failed)} failed; see the table")
-
-
-def _parse_learning_rates(text: str) -> dict[str, float]:
-    rates = {}
-    for part in filter(None, text.split(",")):
-        name, _, rate = part.partition("=")
-        try:
-            rates[name] = float(rate)
-        except ValueError:
-            raise UserError(f"--learning_rates: expected METHOD=NUMBER, got '{part}'") from None
-    return rates
-
-
-def _parse_grid(over: Sequence[str], methods: str | None) -> Mapping[str, Sequence[str]]:
-    """The values to compare by field; methods first."""
-    from peftkit.comparison.grid import METHOD, parse_over
-
-    grid = parse_over(over)
-    if methods is None and grid:
-        return grid
-    if METHOD in grid:
-        raise UserError("--methods and --over method: mean the same; pass one of them")
-    names = [name.strip() for name in (DEFAULT_METHODS if methods is None else methods).split(",")]
-    if not any(names):
-        raise UserError("--methods: names no method; pass names separated by commas")
-    return {METHOD: [name for name in names if name], **grid}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from peftkit.comparison.analysis.types import RowFindings, Score, metric_bounds, metric_name
-from peftkit.comparison.results import GatheredRow, method_of
+from peftkit.comparison.results import RowResults, read_method
 from peftkit.metrics.significance import seed_interval
 from peftkit.recipe.method import usual_learning_rate
 from peftkit.runs.report import Report
@@ -47,7 +47,7 @@ def _best_seen(report: Report, metric: str) -> tuple[float, float] | None:
     return max(looks, key=lambda look: look[1]) if looks else None
 
 
-def row_findings(row: GatheredRow, metrics: tuple[str, ...]) -> RowFindings:
+def row_findings(row: RowResults, metrics: tuple[str, ...]) -> RowFindings:
     """What the runs of a row say together."""
     tried = [_tried(report, metrics[0]) for report in row.trials]
     complete = list(row.complete.values())
@@ -101,7 +101,7 @@ def row_findings(row: GatheredRow, metrics: tuple[str, ...]) -> RowFindings:
 
 def _tried(report: Report, metric: str) -> dict[str, Any]:
     # Only what differs from the defaults is written down.
-    method = method_of(report)
+    method = read_method(report)
     rank = None if hasattr(method.peft, "init_r") else getattr(method.peft, "r", None)
     return {
         "learning_rate": float(report.recipe["training"].get("learning_rate") or usual_learning_rate(method)),
@@ -117,12 +117,12 @@ def _trained_for(report: Report) -> float:
     return report.history[-1]["seconds"] if report.history else report.times["train"]
 
 
-def _broken(row: GatheredRow, status: str) -> bool:
+def _broken(row: RowResults, status: str) -> bool:
     broken = ("failed", "not_reproduced")
     return status in broken or any(report.status in broken for report in row.runs.values())
 
 
-def _status(row: GatheredRow, metrics: tuple[str, ...]) -> tuple[str, str | None]:
+def _status(row: RowResults, metrics: tuple[str, ...]) -> tuple[str, str | None]:
     """How the row stands, and why it does not stand better."""
     lost = [report for report in row.runs.values() if report.status != "complete"]
     if lost:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peftkit.comparison.analysis.types import RowFindings
-from peftkit.comparison.results import Gathered, read_predictions
+from peftkit.comparison.results import ComparisonResults, read_predictions
 
 
 def _at_the_edge(row: RowFindings) -> bool:
@@ -20,9 +20,9 @@ def _counted(trials: Sequence[int]) -> str:
     return f"{high} settings" if low == high else f"{low} to {high} settings"
 
 
-def trivial_answer(gathered: Gathered, metrics: tuple[str, ...]) -> tuple[str, float] | None:
+def trivial_answer(results: ComparisonResults, metrics: tuple[str, ...]) -> tuple[str, float] | None:
     """The most frequent label of test and the accuracy of answering nothing else; None where that is no score."""
-    folders = [folder for row in gathered.rows for folder in row.complete]
+    folders = [folder for row in results.rows for folder in row.complete]
     if not folders or metrics[0] != "accuracy":
         return None
     counts = Counter(map(str, read_predictions(folders[0])[1]))
@@ -30,9 +30,9 @@ def trivial_answer(gathered: Gathered, metrics: tuple[str, ...]) -> tuple[str, f
     return label, count / counts.total()
 
 
-def warnings(gathered: Gathered, rows: Sequence[RowFindings]) -> list[str]:
+def warnings(results: ComparisonResults, rows: Sequence[RowFindings]) -> list[str]:
     """What the reader of the advice has to know, a sentence each."""
-    reports = [report for row in gathered.rows for report in row.complete.values()]
+    reports = [report for row in results.rows for report in row.complete.values()]
     told = []
     if len({report.data["fingerprint"] for report in reports}) > 1:
         told.append(f"The rows differ in data: {_range([report.data['rows']['train'] for report in reports])} train.")
@@ -54,12 +54,12 @@ def warnings(gathered: Gathered, rows: Sequence[RowFindings]) -> list[str]:
     return told + [f"Data: {line}." for line in dict.fromkeys(found)]
 
 
-def notes(gathered: Gathered, rows: Sequence[RowFindings], trivial: tuple[str, float] | None) -> list[str]:
+def notes(results: ComparisonResults, rows: Sequence[RowFindings], trivial: tuple[str, float] | None) -> list[str]:
     """How it was made and what is meant, a sentence each."""
-    reports = [report for row in gathered.rows for report in row.complete.values()]
+    reports = [report for row in results.rows for report in row.complete.values()]
     if not reports:
         return []
-    first, plan = reports[0], gathered.plan
+    first, plan = reports[0], results.plan
     told = []
     if plan:
         trials = [row["trials"] for row in plan["rows"]]

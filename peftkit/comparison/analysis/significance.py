@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from peftkit.comparison.analysis.types import Pair, RowFindings, is_score, metric_name
-from peftkit.comparison.results import GatheredRow, read_predictions, task_of
+from peftkit.comparison.results import RowResults, read_predictions, read_task
 from peftkit.metrics.significance import ALPHA, holm, paired_difference, resampled
 
 # At the least; of many pairs so many more that the smallest p-value, adjusted for all, is half of what is significant.
@@ -16,18 +16,18 @@ RESAMPLES = 2000
 
 
 def all_pairs(
-    gathered: Sequence[GatheredRow], rows: Sequence[RowFindings], metrics: tuple[str, ...]
+    results: Sequence[RowResults], rows: Sequence[RowFindings], metrics: tuple[str, ...]
 ) -> tuple[list[Pair], str | None]:
     """Every two rows that were tested on the same test rows; and a sentence when some were not."""
     scored = {row.name: row for row in rows if row.scores and is_score(row.scores[metrics[0]].mean)}
     statistics: dict[str, list[Any]] = {}
     tested: dict[str, Any] = {}
-    for row in gathered:
+    for row in results:
         if row.name not in scored:
             continue
         for folder, report in row.complete.items():
             numbers, references, answers = read_predictions(folder)
-            statistics.setdefault(row.name, []).append(task_of(report).statistics(answers, references)[metrics[0]])
+            statistics.setdefault(row.name, []).append(read_task(report).statistics(answers, references)[metrics[0]])
             tested.setdefault(row.name, (numbers, references))
     combinations = list(itertools.combinations(scored, 2))
     wanted = max(RESAMPLES, math.ceil(4 / ALPHA) * len(combinations))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from peftkit.comparison.analysis import Findings, metric_name
-from peftkit.comparison.results import Gathered, GatheredRow
+from peftkit.comparison.results import ComparisonResults, RowResults
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 # Okabe and Ito's colours, told apart also by the colour-blind; shapes tell the same again.
@@ -19,16 +19,18 @@ QUICK = "quick: one setting, one seed"
 PICTURE_SIZE = {"width": 560, "height": 340}
 
 
-def pictures(findings: Findings, gathered: Gathered, confusions: Mapping[str, Counter]) -> dict[str, dict[str, Any]]:
+def pictures(
+    findings: Findings, results: ComparisonResults, confusions: Mapping[str, Counter]
+) -> dict[str, dict[str, Any]]:
     """Every picture that there is something to draw for, by its name."""
     names = [row.name for row in findings.rows]
     metric = findings.metrics[0] if findings.metrics else ""
     found = {"memory": memory_picture(findings)}
     for along, title in (("tokens", "training tokens"), ("seconds", "seconds of training")):
         found[f"validation-over-{along}"] = curve_picture(
-            gathered.rows, names, along, title, f"eval_{metric}", f"validation {metric_name(metric)}"
+            results.rows, names, along, title, f"eval_{metric}", f"validation {metric_name(metric)}"
         )
-        found[f"loss-over-{along}"] = curve_picture(gathered.rows, names, along, title, "loss", "training loss")
+        found[f"loss-over-{along}"] = curve_picture(results.rows, names, along, title, "loss", "training loss")
     for place, (name, counts) in enumerate(confusions.items()):
         found[f"confusion-{place + 1}"] = confusion_picture(name, counts)
     drawn = {name: picture for name, picture in found.items() if picture is not None}
@@ -108,7 +110,7 @@ def memory_picture(findings: Findings) -> dict[str, Any] | None:
     }
 
 
-def _curve(row: GatheredRow, field: str) -> list[dict[str, float]]:
+def _curve(row: RowResults, field: str) -> list[dict[str, float]]:
     """Per step, the mean over seeds of tokens, seconds and the value, and the value's least and greatest."""
     by_step: dict[int, list[tuple[float, float, float]]] = {}
     for report in row.runs.values():
@@ -130,7 +132,7 @@ def _curve(row: GatheredRow, field: str) -> list[dict[str, float]]:
 
 
 def curve_picture(
-    rows: Sequence[GatheredRow], names: Sequence[str], along: str, title: str, field: str, label: str
+    rows: Sequence[RowResults], names: Sequence[str], along: str, title: str, field: str, label: str
 ) -> dict[str, Any] | None:
     """A line a row, the mean over seeds, in a band from the least to the greatest seed."""
     curves = {row.name: _curve(row, field) for row in rows}

@@ -14,7 +14,7 @@ import peftkit
 from peftkit.comparison.analysis import Findings, RowFindings, metric_name
 from peftkit.comparison.report.predictions import Answers
 from peftkit.comparison.report.tables import Column, cost_columns, effort_columns, score_columns
-from peftkit.comparison.results import Gathered
+from peftkit.comparison.results import ComparisonResults
 from peftkit.runs.report import Report
 
 HERE = Path(__file__).resolve().parent
@@ -26,7 +26,7 @@ LOOKS = "validation-over-tokens"
 
 def page(
     findings: Findings,
-    gathered: Gathered,
+    results: ComparisonResults,
     answers: Answers,
     pictures: Mapping[str, Mapping[str, Any]],
     library: str,
@@ -63,7 +63,7 @@ def page(
         trials=_trial_table(findings),
         runs=[
             _run(row.name, folder.name, report)
-            for row in gathered.rows for folder, report in row.runs.items()
+            for row in results.rows for folder, report in row.runs.items()
         ],
         version=peftkit.__version__,
         library=library,

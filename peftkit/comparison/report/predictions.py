@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from peftkit.comparison.results import Gathered, read_predictions, task_of
+from peftkit.comparison.results import ComparisonResults, read_predictions, read_task
 from peftkit.data.splits import reload_splits
 from peftkit.errors import UserError
 from peftkit.recipe.parser import dict_to_recipe
@@ -58,7 +58,7 @@ class Answers:
     without_text: str | None = None
 
 
-def read_answers(gathered: Gathered, examples: int, *, reload_data: bool = False) -> Answers:
+def read_answers(results: ComparisonResults, examples: int, *, reload_data: bool = False) -> Answers:
     """Read every run's predictions; of those that rows disagree on, so many examples with their text from the data.
 
     Remote data is read only with `reload_data`.
@@ -70,10 +70,10 @@ def read_answers(gathered: Gathered, examples: int, *, reload_data: bool = False
     said: dict[str, list[str]] = {}
     hits: dict[str, list[bool]] = {}
     right: list[str] = []
-    for row in gathered.rows:
+    for row in results.rows:
         by_seed = []
         for folder, report in row.complete.items():
-            task = task_of(report)
+            task = read_task(report)
             numbers, references, answers = read_predictions(folder)
             if first is None:
                 first = (report, numbers, references)

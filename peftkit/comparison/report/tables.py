@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from peftkit.comparison.analysis import SHARES, Findings, RowFindings, mebibytes, metric_name
-from peftkit.comparison.results import Gathered, method_of
+from peftkit.comparison.results import ComparisonResults, read_method
 
 KINDS = {"process_peak": "process", "allocated_peak": "allocated", "reserved_peak": "reserved"}
 SHARE_NAMES = {"start_up": "start-up", "data": "data", "train": "training", "evaluate": "evaluation"}
@@ -221,7 +221,7 @@ def markdown(findings: Findings) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def csv_text(gathered: Gathered, findings: Findings) -> str:
+def csv_text(results: ComparisonResults, findings: Findings) -> str:
     """A line a run, trials included, as CSV: what it was, how it ended, its scores and its cost."""
     scores = [f"{split}_{metric}" for split in ("validation", "test") for metric in findings.metrics]
     fields = [
@@ -232,7 +232,7 @@ def csv_text(gathered: Gathered, findings: Findings) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, restval="", lineterminator="\n")
     writer.writeheader()
-    for row in gathered.rows:
+    for row in results.rows:
         for kind, report in [("trial", one) for one in row.trials] + [("run", one) for one in row.runs.values()]:
             found = {f"{split}_{name}": value for split, all_ in report.metrics.items() for name, value in all_.items()}
             line = {
@@ -247,7 +247,7 @@ def csv_text(gathered: Gathered, findings: Findings) -> str:
                 "status": report.status,
                 "error": report.error,
                 "learning_rate": report.recipe["training"].get("learning_rate"),
-                "r": getattr(method_of(report).peft, "r", None),
+                "r": getattr(read_method(report).peft, "r", None),
                 "tokens": report.tokens or "",
                 "trainable": report.parameters.get("trainable"),
                 "total_weights": report.parameters.get("total"),

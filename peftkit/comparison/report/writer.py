@@ -11,7 +11,7 @@ from peftkit.comparison.report.html import page
 from peftkit.comparison.report.predictions import read_answers
 from peftkit.comparison.report.renderer import draw
 from peftkit.comparison.report.tables import csv_text, markdown
-from peftkit.comparison.results import Gathered, gather
+from peftkit.comparison.results import ComparisonResults, load_results
 from peftkit.errors import UserError
 from peftkit.runs.report import replace_nonfinite
 from peftkit.system.files import write_bytes, write_text
@@ -33,20 +33,20 @@ def write_report(
     """
     if examples < 0:
         raise UserError("--examples: must be 0 or more")
-    gathered = gather(folders)
-    place = Path("report.html") if gathered.folder is None else gathered.folder / NAMES["html"]
+    results = load_results(folders)
+    place = Path("report.html") if results.folder is None else results.folder / NAMES["html"]
     if output is not None:
         place = output.expanduser()
-    if place.exists() and (output is not None or gathered.folder is None):
+    if place.exists() and (output is not None or results.folder is None):
         raise UserError(f"{place}: already exists; name another file with --output or remove it")
-    _write(place, "html", gathered, find(gathered), examples, reload_data)
+    _write(place, "html", results, find(results), examples, reload_data)
     return place
 
 
 def report_text(folders: Sequence[Path], form: str) -> str:
     """The report of a comparison, or of runs, as `md`, `csv` or `json`. Raises UserError."""
-    gathered = gather(folders)
-    return _text(form, gathered, find(gathered))
+    results = load_results(folders)
+    return _text(form, results, find(results))
 
 
 def write_all(folder: Path) -> Findings:
@@ -54,11 +54,11 @@ def write_all(folder: Path) -> Findings:
 
     The comparison is the caller's own: its data is read again wherever it lies.
     """
-    gathered = gather([folder])
-    findings = find(gathered)
+    results = load_results([folder])
+    findings = find(results)
     for form in NAMES:
         try:
-            _write(folder / NAMES[form], form, gathered, findings, EXAMPLES, True)
+            _write(folder / NAMES[form], form, results, findings, EXAMPLES, True)
         except UserError as error:
             # One that an earlier time made would tell of other numbers.
             (folder / NAMES[form]).unlink(missing_ok=True)
@@ -66,24 +66,26 @@ def write_all(folder: Path) -> Findings:
     return findings
 
 
-def _text(form: str, gathered: Gathered, findings: Findings) -> str:
+def _text(form: str, results: ComparisonResults, findings: Findings) -> str:
     if form == "md":
         return markdown(findings)
     if form == "csv":
-        return csv_text(gathered, findings)
+        return csv_text(results, findings)
     return json.dumps(replace_nonfinite(dataclasses.asdict(findings)), indent=2, ensure_ascii=False) + "\n"
 
 
-def _write(place: Path, form: str, gathered: Gathered, findings: Findings, examples: int, reload_data: bool) -> None:
+def _write(
+    place: Path, form: str, results: ComparisonResults, findings: Findings, examples: int, reload_data: bool
+) -> None:
     if form != "html":
-        write_text(place, _text(form, gathered, findings))
+        write_text(place, _text(form, results, findings))
         return
-    answers = read_answers(gathered, examples, reload_data=reload_data)
-    specs = pictures(findings, gathered, answers.confusions)
+    answers = read_answers(results, examples, reload_data=reload_data)
+    specs = pictures(findings, results, answers.confusions)
     drawn = draw(specs)
     # Beside a page of another name they have another name too.
     folder = place.with_name(PICTURES if place.name == NAMES["html"] else f"{place.stem}-{PICTURES}")
     for name in specs:
         write_text(folder / f"{name}.svg", drawn.svg[name])
         write_bytes(folder / f"{name}.png", drawn.png[name])
-    write_text(place, page(findings, gathered, answers, specs, drawn.library))
+    write_text(place, page(findings, results, answers, specs, drawn.library))

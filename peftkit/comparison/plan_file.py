@@ -1,0 +1,129 @@
+"""The file `comparison.json`: rows, budget, data, packages and hardware that identify a comparison; and its folders."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peftkit.comparison.grid import ComparisonRow
+from peftkit.comparison.options import Budget
+from peftkit.comparison.search import Setting, sample_settings
+from peftkit.data.splits import load_splits
+from peftkit.distributed.deepspeed import read_deepspeed_config
+from peftkit.errors import UserError
+from peftkit.recipe.parser import recipe_to_dict
+from peftkit.recipe.schema import Recipe
+from peftkit.system.environment import environment
+from peftkit.system.logging import logger
+
+PLAN_FILE = "comparison.json"
+RUNS_FOLDER = "runs"
+# Default of the Trainer.
+DEFAULT_SEED = 42
+
+
+def get_run_folder(folder: Path, row: str, *, trial: int | None = None, seed: int | None = None) -> Path:
+    """Return the folder of a run in a comparison; `row` is the name of the row's folder."""
+    return folder / RUNS_FOLDER / row / (f"seed-{seed}" if trial is None else f"trial-{trial}")
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """Read the plan of a comparison. Raises UserError when there is none."""
+    try:
+        return json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no {PLAN_FILE} in this folder; give the folder of a comparison") from None
+    except ValueError as error:
+        raise UserError(f"{folder / PLAN_FILE}: not valid JSON ({error})") from None
+
+
+def make_plan(recipe: Recipe, rows: Sequence[ComparisonRow], budget: Budget) -> dict[str, Any]:
+    """Make the plan, but for the fingerprints of the data: whatever makes it another comparison when it changes."""
+    here = environment()
+    first = int(recipe.training.get("seed", DEFAULT_SEED))
+    return {
+        "name": recipe.name,
+        "rows": [
+            {
+                "name": row.name,
+                "folder": row.folder,
+                "values": dict(row.values),
+                "recipe": recipe_to_dict(row.recipe),
+                "content": _digest_files(row.recipe),
+                "trials": len(list_trial_settings(row, budget)),
+            }
+            for row in rows
+        ],
+        "trials": budget.trials,
+        "seeds": list(range(first, first + budget.seeds)),
+        "quick": budget.is_quick,
+        "jobs": budget.jobs,
+        "processes": budget.processes,
+        "python": here["python"],
+        "packages": here["packages"],
+        "hardware": {"cpu": here["cpu"], "cores": here["cores"], "gpus": here["gpus"]},
+    }
+
+
+def fingerprint_data(rows: Sequence[ComparisonRow]) -> list[str]:
+    """Read the data of all rows, log the decisions made by default and return the fingerprints."""
+    fingerprints: dict[str, str] = {}
+    for row in rows:
+        plain = recipe_to_dict(row.recipe)
+        key = json.dumps([plain["data"], plain["task"]], sort_keys=True)
+        if key not in fingerprints:
+            splits = load_splits(row.recipe.data, row.recipe.task)
+            fingerprints[key] = splits.fingerprint
+            for decision in splits.decisions:
+                logger.info("%s", decision)
+    return sorted(fingerprints.values())
+
+
+def list_trial_settings(row: ComparisonRow, budget: Budget) -> list[Setting]:
+    """List the settings to try on validation; none where there is only one."""
+    settings = sample_settings(row.recipe, row.values, budget.trials)
+    return settings if len(settings) > 1 else []
+
+
+def choose_folder(plan: Mapping[str, Any], output: Path | None) -> Path:
+    """Return `output`, or the first free folder for this plan. Raises UserError when `output` can't be used."""
+    if output is not None:
+        if difference := find_difference(output, plan):
+            raise UserError(f"--output {output}: {difference}; use another folder or remove it")
+        return output
+    folder, number = Path("comparisons") / plan["name"], 1
+    while find_difference(folder, plan):
+        number += 1
+        folder = Path("comparisons") / f"{plan['name']}-{number}"
+    return folder
+
+
+def find_difference(folder: Path, plan: Mapping[str, Any]) -> str | None:
+    """Describe why this plan can't use the folder; None when it can."""
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        return "is a file"
+    try:
+        other = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        # Hidden files are the lock and what a killed process left of a file.
+        is_empty = all(path.name.startswith(".") for path in folder.iterdir())
+        return None if is_empty else f"is not empty and has no {PLAN_FILE}"
+    except ValueError:
+        return f"has a {PLAN_FILE} that is not valid JSON"
+    differing = [name for name in plan if other.get(name) != plan[name]]
+    return f"holds another comparison (different {', '.join(differing)})" if differing else None
+
+
+def _digest_files(recipe: Recipe) -> str:
+    """Digest what the recipe only refers to: the files of a local model and a DeepSpeed config."""
+    digest = hashlib.sha256()
+    model = Path(recipe.model.name_or_path).expanduser()
+    for path in sorted(model.glob("*")) if model.is_dir() else ():
+        stat = path.stat()
+        digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    if (deepspeed := recipe.training.get("deepspeed")) is not None:
+        digest.update(json.dumps(read_deepspeed_config(deepspeed), sort_keys=True).encode())
+    return digest.hexdigest()

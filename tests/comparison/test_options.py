@@ -1,0 +1,62 @@
+import subprocess
+import sys
+
+import pytest
+
+from peftkit.comparison.options import (
+    Budget,
+    make_budget,
+    parse_compared_values,
+    parse_learning_rates,
+    parse_over,
+)
+from peftkit.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [({"trials": -1}, "1 or more"), ({"seeds": 0}, "1 or more"), ({"jobs": 0}, "1 or")]
+)
+def test_a_budget_that_makes_no_sense_is_refused(words, said):
+    with pytest.raises(UserError, match=said):
+        Budget(**words)
+
+
+@pytest.mark.parametrize(
+    ("parse", "message"),
+    [
+        (lambda: parse_over(["method"]), "FIELD=VALUE"),
+        (lambda: parse_over(["a=1", "a=2"]), "--over a: given twice"),
+        (lambda: parse_over(["training.seed=1,2"]), "use --seeds"),
+        (lambda: parse_compared_values("full", ["method=lora"]), "pass one of them"),
+        (lambda: parse_compared_values(",", []), "--methods: names no method"),
+        (lambda: parse_learning_rates("full"), "expected METHOD=NUMBER, got 'full'"),
+        (lambda: make_budget(trials=2, seeds=None, is_quick=True), "--quick: means one trial"),
+    ],
+)
+def test_a_wrong_option_is_one_line(parse, message):
+    with pytest.raises(UserError, match=message) as error:
+        parse()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("rate", ["nan", "inf", "0", "-1"])
+def test_a_learning_rate_must_be_positive(rate):
+    with pytest.raises(UserError, match="must be a number over 0"):
+        parse_learning_rates(f"full={rate}")
+
+
+def test_defaults_of_methods_and_budget():
+    assert parse_compared_values(None, []) == {"method": ["full", "lora", "qlora"]}
+    assert parse_compared_values(None, ["data.path=a,b"]) == {"data.path": ["a", "b"]}
+    assert list(parse_compared_values("full", ["data.path=a,b"])) == ["method", "data.path"]
+    assert make_budget(trials=None, seeds=None, is_quick=False) == Budget(trials=3, seeds=3)
+    assert make_budget(trials=None, seeds=None, is_quick=True).is_quick
+
+
+def test_checking_options_imports_nothing_heavy():
+    code = (
+        "import sys, peftkit.comparison.options; "
+        "print(sorted({'torch', 'transformers', 'peft', 'datasets', 'scipy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
