@@ -12,9 +12,8 @@ from transformers import TrainingArguments
 
 from peftkit.errors import UserError
 from peftkit.models.loading import resolve_source
-from peftkit.recipe.parser import recipe_to_dict
 from peftkit.recipe.schema import Recipe
-from peftkit.recipe.serialization import as_class, as_homeless, as_plain
+from peftkit.recipe.serialization import recipe_to_dict, redact_home_in_value, to_class_dict, to_plain
 from peftkit.runs.manifest import identify_base
 from peftkit.system.files import redact_home
 from peftkit.system.logging import logger
@@ -174,15 +173,15 @@ def identify_run(recipe: Recipe, fingerprint: str, arguments: TrainingArguments)
     if recipe.method.quantization is not None:
         # The packing of 4-bit weights depends on the ZeRO stage, their values do not.
         method["quantization"] = {k: v for k, v in method["quantization"].items() if k != "bnb_4bit_quant_storage"}
-    return json.loads(json.dumps(as_homeless({
+    return json.loads(json.dumps(redact_home_in_value({
         "model": {
             "weights": weights["sha256"] or weights["revision"] or recipe.model.name_or_path,
             "dtype": recipe.model.dtype,
         },
         "data": {"fingerprint": fingerprint},
-        "task": as_class(recipe.task),
+        "task": to_class_dict(recipe.task),
         "method": {name: value for name, value in method.items() if name != "name"},
-        "training": {name: as_plain(getattr(arguments, name)) for name in IDENTITY_OPTIONS},
+        "training": {name: to_plain(getattr(arguments, name)) for name in IDENTITY_OPTIONS},
     }), default=str))  # fmt: skip
 
 

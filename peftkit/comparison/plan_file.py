@@ -12,8 +12,8 @@ from peftkit.comparison.search import Setting, sample_settings
 from peftkit.data.splits import load_splits
 from peftkit.distributed.deepspeed import read_deepspeed_config
 from peftkit.errors import UserError
-from peftkit.recipe.parser import recipe_to_dict
 from peftkit.recipe.schema import Recipe
+from peftkit.recipe.serialization import recipe_to_dict
 from peftkit.system.environment import environment
 from peftkit.system.logging import logger
 

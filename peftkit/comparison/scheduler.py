@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from peftkit.errors import UserError
-from peftkit.recipe.parser import recipe_to_dict, recipe_to_yaml
 from peftkit.recipe.schema import Recipe
+from peftkit.recipe.serialization import recipe_to_dict, recipe_to_yaml
 from peftkit.runs.manifest import RECIPE
 from peftkit.runs.report import FILE_NAME, Report, read_report
 from peftkit.system.environment import is_out_of_memory_message

@@ -88,7 +88,7 @@ def _write_export(source: "ExportSource", out: Path, export_format: ExportFormat
     """Fill and verify a temporary folder, which becomes `out`."""
     from peftkit.export.model_card import write_model_card
     from peftkit.export.receipt import RECEIPT
-    from peftkit.recipe.parser import recipe_to_dict
+    from peftkit.recipe.serialization import recipe_to_dict
     from peftkit.runs.manifest import read_manifest
     from peftkit.runs.report import replace_nonfinite
     from peftkit.system.environment import environment

@@ -12,8 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peftkit.data.sources import DEMOS
 from peftkit.export.comparison import VariantScores, format_variants
 from peftkit.export.formats.base import ExportFormat
-from peftkit.recipe.parser import recipe_to_yaml
 from peftkit.recipe.schema import Recipe
+from peftkit.recipe.serialization import recipe_to_yaml
 from peftkit.runs.manifest import MANIFEST
 from peftkit.runs.report import Report
 from peftkit.system.files import redact_home_in_text, write_text

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from peftkit.export.comparison import VariantScores
 from peftkit.models.inference import compute_outputs
-from peftkit.recipe.serialization import whole_class
+from peftkit.recipe.serialization import to_full_class_dict
 from peftkit.runs.manifest import identify_tokenizer, write_manifest
 from peftkit.runs.reload import reload_outputs
 from peftkit.runs.report import Report
@@ -110,7 +110,7 @@ class ExportSource:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=saved.trust_remote_code)
         write_manifest(
             folder, **shared, adapter=adapter, dtype=dtype, tokenizer=identify_tokenizer(tokenizer),
-            quantization=saved.manifest["quantization"] if adapter else None, task=whole_class(saved.task),
+            quantization=saved.manifest["quantization"] if adapter else None, task=to_full_class_dict(saved.task),
         )  # fmt: skip
 
     def reload(self, folder: Path) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from peftkit.planning.scaling import ScalingRow, strong_scaling, weak_scaling
 from peftkit.planning.tables import plan_text, scaling_text
 from peftkit.planning.tracing import trace
 from peftkit.planning.zero import PLACEMENTS
-from peftkit.recipe.method import named_method
+from peftkit.recipe.method import find_method
 from peftkit.recipe.parser import dict_to_recipe
 from peftkit.recipe.schema import Recipe
 from peftkit.runs.report import read_report
@@ -68,7 +68,7 @@ def planned(recipe: Recipe, methods: Sequence[str], asked: Asked, output: Path |
     data = known_data(recipe, asked.rows)
     found = plan(
         recipe, ranks=asked.gpus or 1, hardware=hardware, on_gpu=on_gpu, labels=data.labels, train_rows=data.rows,
-        filled=data.filled, methods=[named_method(word, recipe.method) for word in methods],
+        filled=data.filled, methods=[find_method(word, recipe.method) for word in methods],
     )  # fmt: skip
     tables = _scaling(recipe, found, data.labels, on_gpu) if asked.scaling and found.chosen is not None else {}
     if output is not None:
@@ -171,7 +171,7 @@ def _scaling(recipe: Recipe, found: Plan, labels: Sequence[str], on_gpu: bool) -
     assert found.chosen is not None
     row = found.rows[found.chosen]
     placement = next(one for one in PLACEMENTS if one.name == row.placement)
-    method, config = named_method(row.method, recipe.method), read_config(recipe.model)
+    method, config = find_method(row.method, recipe.method), read_config(recipe.model)
     traced = traced_method(recipe, config, method, row.checkpointing, labels, on_gpu, found.filled)
     memory = traced.under(placement)
     batch = memory.steps[0].rows * found.ranks * found.batch["micro_batches"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import docstring_parser
 
-from peftkit.recipe.serialization import NOT_IN_A_RECIPE, as_plain, default_of
+from peftkit.recipe.serialization import NOT_IN_A_RECIPE, get_default, to_plain
 
 
-def nearest(word: str, names: Sequence[str]) -> str:
+def suggest_nearest(word: str, names: Sequence[str]) -> str:
     """A hint at the field that was meant: first its part of the recipe, then its name within that part."""
     part, _, rest = word.partition(".")
     parts = {name.partition(".")[0] for name in names}
@@ -30,15 +30,15 @@ def nearest(word: str, names: Sequence[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else "; --help lists every field"
 
 
-def one_line(message: str, names: Sequence[str]) -> str:
+def shorten_parser_error(message: str, names: Sequence[str]) -> str:
     """Jsonargparse's explanation in one line, with the nearest right field."""
     if unknown := re.search(r"[Uu]nrecognized arguments: *(\S+)", message):
         word = unknown.group(1).lstrip("-").split("=")[0]
-        return f"unknown field '{word}'{nearest(word, names)}"
+        return f"unknown field '{word}'{suggest_nearest(word, names)}"
     where = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     if option := re.search(r"Option '([^']+)' is not accepted", message):
         word = f"{where}.{option.group(1)}" if where else option.group(1)
-        return f"unknown field '{word}'{nearest(word, names)}"
+        return f"unknown field '{word}'{suggest_nearest(word, names)}"
     message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message).replace("NoneType", "null")
     if found := re.search(r"Expected an? (.+?)\.? Got value: (.*)", message):
         return f"{where}: expected {found.group(1)}, got '{found.group(2).strip()}'"
@@ -47,7 +47,7 @@ def one_line(message: str, names: Sequence[str]) -> str:
     return " ".join(message.split()).replace('Parser key "', "").replace('":', ":")
 
 
-def meanings(kind: type) -> dict[str, str]:
+def read_field_help(kind: type) -> dict[str, str]:
     """What each field means: from its metadata, else from the class's docstring in the style of `transformers`."""
     found = {
         match.group(1): " ".join(match.group(2).split())
@@ -64,13 +64,13 @@ def meanings(kind: type) -> dict[str, str]:
     return {name: text.replace("%", "%%") for name, text in found.items()}
 
 
-def fields_help(kind: type, prefix: str, given: Mapping[str, Any]) -> str:
+def format_fields_help(kind: type, prefix: str, given: Mapping[str, Any]) -> str:
     """Help on the fields of a data class whose value a recipe chooses: name, default there, meaning."""
     lines = [f"\n{prefix} is {kind.__name__}, with the fields:\n"]
-    known = meanings(kind)
+    known = read_field_help(kind)
     for f in dataclasses.fields(kind):
         if f.init and f.name not in NOT_IN_A_RECIPE:
-            value = given.get(f.name, as_plain(default_of(f)))
+            value = given.get(f.name, to_plain(get_default(f)))
             meaning = known.get(f.name, "").replace("%%", "%")
             lines.append(f"  --{prefix}.{f.name} (default: {value})\n      {meaning}\n")
     return "".join(lines)

@@ -1,4 +1,4 @@
-"""A method is data: an optional `peft` config and an optional quantization. Full fine-tuning has neither."""
+"""Fine-tuning methods as data: an optional `peft` config and an optional quantization."""
 
 import copy
 import difflib
@@ -18,12 +18,12 @@ ADAPTER_LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """The frozen base in 4 bits, by bitsandbytes; fields as in `transformers.BitsAndBytesConfig`.
+    """The frozen base model in 4 bits, by bitsandbytes; fields as in `transformers.BitsAndBytesConfig`.
 
     Args:
         bnb_4bit_quant_type: `nf4`, whose levels fit normally distributed weights, or `fp4`.
         bnb_4bit_use_double_quant: Quantize the block scales too (QLoRA paper, section 3): about 0.4 bit a weight less.
-        bnb_4bit_compute_dtype: What a block is expanded to before it is multiplied; `auto` is bfloat16 on a GPU that
+        bnb_4bit_compute_dtype: Dtype of the dequantized weights in a multiplication; `auto` is bfloat16 on a GPU that
             has it, float32 elsewhere.
         bnb_4bit_quant_storage: How the packed bits are stored; ZeRO-3 shards them only as a float type.
     """
@@ -34,7 +34,7 @@ class Quantization:
     bnb_4bit_quant_storage: str = "uint8"
 
     def config(self, skipped: tuple[str, ...]) -> BitsAndBytesConfig:
-        """The library's config, with the modules named in `skipped` kept in full precision."""
+        """Return the library's config; the modules named in `skipped` stay in full precision."""
         compute = self.bnb_4bit_compute_dtype
         if compute == "auto":
             compute = "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
@@ -53,9 +53,9 @@ class Method:
     """How the pretrained weights are adapted.
 
     Args:
-        name: What tables call it; its kind when empty.
+        name: Name in tables; the kind of the method when empty.
         peft: Any config of `peft`, by its own class and arguments; null trains every weight.
-        quantization: Quantize the frozen base; null keeps it as loaded. Needs `peft`.
+        quantization: Quantize the frozen base; null leaves it as loaded. Needs `peft`.
     """
 
     name: str = ""
@@ -64,13 +64,13 @@ class Method:
 
     def __post_init__(self) -> None:
         if self.quantization is not None and self.peft is None:
-            raise UserError("method.quantization: a quantized base can't be trained itself; give method.peft too")
+            raise UserError("method.quantization: a quantized base model needs an adapter; set method.peft")
         if not self.name:
             object.__setattr__(self, "name", self.kind)
 
     @property
     def kind(self) -> str:
-        """`full`, or the `peft` type in small letters, with a `q` before it on a quantized base."""
+        """`full`, or the `peft` type in lower case, with the prefix `q` on a quantized base model."""
         if self.peft is None:
             return "full"
         kind = PeftType(self.peft.peft_type).value.lower()
@@ -92,43 +92,43 @@ def qlora(*, quantization: Quantization | None = None, **config: Any) -> Method:
     return Method(name="qlora", peft=lora(**config).peft, quantization=quantization or Quantization())
 
 
-def usual_learning_rate(method: Method) -> float:
-    """Where to start when the recipe names none: 5e-5 for all weights, 1e-3 for the few of an adapter."""
+def default_learning_rate(method: Method) -> float:
+    """Return the learning rate of a recipe without one: 5e-5 for all weights, 1e-3 for an adapter."""
     return FULL_LEARNING_RATE if method.peft is None else ADAPTER_LEARNING_RATE
 
 
-def named_method(word: str, base: Method) -> Method:
-    """The method that `word` names, sharing with `base` what both have.
+def find_method(name: str, base: Method) -> Method:
+    """Return the method called `name`, with the settings of `base` that both have.
 
-    `full`, `lora`, `qlora`, `dora` and `rslora` reuse the LoRA settings of `base`; any other word is a method of
-    `peft` by its own name (`ia3`, `prefix_tuning`, `oft`, ...) with its config's defaults. Raises UserError.
+    `full`, `lora`, `qlora`, `dora` and `rslora` use the LoRA settings of `base`; any other name is a method of `peft`
+    (`ia3`, `prefix_tuning`, `oft`, ...) with the defaults of its config. Raises UserError.
     """
-    if word == base.name and (word == "full") == (base.peft is None):
+    if name == base.name and (name == "full") == (base.peft is None):
         return base
     shared = base.peft if isinstance(base.peft, LoraConfig) else lora().peft
-    if word == "full":
+    if name == "full":
         return full()
-    if word == "lora":
-        return Method(name=word, peft=_lora_variant(shared))
-    if word == "qlora":
-        return Method(name=word, peft=_lora_variant(shared), quantization=base.quantization or Quantization())
-    if word == "dora":
-        return Method(name=word, peft=_lora_variant(shared, use_dora=True))
-    if word == "rslora":
-        return Method(name=word, peft=_lora_variant(shared, use_rslora=True))
+    if name == "lora":
+        return Method(name=name, peft=_lora_variant(shared))
+    if name == "qlora":
+        return Method(name=name, peft=_lora_variant(shared), quantization=base.quantization or Quantization())
+    if name == "dora":
+        return Method(name=name, peft=_lora_variant(shared, use_dora=True))
+    if name == "rslora":
+        return Method(name=name, peft=_lora_variant(shared, use_rslora=True))
     configs = peft.PEFT_TYPE_TO_CONFIG_MAPPING
     for peft_type, config_class in configs.items():
-        if word.lower() == peft_type.value.lower():
+        if name.lower() == peft_type.value.lower():
             try:
-                return Method(name=word, peft=config_class())
+                return Method(name=name, peft=config_class())
             except (TypeError, ValueError) as error:
-                raise UserError(f"--methods {word}: its config needs arguments ({error}); give a recipe file") from None
-    usual = ["full", "lora", "qlora", "dora", "rslora", "ia3"]
-    near = difflib.get_close_matches(word, usual, n=1) or difflib.get_close_matches(
-        word, [kind.value.lower() for kind in configs], n=1
+                raise UserError(f"--methods {name}: its config needs arguments ({error}); pass a recipe file") from None
+    known = ["full", "lora", "qlora", "dora", "rslora", "ia3"]
+    near = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(
+        name, [kind.value.lower() for kind in configs], n=1
     )
     hint = f"did you mean '{near[0]}'?" if near else "a method of peft, or a recipe file"
-    raise UserError(f"--methods: unknown method '{word}'; {hint}")
+    raise UserError(f"--methods: unknown method '{name}'; {hint}")
 
 
 def _lora_variant(config: PeftConfig | None, *, use_dora: bool = False, use_rslora: bool = False) -> LoraConfig:

@@ -1,4 +1,4 @@
-"""Words to a recipe and back: the one place where text becomes values. jsonargparse reads, checks and explains."""
+"""Reads recipes from the command line, YAML and Python files. jsonargparse parses and checks the values."""
 
 import dataclasses
 import importlib
@@ -16,11 +16,16 @@ from peft import PeftConfig
 from transformers import TrainingArguments
 
 from peftkit.errors import UserError
-from peftkit.recipe.messages import fields_help, meanings, nearest, one_line
+from peftkit.recipe.messages import format_fields_help, read_field_help, shorten_parser_error, suggest_nearest
 from peftkit.recipe.method import Method, Quantization
 from peftkit.recipe.schema import DataConfig, ModelConfig, Recipe, check_name
-from peftkit.recipe.serialization import as_class, as_homeless, as_plain, default_of, differences, dotted_paths
-from peftkit.system.files import redact_home, redact_password
+from peftkit.recipe.serialization import (
+    get_default,
+    list_differences,
+    list_dotted_paths,
+    recipe_to_dict,
+    to_plain,
+)
 from peftkit.tasks import TASKS, Task
 
 TRUST = "--model.trust_remote_code"
@@ -29,55 +34,59 @@ jsonargparse.set_parsing_settings(subclasses_enabled=[PeftConfig, *TASKS])
 
 
 class RecipeParser(ArgumentParser):
-    """jsonargparse's parser, which explains itself in one line and lists the fields of the method at hand."""
+    """jsonargparse's parser with errors in one line and help on the fields of the recipe's method and task."""
 
     method_help = ""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raise UserError instead of printing usage; parsers of nested classes keep the library's own way."""
+        """Raise UserError instead of printing usage; parsers of nested classes behave as in the library."""
         if not self.exit_on_error:
             return super().error(message, ex)
-        raise UserError(one_line(message, _field_names(self)))
+        raise UserError(shorten_parser_error(message, _field_names(self)))
 
     def format_help(self, formatter: Any = None) -> str:
-        """The library's help, and after it the fields of this recipe's `peft` config and task."""
+        """Return the help of the library, then the fields of the recipe's `peft` config and task."""
         return super().format_help(formatter) + self.method_help
 
 
 def build_parser(base: Recipe, prog: str) -> RecipeParser:
-    """A parser of every field of a recipe, whose defaults are those of `base`."""
+    """Build a parser of every field of a recipe, with the values of `base` as defaults."""
     parser = RecipeParser(
         prog=prog,
         usage=f"{prog} [--FIELD VALUE ...]",
         description="Train a model from this recipe. Any field can be set by its dotted name.",
         allow_abbrev=False,
     )
-    parser.add_argument("--name", type=str, default=base.name, help="what the run's folder and tables are called")
+    parser.add_argument("--name", type=str, default=base.name, help="name of the run folder and of the run in tables")
     parser.add_class_arguments(ModelConfig, "model", instantiate=False)
     parser.add_class_arguments(DataConfig, "data", instantiate=False)
-    parser.add_argument("--task", type=Task, help="what is learned; a data class of peftkit.tasks")
+    parser.add_argument("--task", type=Task, help="the task; a data class of peftkit.tasks")
     parser.add_class_arguments(Method, "method", instantiate=False)
     parser.add_class_arguments(TrainingArguments, "training", instantiate=False, fail_untyped=False)
-    known = meanings(TrainingArguments)
+    known = read_field_help(TrainingArguments)
     for action in parser._actions:
         if action.dest.startswith("training."):
             action.help = known.get(action.dest.removeprefix("training."), "a setting of the Trainer")
     parser.set_defaults(_flat_defaults(base))
     if "peft" in (plain := recipe_to_dict(base)["method"]):
-        parser.method_help += fields_help(type(base.method.peft), "method.peft", plain["peft"].get("init_args", {}))
+        parser.method_help += format_fields_help(
+            type(base.method.peft), "method.peft", plain["peft"].get("init_args", {})
+        )
     if base.method.quantization is not None:
-        parser.method_help += fields_help(Quantization, "method.quantization", differences(base.method.quantization))
-    parser.method_help += fields_help(type(base.task), "task", differences(base.task))
+        parser.method_help += format_fields_help(
+            Quantization, "method.quantization", list_differences(base.method.quantization)
+        )
+    parser.method_help += format_fields_help(type(base.task), "task", list_differences(base.task))
     return parser
 
 
-def parse_recipe(words: Sequence[str], base: Recipe, prog: str = "recipe") -> Recipe:
+def parse_recipe(arguments: Sequence[str], base: Recipe, prog: str = "recipe") -> Recipe:
     """Return the recipe `base` with the fields that the arguments set. Raises UserError with the nearest field."""
-    return parse_fields(words, base, prog)[0]
+    return parse_fields(arguments, base, prog)[0]
 
 
 def parse_fields(
-    words: Sequence[str], base: Recipe, prog: str, add_options: Callable[[RecipeParser], None] = lambda parser: None
+    arguments: Sequence[str], base: Recipe, prog: str, add_options: Callable[[RecipeParser], None] = lambda parser: None
 ) -> tuple[Recipe, Namespace]:
     """Return the recipe `base` with the fields that the arguments set, and the options that `add_options` defines.
 
@@ -87,11 +96,11 @@ def parse_fields(
     dict_to_recipe(recipe_to_dict(base))
     parser = build_parser(base, prog)
     add_options(parser)
-    words = _with_full_task(words)
-    given = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}
+    arguments = _with_full_task(arguments)
+    given = {argument.removeprefix("--").split("=")[0] for argument in arguments if argument.startswith("--")}
     named = {name.split(".")[1]: None for name in sorted(given) if name.startswith("training.")}
-    # A value that is also the library's default is kept when the user wrote it.
-    parsed = parser.parse_args(list(words))
+    # A value that equals the default of the library stays in the recipe when the user wrote it.
+    parsed = parser.parse_args(list(arguments))
     recipe = _to_recipe(parsed, replace(base, training={**base.training, **named}))
     if "method.name" not in given and base.method.name == base.method.kind:
         recipe = replace(recipe, method=replace(recipe.method, name=""))
@@ -128,31 +137,31 @@ def read_recipe(path: str | Path) -> Recipe:
         raise UserError(f"{path}: {error}") from None
 
 
-def read_command_recipe(path: str | Path, words: Sequence[str]) -> Recipe:
-    """As `read_recipe`, for a command line whose other arguments are `words`.
+def read_command_recipe(path: str | Path, arguments: Sequence[str]) -> Recipe:
+    """Read a recipe for a command line whose other arguments are `arguments`.
 
     Raises UserError for a YAML file that turns `model.trust_remote_code` on: only the command line or Python may.
     """
     recipe = read_recipe(path)
     if not recipe.model.trust_remote_code or Path(path).suffix == ".py":
         return recipe
-    if not any(word.split("=")[0] == TRUST for word in words):
+    if not any(argument.split("=")[0] == TRUST for argument in arguments):
         raise UserError(f"{path}: model.trust_remote_code is true in a file; pass {TRUST} true to run the model's code")
     return replace(recipe, model=replace(recipe.model, trust_remote_code=False))
 
 
 def dict_to_recipe(plain: Mapping[str, Any]) -> Recipe:
-    """The recipe of plain data as `recipe_to_dict` makes it, or as a YAML file holds it. Raises UserError."""
+    """Build the recipe from plain data, as `recipe_to_dict` returns it or a YAML file contains it. Raises UserError."""
     training = plain.get("training") or {}
     base = Recipe(training=dict.fromkeys(training) if isinstance(training, Mapping) else {})
     parser = build_parser(Recipe(), "recipe")
     names = _field_names(parser)
-    # The parser would name only the outermost unknown part; what lies in a class or a mapping it checks itself.
+    # The parser names only the outermost unknown part; fields of classes and mappings it checks well.
     inside: tuple[str, ...] = ("task.", "method.peft.", "method.quantization.", "data.data_files.")
     inside += tuple(f"{name}." for name in names if name.startswith("training."))
-    for path in dotted_paths(plain):
+    for path in list_dotted_paths(plain):
         if path not in names and not path.startswith(inside):
-            raise UserError(f"unknown field '{path}'{nearest(path, names)}")
+            raise UserError(f"unknown field '{path}'{suggest_nearest(path, names)}")
     _check_class_paths(plain)
     plain = dict(plain)
     if isinstance(task := plain.get("task"), Mapping) and isinstance(name := task.get("class_path"), str):
@@ -162,16 +171,16 @@ def dict_to_recipe(plain: Mapping[str, Any]) -> Recipe:
     try:
         config = parser.parse_object(plain, defaults=True)
     except (TypeError, ValueError, KeyError) as error:
-        raise UserError(one_line(str(error), names)) from None
+        raise UserError(shorten_parser_error(str(error), names)) from None
     return _to_recipe(config, base)
 
 
 def _check_class_paths(plain: Any, field: str = "") -> None:
-    """Raise UserError for a class of a module that is not loaded: the parser would import and so run that module."""
+    """Raise UserError for a class of a module that is not loaded: the parser would import, so run, that module."""
     if isinstance(plain, Mapping):
         for name, value in plain.items():
             _check_class_paths(value, field if name == "class_path" else f"{field}.{name}".removeprefix("."))
-            # A parser takes a bare string for a class too.
+            # The parser accepts a bare string as a class too.
             is_class = name == "class_path" or f"{field}.{name}" in (".task", "method.peft")
             module = value.rpartition(".")[0] if is_class and isinstance(value, str) else ""
             if module and module.split(".")[0] not in ("peft", "peftkit") and module not in sys.modules:
@@ -181,60 +190,29 @@ def _check_class_paths(plain: Any, field: str = "") -> None:
 
 
 def _full_task(name: str) -> str:
-    """`peftkit.tasks.NAME` for the bare NAME of a task; any other as it is. Raises UserError for one that is none."""
+    """Return `peftkit.tasks.NAME` for the bare NAME of a task, any other name unchanged. Raises UserError."""
     names = [kind.__name__ for kind in TASKS]
     if "." not in name and name not in names:
-        raise UserError(f"task: '{name}' is no task{nearest(name, names)}; one of {', '.join(names)}")
+        raise UserError(f"task: '{name}' is not a task{suggest_nearest(name, names)}; one of {', '.join(names)}")
     return name if "." in name else f"peftkit.tasks.{name}"
 
 
-def _with_full_task(words: Sequence[str]) -> list[str]:
-    """The words with the task in full, whether it follows `--task` or is a part of it."""
+def _with_full_task(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the task in full, for `--task NAME` and `--task=NAME`."""
     full, follows = [], False
-    for word in words:
-        if word.startswith("--task="):
-            word = f"--task={_full_task(word.removeprefix('--task='))}"
-        full.append(_full_task(word) if follows else word)
-        follows = word == "--task"
+    for argument in arguments:
+        if argument.startswith("--task="):
+            argument = f"--task={_full_task(argument.removeprefix('--task='))}"
+        full.append(_full_task(argument) if follows else argument)
+        follows = argument == "--task"
     return full
 
 
-def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain data, only what differs from the defaults; paths below the home folder start with `~`."""
-    plain: dict[str, Any] = {"name": recipe.name}
-    for part in ("model", "data"):
-        plain[part] = {name: as_homeless(value) for name, value in differences(getattr(recipe, part)).items()}
-    plain["model"] |= {"name_or_path": _found_from_anywhere(recipe.model.name_or_path)}
-    plain["data"] |= {"path": redact_password(_found_from_anywhere(recipe.data.path))}
-    plain["task"] = as_class(recipe.task)
-    method: dict[str, Any] = {"name": recipe.method.name}
-    if recipe.method.peft is not None:
-        method["peft"] = as_class(recipe.method.peft)
-    if recipe.method.quantization is not None:
-        method["quantization"] = dataclasses.asdict(recipe.method.quantization)
-    plain["method"] = method
-    # A token is the user's and goes into no file.
-    training = {name: value for name, value in recipe.training.items() if not name.endswith("_token")}
-    plain["training"] = {name: as_homeless(as_plain(value)) for name, value in training.items()}
-    return plain
-
-
-def recipe_to_yaml(recipe: Recipe) -> str:
-    """The recipe as the YAML file that `read_recipe` reads."""
-    return yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True)
-
-
-def _found_from_anywhere(name: str) -> str:
-    """A local path in full, so that a run's folder can be used from another place; any other name as it is."""
-    path = Path(name).expanduser()
-    return redact_home(path.resolve() if not name.startswith("demo") and path.exists() else name)
-
-
 def _to_recipe(config: Namespace, base: Recipe) -> Recipe:
-    usual = {f.name: default_of(f) for f in dataclasses.fields(TrainingArguments) if f.init}
-    given = {name: as_plain(value) for name, value in config.training.as_dict().items()}
+    defaults = {f.name: get_default(f) for f in dataclasses.fields(TrainingArguments) if f.init}
+    given = {name: to_plain(value) for name, value in config.training.as_dict().items()}
     training = {name: given[name] for name in base.training if name in given}
-    training |= {name: value for name, value in given.items() if value != as_plain(usual.get(name))}
+    training |= {name: value for name, value in given.items() if value != to_plain(defaults.get(name))}
     method = config.method
     return Recipe(
         name=config.name,
@@ -251,23 +229,23 @@ def _to_recipe(config: Namespace, base: Recipe) -> Recipe:
 
 
 def _instance(config: Namespace, where: str) -> Any:
-    """An object of `class_path` from its arguments; only those that differ from the defaults are given."""
+    """Create the object of `class_path`, passing the arguments that differ from the defaults."""
     module, _, name = config.class_path.rpartition(".")
-    chosen = getattr(importlib.import_module(module), name)
-    # What the parser itself makes of no argument at all: it may write a default in another way than the class does.
+    kind = getattr(importlib.import_module(module), name)
+    # The defaults as the parser writes them, which may differ from those of the class.
     bare = ArgumentParser()
-    bare.add_argument("--value", type=chosen)
-    usual = bare.parse_object({"value": {"class_path": config.class_path}}).value.get("init_args") or Namespace()
+    bare.add_argument("--value", type=kind)
+    defaults = bare.parse_object({"value": {"class_path": config.class_path}}).value.get("init_args") or Namespace()
     given = config.get("init_args") or Namespace()
-    arguments = {key: value for key, value in given.as_dict().items() if as_plain(value) != as_plain(usual.get(key))}
+    arguments = {key: value for key, value in given.as_dict().items() if to_plain(value) != to_plain(defaults.get(key))}
     try:
-        return chosen(**arguments)
+        return kind(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {name}: {' '.join(str(error).split())}") from None
 
 
 def _flat_defaults(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's values by dotted name; what has a class of its own stays whole."""
+    """Return the values of the recipe by dotted name; task, peft config and quantization as one value each."""
     plain = recipe_to_dict(recipe)
     flat: dict[str, Any] = {"name": recipe.name, "task": plain["task"]}
     for part in ("model", "data"):
@@ -280,7 +258,7 @@ def _flat_defaults(recipe: Recipe) -> dict[str, Any]:
 
 
 def _field_names(parser: ArgumentParser) -> list[str]:
-    """Every dotted name that the parser takes, those of the `peft` config, the task and the quantization included."""
+    """List every dotted name that the parser accepts, with those of the task, peft config and quantization."""
     names = [action.dest for action in parser._actions if action.dest not in ("help", "print_shtab")]
     defaults = parser.get_defaults()
     for part, config in (("task", defaults.get("task")), ("method.peft", defaults.get("method.peft"))):

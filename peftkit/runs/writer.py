@@ -18,9 +18,8 @@ from peftkit.errors import AuditError, UserError, ignore_sigterm
 from peftkit.models.adapters import remove_peft_prefix
 from peftkit.models.loading import resolve_source
 from peftkit.models.positions import find_position_limit
-from peftkit.recipe.parser import recipe_to_yaml
 from peftkit.recipe.schema import Recipe
-from peftkit.recipe.serialization import whole_class
+from peftkit.recipe.serialization import recipe_to_yaml, to_full_class_dict
 from peftkit.runs.manifest import (
     HELD_OUT,
     RECIPE,
@@ -153,7 +152,7 @@ def write_run_files(
         quantization=None if quantization is None else quantization.to_diff_dict(),
         labels=list(labels),
         tokenizer=identify_tokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)),
-        task=whole_class(task),
+        task=to_full_class_dict(task),
     )
 
 

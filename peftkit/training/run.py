@@ -9,8 +9,8 @@ from peftkit.checkpoints import manifest as checkpoint
 from peftkit.distributed.deepspeed import choose_default_config, is_deepspeed_launcher
 from peftkit.distributed.process_group import leave_process_group, lost_rank_errors, rank_count, wait_for_ranks
 from peftkit.planning.auto_deepspeed import resolve_deepspeed
-from peftkit.recipe.parser import recipe_to_dict
 from peftkit.recipe.schema import Recipe, check_name
+from peftkit.recipe.serialization import recipe_to_dict
 from peftkit.runs import writer
 from peftkit.runs.report import Report
 from peftkit.system.environment import environment

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from peftkit.cli.main import main
-from peftkit.recipe.parser import recipe_to_yaml
+from peftkit.recipe.serialization import recipe_to_yaml
 
 
 def exit_code(words, capsys):
@@ -50,7 +50,7 @@ def test_help_and_import_load_no_torch(real_interpreter):
         (["report", "tests", "--format", "pdf"], "invalid choice: 'pdf'"),
         (["export", "nowhere", "out"], "no finished run here"),
         (["export", "a", "b", "--tolerence", "1"], "unknown argument '--tolerence'"),
-        (["export", "a", "b", "--push_to_hub", "me/it"], "no login that the hub accepts"),
+        (["export", "a", "b", "--push_to_hub", "me/it"], "not logged in to the Hub"),
         (["combine", "tests", "out"], "expected two or more runs"),
         (["combine", "tests", "recipes", "out"], "tests: no finished run here"),
         (
@@ -85,7 +85,7 @@ def test_train_export_and_predict_from_yaml(small_recipe, capsys, tmp_path):
     assert code == 0, output.err
     code, output = exit_code(["export", str(tmp_path / "run"), str(tmp_path / "out")], capsys)
     assert code == 0, output.err
-    assert "largest logit difference" in output.err
+    assert "max logit difference" in output.err
     texts = tmp_path / "texts.csv"
     texts.write_text("text\nReturn the mean.\n")
     words = ["predict", str(tmp_path / "out"), str(texts), "--output", str(tmp_path / "found.jsonl")]

@@ -10,7 +10,7 @@ from peftkit.comparison.report.tables import csv_text, markdown
 from peftkit.comparison.results import load_results
 from peftkit.errors import UserError
 from peftkit.metrics.classification import classification_metrics
-from peftkit.recipe.parser import recipe_to_dict
+from peftkit.recipe.serialization import recipe_to_dict
 from peftkit.runs.report import Report
 
 RIGHT = ["yes" if place % 2 else "no" for place in range(300)]

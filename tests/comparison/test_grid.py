@@ -4,7 +4,7 @@ from peftkit import Recipe, lora
 from peftkit.comparison.grid import make_rows
 from peftkit.comparison.options import parse_over
 from peftkit.errors import UserError
-from peftkit.recipe.parser import recipe_to_dict
+from peftkit.recipe.serialization import recipe_to_dict
 
 BASE = Recipe(name="x", method=lora(r=4), training={"learning_rate": 7e-4, "max_steps": 5, "seed": 9})
 

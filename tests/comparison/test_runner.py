@@ -15,7 +15,7 @@ from peftkit.comparison.report.writer import write_all
 from peftkit.comparison.results import load_results
 from peftkit.comparison.runner import compare
 from peftkit.errors import UserError
-from peftkit.recipe.parser import recipe_to_yaml
+from peftkit.recipe.serialization import recipe_to_yaml
 from peftkit.runs.report import read_report
 
 QUICK = Budget(trials=1, seeds=1)

@@ -14,7 +14,7 @@ import torch
 
 from peftkit import full, lora
 from peftkit.checkpoints.manifest import find_last_complete, read_manifest
-from peftkit.recipe.parser import recipe_to_yaml
+from peftkit.recipe.serialization import recipe_to_yaml
 from peftkit.runs.report import read_report
 from peftkit.system.files import write_json, write_text
 from peftkit.training.run import run

@@ -13,7 +13,7 @@ from peftkit.planning.hardware import GPU
 from peftkit.planning.planner import arguments_of, plan
 from peftkit.planning.selection import choose
 from peftkit.planning.zero import PLACEMENTS, placement_of
-from peftkit.recipe.parser import recipe_to_dict
+from peftkit.recipe.serialization import recipe_to_dict
 from peftkit.runs.report import Report
 
 

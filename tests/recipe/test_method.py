@@ -3,7 +3,7 @@ from peft import IA3Config, PrefixTuningConfig
 
 from peftkit import Method, Quantization, SequenceClassification, full, lora
 from peftkit.errors import UserError
-from peftkit.recipe.method import named_method, usual_learning_rate
+from peftkit.recipe.method import default_learning_rate, find_method
 
 TASK = SequenceClassification(max_length=32)
 LABELS = ("a", "b", "c")
@@ -21,13 +21,13 @@ LABELS = ("a", "b", "c")
     ],
 )
 def test_a_method_by_its_name_shares_the_recipes_lora(word, expected):
-    assert expected(named_method(word, lora(r=5)))
+    assert expected(find_method(word, lora(r=5)))
 
 
 @pytest.mark.parametrize(("word", "said"), [("loraa", "did you mean 'lora'"), ("prefix_tunin", "'prefix_tuning'")])
 def test_an_unknown_method_names_the_nearest(word, said):
     with pytest.raises(UserError, match=said):
-        named_method(word, lora())
+        find_method(word, lora())
 
 
 def test_a_method_without_adapter_cannot_be_quantized():
@@ -36,5 +36,5 @@ def test_a_method_without_adapter_cannot_be_quantized():
 
 
 def test_adapters_start_from_a_higher_learning_rate():
-    assert usual_learning_rate(full()) < usual_learning_rate(lora())
-    assert usual_learning_rate(Method(name="p", peft=PrefixTuningConfig(num_virtual_tokens=4))) == 1e-3
+    assert default_learning_rate(full()) < default_learning_rate(lora())
+    assert default_learning_rate(Method(name="p", peft=PrefixTuningConfig(num_virtual_tokens=4))) == 1e-3

@@ -8,14 +8,8 @@ from peft import IA3Config, LoraConfig
 from peftkit import DataConfig, Method, ModelConfig, Quantization, Recipe, SequenceClassification, full, lora, qlora
 from peftkit.comparison.runner import compare
 from peftkit.errors import UserError
-from peftkit.recipe.parser import (
-    build_parser,
-    dict_to_recipe,
-    parse_recipe,
-    read_recipe,
-    recipe_to_dict,
-    recipe_to_yaml,
-)
+from peftkit.recipe.parser import build_parser, dict_to_recipe, parse_recipe, read_recipe
+from peftkit.recipe.serialization import recipe_to_dict, recipe_to_yaml
 from peftkit.tasks import TASKS
 from peftkit.training.run import run
 

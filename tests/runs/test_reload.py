@@ -40,11 +40,11 @@ def test_a_run_that_was_not_saved_as_trained_fails_and_says_so(small_recipe, tmp
         complete(folder, *words, **fields)
 
     monkeypatch.setattr(writer, "write_run_files", forget)
-    with pytest.raises(NotReproducedError, match=r"the run read back differs from the trained model by .* in a logit"):
+    with pytest.raises(NotReproducedError, match=r"the saved run differs from the trained model by .* in a logit"):
         run(small_recipe())
     report = read_report(tmp_path / "run")
     assert report.status == "not_reproduced"
-    assert "the run read back differs" in report.error
+    assert "the saved run differs" in report.error
     assert not is_finished(tmp_path / "run")
     assert (tmp_path / "run" / "unscored" / "adapter_model.safetensors").exists()
 

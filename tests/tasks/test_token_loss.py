@@ -23,7 +23,7 @@ from peftkit import (
     full,
     lora,
 )
-from peftkit.recipe.parser import recipe_to_yaml
+from peftkit.recipe.serialization import recipe_to_yaml
 from tests.integration.ranks_in_a_row import trained
 
 TESTS = Path(__file__).resolve().parents[1]

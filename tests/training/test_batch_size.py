@@ -31,9 +31,7 @@ def test_a_smaller_batch_is_accumulated_to_the_same_whole_from_the_same_start(sm
             output_dir=str(tmp_path / "asked"),
         )
     )  # fmt: skip
-    words = found.recipe["training"]
-    assert (words["per_device_train_batch_size"], words["gradient_accumulation_steps"]) == (2, 4)
-    assert found.plan["rows"] == 2
+    assert found.batch == {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     assert [row.get("loss") for row in found.history] == [row.get("loss") for row in asked.history]
     one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("run", "asked"))
     assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
