@@ -70,6 +70,7 @@ def measure(recipe: Any) -> dict[str, int]:
 
     from peftkit.models import adapters
     from peftkit.models.loading import load_base, load_tokenizer
+    from peftkit.planning.dummy_batch import make_dummy_batch
     from peftkit.planning.meta_model import held_bytes
     from peftkit.system.environment import count_optimizer_bytes
     from peftkit.training.arguments import build_training_arguments
@@ -78,9 +79,9 @@ def measure(recipe: Any) -> dict[str, int]:
     tokenizer = load_tokenizer(recipe.model, recipe.task)
     labels = ("a", "b")
     base = load_base(recipe.model, recipe.task, tokenizer, labels, recipe.method.quantization)
-    model = adapters.apply_method(recipe.method, base.model, base.head, recipe.task.task_type)
+    model = adapters.apply_method(recipe.method, base.model, base.head, recipe.task.model.peft_task_type)
     arguments = build_training_arguments(recipe, Path(recipe.training["output_dir"]))
-    batch = recipe.task.blank_batch(2 * recipe.training["per_device_train_batch_size"], len(labels))
+    batch = make_dummy_batch(recipe.task, 2 * recipe.training["per_device_train_batch_size"], len(labels))
     rows = Dataset.from_dict({name: tensor.tolist() for name, tensor in batch.items()})
     trainer = build_trainer(
         recipe, model, arguments, tokenizer, {"train": rows, "validation": rows}, labels, lambda _: {}, []

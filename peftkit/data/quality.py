@@ -1,5 +1,6 @@
 """Data quality: duplicates, leakage between splits, conflicting labels, rare classes and truncation."""
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from peftkit.data.near_duplicates import find_near_duplicates
 from peftkit.data.splits import Splits
-from peftkit.tasks import Task
+from peftkit.tasks import Task, TokenClassification
 
 NEAR_DUPLICATE = 0.8
 # Near duplicates are searched among the first rows of a split only.
@@ -52,7 +53,7 @@ def check_data(
 
     `position_limit` is the model's maximum number of tokens; no longer length is suggested.
     """
-    references = {split: task.references(rows, splits.labels) for split, rows in splits.rows.items()}
+    references = {split: task.targets(rows, splits.labels) for split, rows in splits.rows.items()}
     classes = task.class_counts(references["train"])
     duplicates, warnings = _find_duplicates(splits, task)
     if classes:
@@ -60,7 +61,8 @@ def check_data(
     lengths, length_warnings = _measure_lengths(splits.train, task, tokenizer, position_limit)
     warnings += length_warnings
     entities: dict[str, int] = {}
-    if found := task.entities_cut(splits.train, tokenizer, references["train"]):
+    if isinstance(task, TokenClassification):
+        found = task.count_cut_entities(splits.train, tokenizer, references["train"])
         entities = dict(zip(("cut", "all"), found, strict=True))
         if found[0]:
             why = "they are longer than a window of the text, or contain a word without tokens; raise task.stride"
@@ -78,7 +80,8 @@ def check_data(
 def _find_duplicates(splits: Splits, task: Task) -> tuple[dict[str, dict[str, int]], list[str]]:
     """Count by split the rows that repeat one of train, of validation, or an earlier one; with warnings."""
     texts = {
-        split: [" ".join(text.lower().split()) for text in task.texts(rows)] for split, rows in splits.rows.items()
+        split: [" ".join(text.lower().split()) for text in task.columns.texts(rows)]
+        for split, rows in splits.rows.items()
     }
     first = {split: {text: row for row, text in reversed(list(enumerate(rows)))} for split, rows in texts.items()}
     counts, warnings = {}, []
@@ -117,11 +120,16 @@ def _find_duplicates(splits: Splits, task: Task) -> tuple[dict[str, dict[str, in
     return counts, warnings
 
 
+def _target_key(task: Task, target: Any) -> str:
+    """Return a string that is equal for equal targets; the order of a row's labels does not count."""
+    return json.dumps(sorted(target) if task.output_kind == "sequence" and isinstance(target, list) else target)
+
+
 def _find_conflicts(splits: Splits, task: Task, references: Mapping[str, Sequence[Any]]) -> list[str]:
     places_by_text: dict[str, dict[str, str]] = defaultdict(dict)
     for split, rows in splits.rows.items():
-        for row, (text, right) in enumerate(zip(task.texts(rows), references[split], strict=True)):
-            places_by_text[text].setdefault(task.same_answer(right), splits.locate_row(split, row))
+        for row, (text, right) in enumerate(zip(task.columns.texts(rows), references[split], strict=True)):
+            places_by_text[text].setdefault(_target_key(task, right), splits.locate_row(split, row))
     conflicts = [places for places in places_by_text.values() if len(places) > 1]
     if not conflicts:
         return []
@@ -141,7 +149,8 @@ def _check_balance(classes: Mapping[str, int], labels: Sequence[str], task: Task
         warnings.append(f"train has fewer than {FEW_ROWS} rows of {_list_names(few)}")
     largest, smallest = max(classes.values()), min(classes.values())
     if largest > IMBALANCED * smallest:
-        warnings.append(f"train: the largest class has {largest} rows, the smallest {smallest}{task.balance_hint}")
+        hint = "; task.class_weights balanced lets all count alike" if hasattr(task, "class_weights") else ""
+        warnings.append(f"train: the largest class has {largest} rows, the smallest {smallest}{hint}")
     return warnings
 
 
@@ -149,11 +158,11 @@ def _measure_lengths(
     train: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, position_limit: int | None
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     found, warnings = {}, []
-    for name, tokens in task.lengths(train, tokenizer).items():
+    for name, tokens in task.token_lengths(train, tokenizer).items():
         limit = getattr(task, name)
         percentiles = {f"p{p}": float(np.percentile(tokens, p, method="higher")) for p in PERCENTILES}
         suggested = 8 * math.ceil(percentiles["p99"] / 8)
-        if position_limit is not None and name == task.length_fields[0]:
+        if position_limit is not None and name == task.columns.length_field:
             suggested = min(suggested, position_limit)
         fits = math.floor(100 * np.mean(tokens <= suggested)) / 100
         cut = int((tokens > limit).sum())
@@ -165,7 +174,7 @@ def _measure_lengths(
             "suggested_keeps": fits,
         }
         if cut > CUT_SHARE * len(tokens):
-            share = f"{_format_share(cut, len(tokens))} {task.too_long}"
+            share = f"{_format_share(cut, len(tokens))} {'are read in parts' if task.output_kind == 'tokens' else 'are cut'}"
             warnings.append(f"train: {share} at task.{name} {limit}; {suggested} fits {100 * fits:.0f} % of the rows")
     return found, warnings
 
@@ -173,7 +182,7 @@ def _measure_lengths(
 def _check_vocabulary(train: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     if tokenizer.unk_token_id is None:
         return []
-    ids = tokenizer(task.texts(train.select(range(min(1000, len(train))))), verbose=False)["input_ids"]
+    ids = tokenizer(task.columns.texts(train.select(range(min(1000, len(train))))), verbose=False)["input_ids"]
     tokens = [token for row in ids for token in row]
     unknown = tokens.count(tokenizer.unk_token_id) / max(1, len(tokens))
     if unknown <= UNKNOWN_SHARE:

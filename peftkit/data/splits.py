@@ -129,7 +129,7 @@ def complete_splits(config: DataConfig, task: Task, found: Mapping[str, Dataset]
             take(split, split, shuffled["row"][:limit])
         if not len(splits[split]):
             raise UserError(f"data: {split} has no rows")
-    fingerprint = compute_fingerprint(splits, (*task.columns, *task.scored_columns))
+    fingerprint = compute_fingerprint(splits, (*task.columns.required, *task.columns.eval_only))
     return Splits(**splits, labels=labels, fingerprint=fingerprint, decisions=tuple(decisions), origins=origins)
 
 
@@ -145,17 +145,17 @@ def find_splits(config: DataConfig, task: Task) -> dict[str, Dataset]:
         elif name != split:
             raise UserError(f"data.{split}_split: no split '{name}' among {', '.join(found)}")
     for split, rows in splits.items():
-        for column in task.columns:
+        for column in task.columns.required:
             if column not in rows.column_names:
                 raise UserError(_describe_missing_column(config, task, split, column, rows))
-        for column in task.scored_columns if split != "train" else ():
+        for column in task.columns.eval_only if split != "train" else ():
             if column not in rows.column_names:
                 raise UserError(_describe_missing_column(config, task, split, column, rows))
     return splits
 
 
 def _describe_missing_column(config: DataConfig, task: Task, split: str, column: str, rows: Dataset) -> str:
-    options = " or ".join(f"--task.{name}" for name in task.column_fields if getattr(task, name) == column)
+    options = " or ".join(f"--task.{name}" for name in task.columns.fields if getattr(task, name) == column)
     return (
         f"data.path: {locate_split(config, split)} has no column '{column}' (columns: {', '.join(rows.column_names)}); "
         f"set the column with {options}"
@@ -173,7 +173,7 @@ def find_row_problems(
     return [
         problem
         for split, rows in splits.items()
-        for problem in task.problems(rows, labels, locate_split(config, split))
+        for problem in task.validate(rows, labels, locate_split(config, split))
     ]
 
 
@@ -192,8 +192,8 @@ def _hold_out(train: Dataset, task: Task, seed: int) -> tuple[list[int], list[in
     rows = Dataset.from_dict({"row": range(len(train))})
     how = "at random"
     parts = None
-    if task.stratify_by is not None:
-        names = [str(value) for value in train[task.stratify_by][:]]
+    if task.columns.stratify is not None:
+        names = [str(value) for value in train[task.columns.stratify][:]]
         ids = {name: label_id for label_id, name in enumerate(sorted(set(names)))}
         labelled = Dataset.from_dict(
             {"row": range(len(train)), "label": [ids[name] for name in names]},

@@ -1,14 +1,12 @@
 """Combine the adapters of several LoRA runs by peft, average their heads, and score the combination."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from datasets import Dataset
 from peft import LoraConfig
 from peft.utils import ModulesToSaveWrapper
 
@@ -25,8 +23,7 @@ from peftkit.runs.writer import count_weight_bytes, write_predictions, write_run
 from peftkit.system import environment as measure
 from peftkit.system.files import atomic_directory
 from peftkit.system.logging import logger
-from peftkit.tasks import Task
-from peftkit.tasks.default import first_output
+from peftkit.tasks import EncodedSplit, Task
 
 COMBINED = "combined"
 # peft combines LoRA adapters only, and not those with one of these options.
@@ -126,7 +123,7 @@ def _check_compatible(first: SavedRun, other: SavedRun) -> None:
     if mine["class_path"] != others["class_path"]:
         kinds = f"{mine['class_path']} and {others['class_path']}"
         raise UserError(f"{first.folder} and {other.folder} differ in the task: {kinds}")
-    for field in (*first.task.length_fields, "source_prefix"):
+    for field in (*first.task.columns.max_lengths, "source_prefix"):
         lengths = [run.manifest["task"]["init_args"].get(field) for run in (first, other)]
         if lengths[0] != lengths[1]:
             raise UserError(f"{first.folder} and {other.folder} differ in task.{field}: {lengths[0]} and {lengths[1]}")
@@ -174,32 +171,26 @@ def _combine_adapters(
     model.set_adapter(COMBINED)
 
 
-def _evaluate_rows(saved: SavedRun, task: Task, model: Any, encoded: Dataset) -> np.ndarray:
-    """Compute the outputs that evaluation stores for the rows."""
-
-    def read(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        if task.task_type == "SEQ_2_SEQ_LM":
-            return task.infer(model, batch)
-        return task.reduce(first_output(model(**batch).logits))
-
-    return infer_rows(model, task, encoded, saved.tokenizer, read)
+def _infer_split(saved: SavedRun, task: Task, model: Any, splits: Splits, name: str) -> EncodedSplit:
+    """Encode a split and run the model on it."""
+    rows = splits.rows[name]
+    encoded = task.encode(rows, saved.tokenizer, saved.labels)
+    outputs = infer_rows(model, task, encoded, saved.tokenizer)
+    return EncodedSplit(outputs=outputs, encoded=encoded, rows=rows, tokenizer=saved.tokenizer, labels=saved.labels)
 
 
 def _calibrate_task(saved: SavedRun, model: Any, splits: Splits) -> Task:
     """Calibrate the task, such as its thresholds, on validation rows of the combination."""
     task = saved.recipe.task
-    encoded = task.encode(splits.validation, saved.tokenizer, saved.labels)
-    return task.fitted(_evaluate_rows(saved, task, model, encoded), encoded, saved.labels)
+    return task.calibrate(_infer_split(saved, task, model, splits, "validation"))
 
 
 def _score_splits(saved: SavedRun, task: Task, model: Any, splits: Splits, folder: Path) -> dict[str, dict[str, Any]]:
     """Score both splits as a run does, and write the test predictions to the folder."""
     scores: dict[str, dict[str, Any]] = {}
     for split in ("validation", "test"):
-        rows = splits.rows[split]
-        encoded = task.encode(rows, saved.tokenizer, saved.labels)
-        answers = task.decode(_evaluate_rows(saved, task, model, encoded), encoded, rows, saved.tokenizer, saved.labels)
-        references = task.references(rows, saved.labels)
+        answers = task.decode(_infer_split(saved, task, model, splits, split))
+        references = task.targets(splits.rows[split], saved.labels)
         scores[split] = dict(task.score(answers, references))
     scores["test"] |= task.intervals(answers, references)
     write_predictions(folder, splits.origins["test"][1], answers, references)

@@ -82,9 +82,9 @@ class ValidationComparison:
         task, scores = task or self.saved.task, {}
         logger.info("scoring on validation: %s", form)
         # Metrics of generated text need a model that generates.
-        if self.rows is not None and (task.task_type != "SEQ_2_SEQ_LM" or hasattr(model, "generate")):
+        if self.rows is not None and (task.output_kind != "text" or hasattr(model, "generate")):
             answers = predict_rows(model, task, self.rows, self.saved.tokenizer, self.saved.labels)
-            every = task.score(answers, task.references(self.rows, self.saved.labels))
+            every = task.score(answers, task.targets(self.rows, self.saved.labels))
             scores = {name: every[name] for name in task.main_metrics}
         found = combine_differences(
             [

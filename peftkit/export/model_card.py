@@ -41,12 +41,12 @@ def write_model_card(
         library_name=export_format.library,
         base_model=base["name_or_path"] if of_hub else None,
         base_model_relation=("adapter" if manifest["adapter"] else "finetune") if of_hub else None,
-        pipeline_tag=PIPELINES.get(recipe.task.task_type),
+        pipeline_tag=PIPELINES.get(recipe.task.model.peft_task_type),
         datasets=None if _is_path(recipe.data.path) else [recipe.data.path],
         tags=["peftkit", recipe.method.name],
         eval_results=[
             EvalResult(
-                task_type=PIPELINES.get(recipe.task.task_type, "text-generation"),
+                task_type=PIPELINES.get(recipe.task.model.peft_task_type, "text-generation"),
                 dataset_type=recipe.data.path,
                 dataset_name=Path(recipe.data.path).name,
                 dataset_split=recipe.data.test_split,

@@ -1,6 +1,6 @@
 """Batched inference; rows are grouped by length, outputs keep the input order."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,36 +8,38 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.tasks import Task
+from peftkit.tasks import EncodedSplit, Task
 from peftkit.tasks.default import IGNORED, first_output
 
 BATCH_SIZE = 32
+# Logits over a vocabulary are large: limits of a held-out batch of generated text.
+HELD_OUT_ROWS = 4
+HELD_OUT_NUMBERS = 2_000_000
 
 
 def predict_rows(
     model: Any, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]
 ) -> list[Mapping[str, Any]]:
-    """Predict each row."""
-    encoded = task.encode_inputs(rows, tokenizer)
-    return task.answer(infer_rows(model, task, encoded, tokenizer, task.infer), encoded, rows, tokenizer, labels)
+    """Return the task's detailed prediction for each row."""
+    encoded = task.encode(rows, tokenizer, None)
+    outputs = infer_rows(model, task, encoded, tokenizer, detail=True)
+    split = EncodedSplit(outputs=outputs, encoded=encoded, rows=rows, tokenizer=tokenizer, labels=labels)
+    return task.decode(split, detail=True)
 
 
 @torch.no_grad()
 def infer_rows(
-    model: Any,
-    task: Task,
-    encoded: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    read: Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor],
+    model: Any, task: Task, encoded: Dataset, tokenizer: PreTrainedTokenizerBase, *, detail: bool = False
 ) -> np.ndarray:
-    """Apply `read` to the model and every batch; return one output per encoded row, in order."""
+    """Run the model on all encoded rows and return the task's outputs in the order of the rows."""
     collator = task.collator(tokenizer, model)
     outputs: list[Any] = [None] * len(encoded)
     inputs = encoded.remove_columns("labels") if "labels" in encoded.column_names else encoded
     for places in _group_by_length(encoded):
         batch = _move_inputs(collator([inputs[place] for place in places]), model.device)
-        for place, found in zip(places, read(model, batch).cpu().numpy(), strict=True):
-            outputs[place] = found
+        found = model.generate(**batch) if task.output_kind == "text" else first_output(model(**batch).logits)
+        for place, output in zip(places, task.postprocess(found, detail=detail).cpu().numpy(), strict=True):
+            outputs[place] = output
     return _stack_rows(outputs)
 
 
@@ -70,7 +72,13 @@ def select_inputs(
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Select the inputs of a batch that models are compared on, and `counted`, the target tokens without padding."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels" and tensor is not None}
-    inputs = dict(task.held_out(inputs, config))
+    if task.output_kind == "text":
+        vocabulary = config.get_text_config(decoder=True).vocab_size
+        tokens = max(1, HELD_OUT_NUMBERS // (HELD_OUT_ROWS * vocabulary))
+        inputs = {
+            name: tensor[:HELD_OUT_ROWS, :tokens] if name.startswith("decoder_") else tensor[:HELD_OUT_ROWS]
+            for name, tensor in inputs.items()
+        }
     if "decoder_input_ids" not in inputs:
         return inputs, {}
     rows, tokens = inputs["decoder_input_ids"].shape

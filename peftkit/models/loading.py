@@ -63,12 +63,12 @@ def load_tokenizer(config: ModelConfig, task: Task) -> PreTrainedTokenizerBase:
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     with translate_load_errors(config):
         tokenizer = AutoTokenizer.from_pretrained(resolve_source(config), **options)
-        if more := task.tokenizer_options(tokenizer):
+        if more := task.model.tokenizer_options(tokenizer):
             tokenizer = AutoTokenizer.from_pretrained(resolve_source(config), **options, **more)
     least = tokenizer.num_special_tokens_to_add(False) + 1
-    for field in task.length_fields:
-        if getattr(task, field) < least:
-            raise UserError(f"task.{field} must be at least {least}, got {getattr(task, field)}")
+    for field, length in task.columns.max_lengths.items():
+        if length < least:
+            raise UserError(f"task.{field} must be at least {least}, got {length}")
     return ensure_padding(tokenizer, config.name_or_path)
 
 
@@ -102,27 +102,29 @@ def load_base(
         dtype=config.dtype,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
-        **task.model_config(labels),
+        **task.model.head_config(labels),
     )
     with translate_load_errors(config), ExitStack() as stack:
         # Sharded weights can't be written as a checkpoint.
         with disable_zero3():
-            start = stack.enter_context(open_checkpoint(resolve_source(config), task.auto_model, tokenizer, options))
+            start = stack.enter_context(
+                open_checkpoint(resolve_source(config), task.model.auto_class, tokenizer, options)
+            )
         if quantization is not None:
             # The head must be known before anything is quantized; the meta device reads no weights.
             with disable_zero3():
-                skeleton, info = task.auto_model.from_pretrained(start.path, device_map="meta", **options)
+                skeleton, info = task.model.auto_class.from_pretrained(start.path, device_map="meta", **options)
             if getattr(skeleton.config, "quantization_config", None) is not None:
                 raise UserError(
                     f"model.name_or_path: {config.name_or_path} is quantized already; give its full-precision weights"
                 )
             head = find_head_modules(skeleton, _find_missing_keys(info) | start.missing_keys)
             options["quantization_config"] = quantization.config((*head, *_find_output_embeddings(skeleton)))
-        model, info = task.auto_model.from_pretrained(start.path, **options)
+        model, info = task.model.auto_class.from_pretrained(start.path, **options)
     for name in start.unused:
         model.get_submodule(name).requires_grad_(False)
     model.name_or_path = model.config._name_or_path = resolve_source(config)
-    task.prepare(model, tokenizer)
+    task.model.configure(model, tokenizer)
     missing = (_find_missing_keys(info) | start.missing_keys) & {name for name, _ in model.named_parameters()}
     # The Trainer multiplies the loss by the number of ranks if it assumes that the model divides by it; the forward of
     # these models accepts any keyword and does not divide.
@@ -148,7 +150,7 @@ def match_checkpoint_labels(config: ModelConfig, task: Task, labels: Sequence[st
         found = AutoConfig.from_pretrained(
             resolve_source(config), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    model_class = task.auto_model._model_mapping.get(type(found), None)
+    model_class = task.model.auto_class._model_mapping.get(type(found), None)
     has_head = getattr(model_class, "__name__", None) in (found.architectures or ())
     if not has_head or found.num_labels != len(labels):
         return tuple(labels)
@@ -185,7 +187,7 @@ def check_precision(model: PreTrainedModel, quantization: Quantization | None, a
 def load_finished_model(folder: str | Path, task: Task, **options: Any) -> PreTrainedModel:
     """Load a model with its head, from full fine-tuning or an export. Raises UserError when weights are missing."""
     try:
-        model, info = task.auto_model.from_pretrained(folder, output_loading_info=True, **options)
+        model, info = task.model.auto_class.from_pretrained(folder, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: not a model that transformers can load ({_shorten(error)})") from error
     if missing := _find_missing_keys(info):

@@ -128,7 +128,11 @@ def reached(folder: Path, on_gpu: bool) -> float:
         raise
     except Exception as error:
         raise UserError(f"--speed-from {folder}: a step can't be traced without values; say --tflops N") from error
-    return found.steps[0].flops / getattr(recipe.task, recipe.task.length_fields[0]) * report.times["tokens_per_second"]
+    return (
+        found.steps[0].flops
+        / recipe.task.columns.max_lengths[recipe.task.columns.length_field]
+        * report.times["tokens_per_second"]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,18 +38,18 @@ def _adapted(
     head: Sequence[str] | None, on_gpu: bool,
 ) -> Any:  # fmt: skip
     config = copy.deepcopy(config)
-    if task.auto_model is AutoModelForSeq2SeqLM:
+    if task.model.auto_class is AutoModelForSeq2SeqLM:
         config = build_encoder_decoder_config(config)
-    for name, value in task.model_config(labels).items():
+    for name, value in task.model.head_config(labels).items():
         setattr(config, name, value)
     loaded = config.dtype if dtype == "auto" else getattr(torch, dtype)
-    model: PreTrainedModel = task.auto_model.from_config(config, dtype=loaded or torch.float32)
+    model: PreTrainedModel = task.model.auto_class.from_config(config, dtype=loaded or torch.float32)
     model.config.pad_token_id = 0 if model.config.pad_token_id is None else model.config.pad_token_id
     if head is None:
         head = head_by_name(model)
     if method.quantization is not None:
         _quantize(model, method.quantization, on_gpu, tuple(head))
-    adapted = adapters.apply_method(method, model, tuple(head), task.task_type).train()
+    adapted = adapters.apply_method(method, model, tuple(head), task.model.peft_task_type).train()
     if arguments.activation_checkpointing:
         # Random numbers would be drawn again by a state that fake tensors do not have.
         adapted.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})

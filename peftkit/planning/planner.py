@@ -114,7 +114,7 @@ def plan(
         ranks=ranks,
         batch={
             "rows": arguments.per_device_train_batch_size, "micro_batches": arguments.gradient_accumulation_steps,
-            **{field: getattr(recipe.task, field) for field in recipe.task.length_fields},
+            **recipe.task.columns.max_lengths,
         },
         filled=filled, steps=steps, hardware=hardware, rows=rows, chosen=chosen,
         own=_own(recipe, placement, arguments, rows),
@@ -156,11 +156,11 @@ def arguments_of(recipe: Recipe, checkpointing: bool | None = None) -> TrainingA
     old = given.pop("gradient_checkpointing", False)
     given.pop("gradient_checkpointing_kwargs", None)
     wanted = given.pop("activation_checkpointing", old) if checkpointing is None else checkpointing
-    options = {**recipe.task.arguments, **given, "activation_checkpointing": wanted}
+    options = {**recipe.task.trainer.defaults, **given, "activation_checkpointing": wanted}
     options |= {"output_dir": "", "use_cpu": True, "report_to": "none"}
     # The library's own would join the other ranks, and settle for the whole process which device it is on.
     alone = {"_setup_devices": torch.device("cpu"), "_n_gpu": 0, "distributed_state": None}
-    kind: Any = type("PlannedArguments", (recipe.task.arguments_class,), alone)
+    kind: Any = type("PlannedArguments", (recipe.task.trainer.arguments_class,), alone)
     try:
         arguments = kind(**options)
     except (ValueError, TypeError, ImportError) as error:

@@ -39,7 +39,7 @@ def planned_run(
         # What a model does with values is not for a run to fail by that has ended well.
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
     told = {
-        "placement": placement.name, "rows": rows, **{field: getattr(task, field) for field in task.length_fields},
+        "placement": placement.name, "rows": rows, **task.columns.max_lengths,
         **dataclasses.asdict(found), "process_before": before,
     }  # fmt: skip
     return told if on_gpu else {**told, "process_peak": before + found.peak + found.host}
@@ -55,5 +55,5 @@ def row_lengths(recipe: Recipe, encoded: Dataset) -> dict[str, Any]:
     arrays = encoded.with_format("arrow")
     return {
         field: pyarrow.compute.list_value_length(arrays[column][:])
-        for field, column in zip(recipe.task.length_fields, ("input_ids", "labels"), strict=False)
+        for field, column in zip(recipe.task.columns.max_lengths, ("input_ids", "labels"), strict=False)
     }

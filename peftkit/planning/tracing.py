@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import Trainer, TrainingArguments
 
+from peftkit.planning.dummy_batch import make_dummy_batch
 from peftkit.planning.memory_tracker import LiveBytes
 from peftkit.planning.meta_model import (
     blank_model,
@@ -248,7 +249,7 @@ def _passes(
     hooks = [parameter.register_post_accumulate_grad_hook(drop) for parameter in trained] if release else []
     live = _known(model, on_gpu)
     with live:
-        batch = task.blank_batch(rows, classes)
+        batch = make_dummy_batch(task, rows, classes)
         with torch.autocast("cpu", dtype=half) if half else contextlib.nullcontext():
             loss = model(**batch).loss
         forward, live.peak = live.peak, live.now

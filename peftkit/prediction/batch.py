@@ -17,6 +17,7 @@ from peftkit.prediction.predictor import (
     Predictor,
     check_top_k,
     load_predictor,
+    make_row,
     read_model_folder,
     replace_columns,
 )
@@ -92,7 +93,7 @@ def _read_models(
         name: read_model_folder(folder, trust_remote_code=trust_remote_code)
         for name, folder in zip(names, folders, strict=True)
     }
-    if unused := set(columns) - {field for model in models.values() for field in model.task.input_fields}:
+    if unused := set(columns) - {field for model in models.values() for field in model.task.columns.input_fields}:
         tasks = " or ".join(dict.fromkeys(type(model.task).__name__ for model in models.values()))
         raise UserError(f"--{min(unused)}: not an input of {tasks}; remove the option")
     if len(models) > 1:
@@ -121,9 +122,9 @@ def _split_in_chunks(rows: Iterator[StreamedRow], tasks: Sequence[Task], where: 
 def _check_columns(row: StreamedRow | None, tasks: Sequence[Task], where: str) -> None:
     """Raise UserError if the first row lacks a column: then the option is wrong, not the row."""
     for task in tasks if row is not None else ():
-        for column in task.inputs:
+        for column in task.columns.inputs:
             if row is not None and column not in row.values:
-                options = " or ".join(f"--{name}" for name in task.input_fields if getattr(task, name))
+                options = " or ".join(f"--{name}" for name in task.columns.input_fields if getattr(task, name))
                 raise UserError(
                     f"{where}: no column '{column}' (columns: {', '.join(row.values)}); set the column with {options}"
                 )
@@ -152,9 +153,10 @@ def _select_inputs(values: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str
     """Return the models' inputs of a row; a text instead of a list of words is split as in Python."""
     inputs: dict[str, Any] = {}
     for task in tasks:
-        selected = {name: values.get(name) for name in task.inputs}
-        single = selected[task.inputs[0]] if len(task.inputs) == 1 else None
-        inputs |= task.row_of(single) if isinstance(single, str) else selected
+        columns = task.columns
+        selected = {name: values.get(name) for name in columns.inputs}
+        single = selected[columns.inputs[0]] if len(columns.inputs) == 1 else None
+        inputs |= make_row(columns, single) if isinstance(single, str) else selected
     return inputs
 
 
@@ -164,7 +166,7 @@ def _find_problems(
     """Yield the number and the problem of each invalid row; rows are checked one by one only if there is any."""
     try:
         all_rows = Dataset.from_list([dict(row) for row in rows.values()])
-        if not any(next(task.input_problems(all_rows, where), None) for task in tasks if rows):
+        if not any(next(task.validate(all_rows, None, where), None) for task in tasks if rows):
             return
     except MIXED_TYPE_ERRORS:
         # Each row is checked alone below.
@@ -177,5 +179,5 @@ def _find_problems(
             yield number, f"{where}, row {number} (from 0): {reason}; correct it or remove it"
             continue
         for task in tasks:
-            if problem := next(task.input_problems(single, where, number), None):
+            if problem := next(task.validate(single, None, where, number), None):
                 yield number, problem

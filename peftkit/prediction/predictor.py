@@ -19,7 +19,8 @@ from peftkit.models.positions import find_position_limit
 from peftkit.recipe.parser import dict_to_recipe
 from peftkit.runs.manifest import RECIPE, check_labels, check_tokenizer, read_manifest
 from peftkit.runs.saved import load_model, read_label_names, read_run
-from peftkit.tasks import TASKS, Task
+from peftkit.tasks import TASKS, ColumnSpec, Task, restore_settings
+from peftkit.tasks.word_alignment import GIVEN_TEXT, word_spans
 
 # The length when neither a recipe nor the tokenizer sets one.
 MOST_TOKENS = 512
@@ -54,7 +55,7 @@ class Predictor:
         if isinstance(inputs, str):
             raise UserError("inputs: expected a list of texts, got a string; pass ['...']")
         check_top_k("top_k", top_k)
-        rows = [dict(one) if isinstance(one, Mapping) else dict(self.task.row_of(one)) for one in inputs]
+        rows = [dict(one) if isinstance(one, Mapping) else make_row(self.task.columns, one) for one in inputs]
         if not rows:
             return []
         columns = dict.fromkeys(name for row in rows for name in row)
@@ -62,10 +63,10 @@ class Predictor:
             dataset = Dataset.from_list([{name: row.get(name) for name in columns} for row in rows])
         except MIXED_TYPE_ERRORS:
             raise UserError("inputs: values of several types in one column; pass only texts, or rows alike") from None
-        for column in self.task.inputs:
+        for column in self.task.columns.inputs:
             if column not in dataset.column_names:
                 raise UserError(f"inputs: a row has no '{column}' (columns: {', '.join(dataset.column_names)})")
-        if problem := next(self.task.input_problems(dataset, "inputs"), None):
+        if problem := next(self.task.validate(dataset, None, "inputs"), None):
             raise UserError(problem)
         return self.predict(dataset, top_k=top_k)
 
@@ -112,7 +113,7 @@ def load(folder: str | Path, *, columns: Mapping[str, str] | None = None, trust_
     """
     found = read_model_folder(Path(folder), trust_remote_code=trust_remote_code)
     for name in columns or {}:
-        if name not in found.task.input_fields:
+        if name not in found.task.columns.input_fields:
             raise UserError(f"--{name}: not an input of {type(found.task).__name__}; remove the option")
     return load_predictor(replace(found, task=replace_columns(found.task, columns or {})))
 
@@ -140,13 +141,13 @@ def read_model_folder(folder: Path, *, trust_remote_code: bool = False) -> Model
         check_tokenizer(folder, manifest, tokenizer)
         task = _read_task(manifest, folder)
     if (folder / FILE).is_file():
-        if task.task_type == "SEQ_2_SEQ_LM":
+        if task.output_kind == "text":
             raise UserError(f"{folder}: ONNX exports generate no text; use the run or a model export")
         load_weights: Callable[[], Any] = partial(OnnxModel, folder)
     else:
         dtype = None if manifest is None else "auto"
         load_weights = partial(_load_weights, folder, task, tokenizer, dtype, trust_remote_code)
-        task = task.restored(config)
+        task = restore_settings(task, config)
     return ModelFolder(tokenizer=tokenizer, task=task, labels=labels, manifest=manifest, load_weights=load_weights)
 
 
@@ -171,9 +172,21 @@ def load_predictor(folder: ModelFolder) -> Predictor:
     return Predictor(model=model, tokenizer=folder.tokenizer, task=task, labels=folder.labels, manifest=folder.manifest)
 
 
+def make_row(columns: ColumnSpec, value: Any) -> dict[str, Any]:
+    """Return the row of a bare text, a pair of texts or a list of words. Raises UserError for a wrong number."""
+    if columns.has_words:
+        if not isinstance(value, str):
+            return {columns.inputs[0]: list(value)}
+        return {columns.inputs[0]: [value[start:end] for start, end in word_spans(value)], GIVEN_TEXT: value}
+    texts = value if isinstance(value, list | tuple) else [value]
+    if len(texts) != len(columns.inputs):
+        raise UserError(f"expected {len(columns.inputs)} texts ({', '.join(columns.inputs)}), got {len(texts)}")
+    return dict(zip(columns.inputs, texts, strict=True))
+
+
 def replace_columns(task: Any, columns: Mapping[str, str]) -> Task:
     """Return the task with other input columns; fields that it does not have are ignored."""
-    return replace(task, **{name: column for name, column in columns.items() if name in task.input_fields})
+    return replace(task, **{name: column for name, column in columns.items() if name in task.columns.input_fields})
 
 
 def _read_task(manifest: Mapping[str, Any], folder: Path) -> Task:
@@ -185,14 +198,13 @@ def _read_task(manifest: Mapping[str, Any], folder: Path) -> Task:
 
 
 def _infer_task(config: Any, length: int, folder: Path) -> Task:
-    kinds = (kind.of_model(config, length) for kind in TASKS)
-    task = next((kind for kind in kinds if kind is not None), None)
-    if task is None:
-        raise UserError(f"{folder}: {', '.join(config.architectures or ())} is not a model of any task of peftkit")
-    return task
+    for kind in TASKS:
+        if (fields := kind().model.match(config, length)) is not None:
+            return kind(**fields)
+    raise UserError(f"{folder}: {', '.join(config.architectures or ())} is not a model of any task of peftkit")
 
 
 def limit_length(task: Any, model: PreTrainedModel) -> Task:
     """Return the task with a length of at most the model's positions; a tokenizer may allow more."""
-    field, limit = task.length_fields[0], find_position_limit(model)
+    field, limit = task.columns.length_field, find_position_limit(model)
     return task if limit is None or getattr(task, field) <= limit else replace(task, **{field: limit})

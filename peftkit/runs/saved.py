@@ -23,7 +23,7 @@ from peftkit.runs.manifest import (
     read_manifest,
 )
 from peftkit.system.environment import is_out_of_memory
-from peftkit.tasks import Task
+from peftkit.tasks import Task, restore_settings
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -63,7 +63,7 @@ def read_run(folder: Path, *, trust_remote_code: bool = False) -> SavedRun:
     check_labels(folder, manifest, labels)
     check_tokenizer(folder, manifest, tokenizer)
     return SavedRun(
-        folder=folder, recipe=recipe, tokenizer=tokenizer, task=recipe.task.restored(config), labels=labels,
+        folder=folder, recipe=recipe, tokenizer=tokenizer, task=restore_settings(recipe.task, config), labels=labels,
         manifest=manifest, trust_remote_code=trust_remote_code,
     )  # fmt: skip
 

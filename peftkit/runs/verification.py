@@ -12,6 +12,8 @@ from peftkit.tasks import Task
 
 FULL_TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-2
+# Two predicted numbers count as equal within this.
+SAME_NUMBER = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +94,36 @@ def compare_outputs(
     return Difference(
         rows=len(expected["logits"]),
         difference=float(worst),
-        label_agreement=float(task.same(logits, reference).float().mean()),
+        label_agreement=float(find_equal_predictions(task, logits, reference).float().mean()),
         text_agreement=texts,
-        divergence=float(task.divergence(logits, reference).mean()),
+        divergence=float(compute_divergence(task, logits, reference).mean()),
     )
+
+
+def find_equal_predictions(task: Task, logits: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return whether two models' logits, of shape (..., labels), give the same prediction."""
+    if task.model.problem_type == "regression":
+        return torch.isclose(logits, other, rtol=0.0, atol=SAME_NUMBER)
+    if task.model.problem_type == "multi_label_classification":
+        thresholds = list(getattr(task, "thresholds", {}).values())
+        cut = torch.tensor(thresholds if len(thresholds) == logits.shape[-1] else 0.5).logit()
+        return (logits >= cut) == (other >= cut)
+    return logits.argmax(-1) == other.argmax(-1)
+
+
+def compute_divergence(task: Task, logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Return the Kullback-Leibler divergence in nats, or for numbers the absolute difference."""
+    if task.model.problem_type == "regression":
+        return (logits - reference).abs().sum(-1)
+    if task.model.problem_type == "multi_label_classification":
+        logits, reference = logits.double(), reference.double()
+        gap = torch.nn.functional.logsigmoid(reference) - torch.nn.functional.logsigmoid(logits)
+        gap_of_absence = torch.nn.functional.logsigmoid(-reference) - torch.nn.functional.logsigmoid(-logits)
+        present = reference.sigmoid()
+        return (present * gap + (1 - present) * gap_of_absence).sum(-1)
+    found, expected = logits.log_softmax(-1), reference.log_softmax(-1)
+    # Rounding can make the sum slightly negative.
+    return torch.nn.functional.kl_div(found, expected, log_target=True, reduction="none").sum(-1).clamp(min=0)
 
 
 def _compare_texts(one: torch.Tensor, other: torch.Tensor) -> float:

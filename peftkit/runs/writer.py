@@ -30,7 +30,7 @@ from peftkit.runs.manifest import (
 from peftkit.runs.report import FILE_NAME, is_finished
 from peftkit.system.files import redact_home, write_json, write_text
 from peftkit.system.logging import is_rank_zero, logger
-from peftkit.tasks import Task
+from peftkit.tasks import Task, collect_settings
 
 PREDICTIONS = "predictions.jsonl"
 
@@ -64,7 +64,7 @@ def choose_run_folder(recipe: Recipe) -> Path:
 
 def set_max_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, task: Task) -> None:
     """Set the tokenizer's length limit to the task's. Raises UserError when the model has fewer positions."""
-    field = task.length_fields[0]
+    field = task.columns.length_field
     length, limit = getattr(task, field), find_position_limit(model)
     if limit is not None and length > limit:
         raise UserError(f"task.{field}: {length} exceeds the model's {limit} positions; use {limit} or less")
@@ -137,7 +137,7 @@ def write_run_files(
     content.pop("quantization_config", None)
     if "_name_or_path" in content:
         content["_name_or_path"] = base_name
-    write_json(config, {**content, **task.settings()})
+    write_json(config, {**content, **collect_settings(task)})
     check_saved_head(folder, missing_keys)
     save_file(dict(held_out), folder / HELD_OUT)
     write_text(folder / RECIPE, recipe_to_yaml(recipe))
@@ -145,7 +145,7 @@ def write_run_files(
     quantization = getattr(model.config, "quantization_config", None)
     write_manifest(
         folder,
-        auto_class=task.auto_model.__name__,
+        auto_class=task.model.auto_class.__name__,
         adapter=adapted,
         base={"name_or_path": base_name, **identify_base(resolve_source(recipe.model), recipe.model.revision)},
         dtype=str(model.dtype).removeprefix("torch.") if recipe.model.dtype == "auto" else recipe.model.dtype,

@@ -4,7 +4,15 @@
 recipes and manifests and must stay importable.
 """
 
-from peftkit.tasks.base import Task
+from peftkit.tasks.base import (
+    ColumnSpec,
+    EncodedSplit,
+    ModelSpec,
+    Task,
+    TrainerSpec,
+    collect_settings,
+    restore_settings,
+)
 from peftkit.tasks.multi_label_classification import MultiLabelClassification
 from peftkit.tasks.registry import TASKS
 from peftkit.tasks.seq2seq import Seq2Seq
@@ -14,10 +22,16 @@ from peftkit.tasks.token_classification import TokenClassification
 
 __all__ = [
     "TASKS",
+    "ColumnSpec",
+    "EncodedSplit",
+    "ModelSpec",
     "MultiLabelClassification",
     "Seq2Seq",
     "SequenceClassification",
     "SequenceRegression",
     "Task",
     "TokenClassification",
+    "TrainerSpec",
+    "collect_settings",
+    "restore_settings",
 ]

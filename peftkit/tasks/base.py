@@ -1,7 +1,8 @@
 """The Task protocol: what a run needs of a task."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -9,6 +10,122 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from peftkit.metrics.bootstrap import Statistic
+
+OutputKind = Literal["sequence", "tokens", "text"]
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+
+def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set the tokenizer's pad token in the model's config; a decoder's classifier reads the last unpadded token."""
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnSpec:
+    """The dataset columns that a task reads, and the task's fields that name and limit them.
+
+    Attributes:
+        inputs: Columns that the model reads.
+        targets: Columns of the references. Training data must have `inputs` and `targets`.
+        eval_only: Columns that validation and test must have besides.
+        fields: Task fields that name columns.
+        input_fields: Those of `fields` that name `inputs`.
+        max_lengths: Token limits by task field; the first one limits what the model reads.
+        stratify: Column whose values a split is stratified by; None for a random split.
+        has_words: Whether the input is a list of words instead of a text.
+    """
+
+    inputs: tuple[str, ...]
+    targets: tuple[str, ...]
+    fields: tuple[str, ...]
+    input_fields: tuple[str, ...]
+    max_lengths: Mapping[str, int]
+    eval_only: tuple[str, ...] = ()
+    stratify: str | None = None
+    has_words: bool = False
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Columns that training data must have."""
+        return (*self.inputs, *self.targets)
+
+    @property
+    def length_field(self) -> str:
+        """The task field that limits what the model reads."""
+        return next(iter(self.max_lengths))
+
+    def texts(self, rows: Dataset) -> list[str]:
+        """Return the input of each row as one string: words joined by spaces, several columns by tabs."""
+        columns = zip(*(rows[column] for column in self.inputs), strict=True)
+        return ["\t".join(" ".join(cell) if isinstance(cell, list) else str(cell) for cell in row) for row in columns]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The model that a task trains, and its head.
+
+    Attributes:
+        auto_class: The `transformers` auto class.
+        peft_task_type: The task's name in `peft.TaskType`.
+        problem_type: `config.problem_type` of a sequence classifier; None for other models.
+        config_fields: Task fields that calibration sets, with their names in the model's config.
+        match: Task fields for a checkpoint trained elsewhere, from its config and the tokens it reads; None for a
+            checkpoint of another task.
+        tokenizer_options: Additional keywords of `from_pretrained` that this tokenizer needs.
+        configure: Sets what follows from the tokenizer and the task in a loaded model.
+    """
+
+    auto_class: Any
+    peft_task_type: str
+    problem_type: ProblemType | None = None
+    config_fields: Mapping[str, str] = field(default_factory=dict)
+    match: Callable[[Any, int], Mapping[str, Any] | None] = lambda config, length: None
+    tokenizer_options: Callable[[PreTrainedTokenizerBase], Mapping[str, Any]] = lambda tokenizer: {}
+    configure: Callable[[PreTrainedModel, PreTrainedTokenizerBase], None] = set_pad_token
+
+    def head_config(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Return the keywords of `from_pretrained` that give the model a head for these labels; none without labels."""
+        if not labels:
+            return {}
+        kind = {} if self.problem_type is None else {"problem_type": self.problem_type}
+        ids = {name: index for index, name in enumerate(labels)}
+        return {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": ids, **kind}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSpec:
+    """How a task is trained.
+
+    Attributes:
+        trainer_class: The Trainer class; `Seq2SeqTrainer` where evaluation generates.
+        arguments_class: The class of its training arguments.
+        defaults: Training arguments that the task sets.
+        supports_label_smoothing: Whether `label_smoothing_factor` has a meaning.
+    """
+
+    trainer_class: type[Trainer] = Trainer
+    arguments_class: type[TrainingArguments] = TrainingArguments
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    supports_label_smoothing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSplit:
+    """The rows of one split beside the model's inputs and outputs.
+
+    Attributes:
+        outputs: Results of `Task.postprocess`, one per encoded row.
+        encoded: Model inputs from `Task.encode`; a long text of words may be several encoded rows.
+        rows: Rows of the dataset.
+        tokenizer: The tokenizer that encoded them.
+        labels: Label names in the order of their ids.
+    """
+
+    outputs: np.ndarray
+    encoded: Dataset
+    rows: Dataset
+    tokenizer: PreTrainedTokenizerBase
+    labels: Sequence[str]
 
 
 class Task(Protocol):
@@ -19,28 +136,23 @@ class Task(Protocol):
     """
 
     @property
-    def auto_model(self) -> Any:
-        """The `transformers` auto class of its models."""
+    def output_kind(self) -> OutputKind:
+        """One output per row (`sequence`), one per token (`tokens`), or generated text (`text`)."""
         ...
 
     @property
-    def task_type(self) -> str:
-        """The task's name in `peft.TaskType`."""
+    def columns(self) -> ColumnSpec:
+        """The dataset columns that the task reads."""
         ...
 
     @property
-    def trainer_class(self) -> type[Trainer]:
-        """The library's trainer: `Seq2SeqTrainer` where evaluation generates."""
+    def model(self) -> ModelSpec:
+        """The model and its head."""
         ...
 
     @property
-    def arguments_class(self) -> type[TrainingArguments]:
-        """The training arguments that its trainer asks for."""
-        ...
-
-    @property
-    def arguments(self) -> Mapping[str, Any]:
-        """Training arguments that the task itself sets."""
+    def trainer(self) -> TrainerSpec:
+        """The Trainer and its arguments."""
         ...
 
     @property
@@ -48,121 +160,31 @@ class Task(Protocol):
         """The metrics that a table shows; the first is the one a picture shows."""
         ...
 
-    @property
-    def label_smoothing(self) -> bool:
-        """Whether `label_smoothing_factor` has a meaning here."""
-        ...
-
-    @classmethod
-    def of_model(cls, config: Any, length: int) -> Any:
-        """The task of a model that was trained elsewhere, reading `length` tokens; None if its config is another's."""
-        ...
-
-    @property
-    def input_fields(self) -> tuple[str, ...]:
-        """The task's fields that name the columns of `inputs`."""
-        ...
-
-    @property
-    def length_fields(self) -> tuple[str, ...]:
-        """The task's fields that limit tokens; the first is of what the model reads."""
-        ...
-
-    @property
-    def too_long(self) -> str:
-        """What happens to rows of more tokens."""
-        ...
-
-    @property
-    def balance_hint(self) -> str:
-        """What helps where classes are rare; a clause, or nothing."""
-        ...
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Columns that prediction reads."""
-        ...
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns that training data must have."""
-        ...
-
-    @property
-    def scored_columns(self) -> tuple[str, ...]:
-        """Columns that validation and test must have besides."""
-        ...
-
-    @property
-    def column_fields(self) -> tuple[str, ...]:
-        """The task's fields that name columns."""
-        ...
-
-    @property
-    def stratify_by(self) -> str | None:
-        """The column by which rows are held out in proportion."""
-        ...
-
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
         """The labels, in the order of their ids; none for a task without labels. Raises UserError."""
         ...
 
-    def problems(self, dataset: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
-        """A line for each row that can't be used, naming `where`, row and column, and what to do."""
-        ...
+    def validate(self, rows: Dataset, labels: Sequence[str] | None, where: str, first: int = 0) -> Iterator[str]:
+        """Yield one line per unusable row: `where`, row number, column, cause and fix.
 
-    def input_problems(self, dataset: Dataset, where: str, first: int = 0) -> Iterator[str]:
-        """The same, of rows without labels; `first` is the number of the first one."""
-        ...
-
-    def row_of(self, given: Any) -> Mapping[str, Any]:
-        """The row that a bare text, or several texts, stands for. Raises UserError for too many or too few."""
-        ...
-
-    def texts(self, dataset: Dataset) -> list[str]:
-        """What a row asks, as one string: rows of equal strings are duplicates."""
+        With `labels` None only the input columns are checked. `first` is the number of the first row.
+        """
         ...
 
     def class_names(self, labels: Sequence[str]) -> tuple[str, ...]:
         """What is counted as a class."""
         ...
 
-    def same_answer(self, right: Any) -> str:
-        """A string that two right answers share only if they are the same."""
-        ...
-
     def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
         """How often each class is the right answer; empty for a task without classes."""
         ...
 
-    def lengths(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
-        """Tokens of each row before anything is cut, by the name of the field that limits them."""
+    def token_lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
+        """Count the tokens of each row before truncation, by the name of the field that limits them."""
         ...
 
-    def entities_cut(
-        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, references: Sequence[Any]
-    ) -> tuple[int, int] | None:
-        """How many entities the model never reads whole, and how many there are; None for a task without entities."""
-        ...
-
-    def tokenizer_options(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
-        """Keywords with which to load this tokenizer anew; empty when it is right as it is."""
-        ...
-
-    def model_config(self, labels: Sequence[str]) -> Mapping[str, Any]:
-        """Keywords of `from_pretrained` that give the model its head."""
-        ...
-
-    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Settings of the model that follow from the tokenizer and the task."""
-        ...
-
-    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Dataset:
-        """Model inputs and labels."""
-        ...
-
-    def encode_inputs(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """Model inputs without labels, for prediction."""
+    def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None) -> Dataset:
+        """Return model inputs and label ids of the rows; with `labels` None the inputs only, for prediction."""
         ...
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
@@ -173,66 +195,28 @@ class Task(Protocol):
         """The Trainer's `compute_loss_func` on encoded training rows; None for the model's own loss."""
         ...
 
-    def blank_batch(self, rows: int, classes: int) -> dict[str, torch.Tensor]:
-        """A collated batch of `rows` rows, each as long as it may be, whose values mean nothing."""
+    def postprocess(self, logits: torch.Tensor, *, detail: bool = False) -> torch.Tensor:
+        """Reduce a batch's logits or generated ids, on their device, to the outputs that `decode` reads.
+
+        Evaluation holds the outputs of a whole split, so they are small; with `detail` they suffice for
+        `decode(..., detail=True)`.
+        """
         ...
 
-    def held_out(self, batch: Mapping[str, torch.Tensor], config: Any) -> Mapping[str, torch.Tensor]:
-        """Of a batch, what an export is proven on; small enough to be kept with the run."""
+    def calibrate(self, split: EncodedSplit) -> Any:
+        """Return the task with the settings that it fits on the validation split, such as thresholds."""
         ...
 
-    def same(self, logits: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """Whether two models' logits, of shape (..., labels), name the same answer; true and false."""
+    def decode(self, split: EncodedSplit, *, detail: bool = False) -> list[Mapping[str, Any]]:
+        """Return one prediction per row of the split, from its outputs.
+
+        A prediction is a mapping such as `{"label": "sports"}`. With `detail` it holds what `predict` writes, such as
+        the probability of every label; the outputs must then come from `postprocess(..., detail=True)`.
+        """
         ...
 
-    def divergence(self, logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """How far logits of shape (..., labels) are from those of a reference, of shape (...)."""
-        ...
-
-    def reduce(self, logits: torch.Tensor) -> torch.Tensor:
-        """What evaluation keeps of a batch's logits, on their device: never the logits of a whole split."""
-        ...
-
-    def fitted(self, kept: np.ndarray, encoded: Dataset, labels: Sequence[str]) -> Any:
-        """The task with what it learns from validation, such as thresholds."""
-        ...
-
-    def settings(self) -> Mapping[str, Any]:
-        """What a fitted task leaves in the model's config, for those who load the model."""
-        ...
-
-    def restored(self, config: Any) -> Any:
-        """The task with the settings that a model's config holds."""
-        ...
-
-    def decode(
-        self,
-        kept: np.ndarray,
-        encoded: Dataset,
-        dataset: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str],
-    ) -> list[Mapping[str, Any]]:
-        """An answer for each row of `dataset`, from what was kept of the encoded rows."""
-        ...
-
-    def infer(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What prediction keeps of a batch: as `reduce`, or more where an answer tells more."""
-        ...
-
-    def answer(
-        self,
-        kept: np.ndarray,
-        encoded: Dataset,
-        dataset: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str],
-    ) -> list[Mapping[str, Any]]:
-        """As `decode`, from what `infer` kept."""
-        ...
-
-    def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
-        """The right answer of each row, in the task's own words."""
+    def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
+        """Return the reference of each row: a label's name, a list of names, a number or a list of texts."""
         ...
 
     def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
@@ -270,3 +254,15 @@ class Task(Protocol):
     def is_right(self, answer: Mapping[str, Any], reference: Any) -> bool:
         """Whether the answer as a whole is the right one."""
         ...
+
+
+def collect_settings(task: Task) -> dict[str, Any]:
+    """Return the calibrated settings of a task under their names in the model's config."""
+    values = {name: getattr(task, field_name) for field_name, name in task.model.config_fields.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def restore_settings(task: Any, config: Any) -> Any:
+    """Return the task with the calibrated settings that a model's config holds."""
+    stored = {name: getattr(config, key, None) for name, key in task.model.config_fields.items()}
+    return replace(task, **{name: value for name, value in stored.items() if value})

@@ -15,15 +15,15 @@ from peftkit.errors import UserError
 from peftkit.metrics.bootstrap import Statistic
 from peftkit.metrics.classification import class_scores
 from peftkit.metrics.multi_label import multi_label_metrics, multi_label_statistics
-from peftkit.tasks.default import at, first_output, reduced_loss
+from peftkit.tasks.base import EncodedSplit, ModelSpec, TrainerSpec
+from peftkit.tasks.default import at, reduced_loss
 from peftkit.tasks.labels import check_label_names, distinct_names, label_name, numbers_by_name, unknown_label
-from peftkit.tasks.text import TextTask, is_text_classifier
+from peftkit.tasks.text import TextTask, text_classifier
 
 # A label of few rows may score best at a threshold that answers it everywhere; no threshold lies outside.
 LOWEST, HIGHEST = 0.05, 0.95
 # Of more labels, evaluation keeps a row's most probable so many: the probabilities of all would fill the memory.
 MOST_KEPT = 256
-SEVERAL_LABELS = "multi_label_classification"
 
 
 class _Trainer(Trainer):
@@ -49,28 +49,22 @@ class MultiLabelClassification(TextTask):
         thresholds: Probability from which a label is given, by name; chosen on validation for those not named.
     """
 
-    label: str = "label"
     separator: str = ","
     label_names: list[str] = field(default_factory=list)
     class_weights: Literal["balanced"] | dict[str, float] | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
 
-    trainer_class: ClassVar[type[Trainer]] = _Trainer
-    column_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
-    balance_hint: ClassVar[str] = "; task.class_weights balanced lets all count alike"
+    trainer: ClassVar[TrainerSpec] = TrainerSpec(trainer_class=_Trainer)
     main_metrics: ClassVar[tuple[str, ...]] = ("f1_macro", "f1_micro")
-    label_smoothing: ClassVar[bool] = False
-
-    @classmethod
-    def of_model(cls, config: Any, length: int) -> "MultiLabelClassification | None":
-        """For a multi-label classifier that was trained elsewhere."""
-        mine = is_text_classifier(config) and config.problem_type == SEVERAL_LABELS
-        return cls(max_length=length) if mine else None
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns that training data must have."""
-        return (*self.inputs, self.label)
+    def model(self) -> ModelSpec:
+        """A multi-label classifier; its config stores the thresholds."""
+        return text_classifier(
+            "multi_label_classification",
+            lambda config: config.problem_type == "multi_label_classification",
+            {"thresholds": "thresholds"},
+        )
 
     def _values(self, dataset: Dataset) -> Iterator[list[Any] | None]:
         for value in dataset[self.label]:
@@ -94,11 +88,10 @@ class MultiLabelClassification(TextTask):
         numbers_by_name(self.thresholds, names, "thresholds")
         return names
 
-    def problems(self, dataset: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
-        """A line for each row without a list of labels, with one that is not known or stands twice, or without text."""
-        yield from self.input_problems(dataset, where)
+    def check_labels(self, rows: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
+        """Yield one line per row without a list of labels, or with an unknown or a repeated one."""
         known = set(labels)
-        for row, names in enumerate(self.references(dataset, labels)):
+        for row, names in enumerate(self.targets(rows, labels)):
             place, fix = at(where, row, self.label), "correct it or remove the row"
             if names is None:
                 yield f"{place}: no list of labels (an empty list is right); {fix}"
@@ -107,32 +100,15 @@ class MultiLabelClassification(TextTask):
             elif twice := [name for name, count in Counter(names).items() if count > 1]:
                 yield f"{place}: label '{twice[0]}' stands twice; a list of names or ids is read, not a row of 0 and 1"
 
-    def same_answer(self, right: Any) -> str:
-        """The names in any order."""
-        return super().same_answer(sorted(right))
-
     def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
         """Rows that have each label."""
         return Counter(name for names in references for name in names)
 
-    def blank_batch(self, rows: int, classes: int) -> dict[str, torch.Tensor]:
-        """Texts of the full length, and for every class whether it applies."""
-        return {**super().blank_batch(rows, classes), "labels": torch.zeros(rows, classes)}
-
-    def model_config(self, labels: Sequence[str]) -> Mapping[str, Any]:
-        """Keywords of `from_pretrained` that give the model its head."""
-        return {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {name: index for index, name in enumerate(labels)},
-            "problem_type": SEVERAL_LABELS,
-        }
-
-    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Dataset:
-        """Token ids and the ids of a row's labels."""
+    def encode_labels(self, encoded: Dataset, rows: Dataset, labels: Sequence[str]) -> Dataset:
+        """Return the encoded rows with the sorted ids of each row's labels."""
         ids = {name: index for index, name in enumerate(labels)}
-        right = [sorted({ids[name] for name in names}) for names in self.references(dataset, labels)]
-        return self.encode_inputs(dataset, tokenizer).add_column("labels", right, feature=List(Value("int64")))
+        right = [sorted({ids[name] for name in names}) for names in self.targets(rows, labels)]
+        return encoded.add_column("labels", right, feature=List(Value("int64")))
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
         """Pads to the longest row of the batch; labels become 0 and 1, of shape (rows, labels)."""
@@ -166,96 +142,58 @@ class MultiLabelClassification(TextTask):
 
         return weighted
 
-    def same(self, logits: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """Whether a label is given by both or by none, of shape (..., labels)."""
-        every = len(self.thresholds) == logits.shape[-1]
-        cut = torch.tensor(list(self.thresholds.values()) if every else 0.5).logit()
-        return (logits >= cut) == (other >= cut)
+    def postprocess(self, logits: torch.Tensor, *, detail: bool = False) -> torch.Tensor:
+        """Return float16 probabilities, (rows, labels); above 256 labels the largest with ids, (rows, 256, 2).
 
-    def divergence(self, logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """Kullback-Leibler divergence of each label's two probabilities, in nats, summed over labels."""
-        logits, reference = logits.double(), reference.double()
-        gap = torch.nn.functional.logsigmoid(reference) - torch.nn.functional.logsigmoid(logits)
-        gap_of_absence = torch.nn.functional.logsigmoid(-reference) - torch.nn.functional.logsigmoid(-logits)
-        present = reference.sigmoid()
-        return (present * gap + (1 - present) * gap_of_absence).sum(-1)
-
-    def reduce(self, logits: torch.Tensor) -> torch.Tensor:
-        """Probabilities, of shape (rows, labels) in 16 bits; of more than 256 labels the largest, (rows, 256, 2).
-
-        Their second number is then the label's id. Thresholds are chosen when all rows are seen.
+        With `detail`: float32 probabilities, (rows, labels).
         """
         probabilities = logits.float().sigmoid()
+        if detail:
+            return probabilities
         if probabilities.shape[-1] <= MOST_KEPT:
             return probabilities.half()
         largest, ids = probabilities.topk(MOST_KEPT)
         return torch.stack([largest, ids.float()], -1)
 
-    def fitted(self, kept: np.ndarray, encoded: Dataset, labels: Sequence[str]) -> "MultiLabelClassification":
-        """The threshold of each label that scores best on these rows by F1, between 0.05 and 0.95.
+    def calibrate(self, split: EncodedSplit) -> "MultiLabelClassification":
+        """Return the task with the threshold of each label that scores best by F1, between 0.05 and 0.95.
 
         Candidates lie half-way between neighbouring probabilities. A label gets 0.5 where no row has it, and where no
         candidate beats answering it in every row: then it has not been learned.
         """
-        probabilities, ids = _kept_labels(kept)
-        shape = (len(kept), len(labels))
-        given = csc_matrix((probabilities.ravel(), (np.repeat(np.arange(len(kept)), ids.shape[1]), ids.ravel())), shape)
-        right = csc_matrix(_indicators(encoded["labels"][:], len(labels)))
+        labels, rows_count = split.labels, len(split.outputs)
+        probabilities, ids = _split_probabilities(split.outputs)
+        row_numbers = np.repeat(np.arange(rows_count), ids.shape[1])
+        given = csc_matrix((probabilities.ravel(), (row_numbers, ids.ravel())), (rows_count, len(labels)))
+        right = csc_matrix(_indicators(split.encoded["labels"][:], len(labels)))
         found = {}
         for place, name in enumerate(labels):
             rows, mine = (slice(matrix.indptr[place], matrix.indptr[place + 1]) for matrix in (given, right))
             has = np.isin(given.indices[rows], right.indices[mine])
-            found[name] = _best_threshold(given.data[rows], has, len(right.indices[mine]), len(kept))
+            found[name] = _best_threshold(given.data[rows], has, len(right.indices[mine]), rows_count)
         return replace(self, thresholds=found | numbers_by_name(self.thresholds, labels, "thresholds"))
-
-    def settings(self) -> Mapping[str, Any]:
-        """The thresholds."""
-        return {"thresholds": self.thresholds}
-
-    def restored(self, config: Any) -> "MultiLabelClassification":
-        """With the thresholds that the model's config holds."""
-        return replace(self, thresholds=getattr(config, "thresholds", None) or self.thresholds)
 
     def _given(self, probabilities: np.ndarray, ids: np.ndarray, labels: Sequence[str]) -> list[str]:
         # 0.5 for a model that was trained elsewhere and brings no thresholds.
         named = [(int(index), p) for index, p in zip(ids, probabilities, strict=True)]
         return [labels[index] for index, p in sorted(named) if p >= self.thresholds.get(labels[index], 0.5)]
 
-    def decode(
-        self,
-        kept: np.ndarray,
-        encoded: Dataset,
-        dataset: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str],
-    ) -> list[Mapping[str, Any]]:
-        """`labels` of each row."""
-        return [{"labels": self._given(row, ids, labels)} for row, ids in zip(*_kept_labels(kept), strict=True)]
+    def decode(self, split: EncodedSplit, *, detail: bool = False) -> list[Mapping[str, Any]]:
+        """Return the `labels` of each row; with `detail` also every label's probability."""
+        found: list[Mapping[str, Any]] = []
+        for row, ids in zip(*_split_probabilities(split.outputs), strict=True):
+            prediction: dict[str, Any] = {"labels": self._given(row, ids, split.labels)}
+            if detail:
+                prediction["probabilities"] = dict(zip(split.labels, map(float, row), strict=True))
+            found.append(prediction)
+        return found
 
-    def infer(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Probabilities, float32, of shape (rows, labels)."""
-        return first_output(model(**batch).logits).float().sigmoid()
-
-    def answer(
-        self,
-        kept: np.ndarray,
-        encoded: Dataset,
-        dataset: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str],
-    ) -> list[Mapping[str, Any]]:
-        """`labels` of each row, and the probability of every label."""
-        return [
-            {"labels": self._given(row, ids, labels), "probabilities": dict(zip(labels, map(float, row), strict=True))}
-            for row, ids in zip(*_kept_labels(kept), strict=True)
-        ]
-
-    def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
-        """The names of each row's labels; None where the list is missing."""
-        feature = getattr(dataset.features[self.label], "feature", None)
+    def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
+        """Return the names of each row's labels; None where the list is missing."""
+        feature = getattr(rows.features[self.label], "feature", None)
         return [
             None if row is None else [str(label_name(value, feature, self.label_names)) for value in row]
-            for row in self._values(dataset)
+            for row in self._values(rows)
         ]
 
     def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
@@ -281,12 +219,12 @@ class MultiLabelClassification(TextTask):
         return ", ".join(sorted(reference)) or "none"
 
 
-def _kept_labels(kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities and their labels' ids, each of shape (rows, kept labels), from what `reduce` or `infer` made."""
-    if kept.ndim == 3:
-        return kept[..., 0], kept[..., 1].astype(int)
-    kept = kept.astype(np.float32)
-    return kept, np.broadcast_to(np.arange(kept.shape[1]), kept.shape)
+def _split_probabilities(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities and their labels' ids, each (rows, labels held), from the outputs of `postprocess`."""
+    if outputs.ndim == 3:
+        return outputs[..., 0], outputs[..., 1].astype(int)
+    outputs = outputs.astype(np.float32)
+    return outputs, np.broadcast_to(np.arange(outputs.shape[1]), outputs.shape)
 
 
 def _indicators(rows: Sequence[Sequence[int]], labels: int) -> np.ndarray:

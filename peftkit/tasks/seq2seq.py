@@ -15,19 +15,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainingArguments,
-    Trainer,
-    TrainingArguments,
 )
 
 from peftkit.errors import UserError
 from peftkit.metrics.bootstrap import Statistic
 from peftkit.metrics.generation import TOKENIZERS, bleu_interval, text_metrics, text_statistics
-from peftkit.tasks.default import IGNORED, PlainTask, at, blank_text, text_problems
+from peftkit.tasks.base import ColumnSpec, EncodedSplit, ModelSpec, OutputKind, TrainerSpec, set_pad_token
+from peftkit.tasks.default import IGNORED, PlainTask, at, find_text_problems
 from peftkit.tasks.token_loss import Seq2SeqTokenTrainer
 
-# Logits of a whole vocabulary are large: of a held-out batch so many rows are kept, and numbers in all.
-HELD_OUT_ROWS = 4
-HELD_OUT_NUMBERS = 2_000_000
 # Keywords of generation that the library does not check before it generates.
 COUNTS = {
     "num_beams", "num_return_sequences", "max_new_tokens", "min_new_tokens", "max_length", "min_length", "top_k",
@@ -63,16 +59,14 @@ class Seq2Seq(PlainTask):
     generation: dict[str, Any] = field(default_factory=dict)
     tokenize: str = "13a"
 
-    auto_model: ClassVar[Any] = AutoModelForSeq2SeqLM
-    task_type: ClassVar[str] = "SEQ_2_SEQ_LM"
-    trainer_class: ClassVar[type[Trainer]] = Seq2SeqTokenTrainer
-    arguments_class: ClassVar[type[TrainingArguments]] = Seq2SeqTrainingArguments
-    arguments: ClassVar[Mapping[str, Any]] = {"predict_with_generate": True}
-    input_fields: ClassVar[tuple[str, ...]] = ("source",)
-    length_fields: ClassVar[tuple[str, ...]] = ("max_source_length", "max_target_length")
-    column_fields: ClassVar[tuple[str, ...]] = ("source", "target", "references_column")
+    output_kind: ClassVar[OutputKind] = "text"
+    trainer: ClassVar[TrainerSpec] = TrainerSpec(
+        trainer_class=Seq2SeqTokenTrainer,
+        arguments_class=Seq2SeqTrainingArguments,
+        defaults={"predict_with_generate": True},
+        supports_label_smoothing=True,
+    )
     main_metrics: ClassVar[tuple[str, ...]] = ("rougeL", "bleu")
-    label_smoothing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.tokenize not in TOKENIZERS:
@@ -99,73 +93,56 @@ class Seq2Seq(PlainTask):
         limit = {} if "max_length" in self.generation else {"max_new_tokens": self.max_target_length}
         return {**limit, **self.generation}
 
-    @classmethod
-    def of_model(cls, config: Any, length: int) -> "Seq2Seq | None":
-        """For an encoder-decoder that was trained elsewhere."""
-        kind = (config.architectures or [""])[0]
-        return None if kind.endswith("Classification") else cls(max_source_length=length)
+    @property
+    def model(self) -> ModelSpec:
+        """An encoder-decoder with the checkpoint's own head."""
+        return ModelSpec(
+            auto_class=AutoModelForSeq2SeqLM, peft_task_type="SEQ_2_SEQ_LM", match=_match_generator,
+            configure=self._configure,
+        )  # fmt: skip
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """The column of the source."""
-        return (self.source,)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns that training data must have."""
-        return (self.source, self.target)
-
-    @property
-    def scored_columns(self) -> tuple[str, ...]:
-        """The column of all right targets."""
-        return () if self.references_column is None else (self.references_column,)
+    def columns(self) -> ColumnSpec:
+        """The source and target texts, and the references of evaluation."""
+        return ColumnSpec(
+            inputs=(self.source,),
+            targets=(self.target,),
+            eval_only=() if self.references_column is None else (self.references_column,),
+            fields=("source", "target", "references_column"),
+            input_fields=("source",),
+            max_lengths={"max_source_length": self.max_source_length, "max_target_length": self.max_target_length},
+        )
 
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
         """A text has no labels."""
         return ()
 
-    def problems(self, dataset: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
-        """A line for each row without a source or a target."""
-        yield from self.input_problems(dataset, where)
-        yield from text_problems(dataset, self.target, where)
-        if self.references_column is not None and self.references_column in dataset.column_names:
-            for row, right in enumerate(dataset[self.references_column]):
+    def validate(self, rows: Dataset, labels: Sequence[str] | None, where: str, first: int = 0) -> Iterator[str]:
+        """Yield one line per row whose source, target or references are missing or not text."""
+        yield from find_text_problems(rows, self.source, where, first)
+        if labels is None:
+            return
+        yield from find_text_problems(rows, self.target, where)
+        if self.references_column is not None and self.references_column in rows.column_names:
+            for row, right in enumerate(rows[self.references_column]):
                 if right is not None and not (isinstance(right, list) and all(isinstance(one, str) for one in right)):
                     yield f"{at(where, row, self.references_column)}: not a list of texts; correct it or remove the row"
-
-    def input_problems(self, dataset: Dataset, where: str, first: int = 0) -> Iterator[str]:
-        """A line for each row whose source is missing, empty or no text."""
-        return text_problems(dataset, self.source, where, first)
-
-    def texts(self, dataset: Dataset) -> list[str]:
-        """The source."""
-        return list(dataset[self.source])
 
     def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
         """A text has no classes."""
         return {}
 
-    def lengths(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
-        """Tokens of each source, prefix included, and of each target, before anything is cut."""
-        sources = tokenizer([self.source_prefix + text for text in dataset[self.source]], verbose=False)["input_ids"]
+    def token_lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
+        """Count the tokens of each source, prefix included, and of each target before truncation."""
+        sources = tokenizer([self.source_prefix + text for text in rows[self.source]], verbose=False)["input_ids"]
         found = {"max_source_length": np.array([len(row) for row in sources])}
-        if self.target in dataset.column_names:
-            targets = tokenizer(text_target=list(dataset[self.target]), verbose=False)["input_ids"]
+        if self.target in rows.column_names:
+            targets = tokenizer(text_target=list(rows[self.target]), verbose=False)["input_ids"]
             found["max_target_length"] = np.array([len(row) for row in targets])
         return found
 
-    def blank_batch(self, rows: int, classes: int) -> dict[str, torch.Tensor]:
-        """Sources and targets of the full length."""
-        labels = torch.zeros(rows, self.max_target_length, dtype=torch.long)
-        return {**blank_text(rows, self.max_source_length), "labels": labels}
-
-    def model_config(self, labels: Sequence[str]) -> Mapping[str, Any]:
-        """The checkpoint's own head is used."""
-        return {}
-
-    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """The same pad token in config and tokenizer, and the recipe's generation settings."""
-        model.config.pad_token_id = tokenizer.pad_token_id
+    def _configure(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        set_pad_token(model, tokenizer)
         settings: Any = model.generation_config
         settings.pad_token_id = tokenizer.pad_token_id
         if "max_length" in self.generation:
@@ -179,68 +156,45 @@ class Seq2Seq(PlainTask):
             if limit is not None and length > limit:
                 raise UserError(f"task.{name}: {length} is more than the {limit} positions of the decoder")
 
-    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Dataset:
-        """Token ids of source and target, a row each."""
-        targets = tokenizer(text_target=list(dataset[self.target]), truncation=True, max_length=self.max_target_length)[
-            "input_ids"
-        ]
-        return self.encode_inputs(dataset, tokenizer).add_column("labels", targets)
-
-    def encode_inputs(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """Token ids of the source with its prefix, a row each."""
-        return dataset.map(
+    def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None) -> Dataset:
+        """Return token ids of the source with its prefix; with `labels` also those of the target."""
+        encoded = rows.map(
             lambda batch: dict(
                 tokenizer(
                     [self.source_prefix + text for text in batch[self.source]],
                     truncation=True,
                     max_length=self.max_source_length,
-                    # A vocabulary of BERT's gives them; no encoder-decoder reads them.
+                    # A BERT tokenizer returns them, and no encoder-decoder reads them.
                     return_token_type_ids=False,
                 )
             ),
             batched=True,
-            remove_columns=dataset.column_names,
+            remove_columns=rows.column_names,
             keep_in_memory=True,
         )
+        if labels is None:
+            return encoded
+        targets = tokenizer(text_target=list(rows[self.target]), truncation=True, max_length=self.max_target_length)
+        return encoded.add_column("labels", targets["input_ids"])
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
         """Pads sources with the pad token and targets with -100, and shifts targets for the decoder."""
         return DataCollatorForSeq2Seq(tokenizer, model=model, label_pad_token_id=IGNORED)
 
-    def held_out(self, batch: Mapping[str, torch.Tensor], config: Any) -> Mapping[str, torch.Tensor]:
-        """A few rows, with as many tokens of the target as keep the logits of a large vocabulary small."""
-        vocabulary = config.get_text_config(decoder=True).vocab_size
-        tokens = max(1, HELD_OUT_NUMBERS // (HELD_OUT_ROWS * vocabulary))
-        return {
-            name: tensor[:HELD_OUT_ROWS, :tokens] if name.startswith("decoder_") else tensor[:HELD_OUT_ROWS]
-            for name, tensor in batch.items()
-        }
-
-    def reduce(self, logits: torch.Tensor) -> torch.Tensor:
-        """The generated token ids, which is what evaluation hands over here."""
+    def postprocess(self, logits: torch.Tensor, *, detail: bool = False) -> torch.Tensor:
+        """Return the generated token ids unchanged."""
         return logits
 
-    def decode(
-        self,
-        kept: np.ndarray,
-        encoded: Dataset,
-        dataset: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str],
-    ) -> list[Mapping[str, Any]]:
-        """`text` of each row."""
-        ids = np.where(kept == IGNORED, tokenizer.pad_token_id, kept)
-        return [{"text": text.strip()} for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    def decode(self, split: EncodedSplit, *, detail: bool = False) -> list[Mapping[str, Any]]:
+        """Return the generated `text` of each row."""
+        ids = np.where(split.outputs == IGNORED, split.tokenizer.pad_token_id, split.outputs)
+        return [{"text": text.strip()} for text in split.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-    def infer(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Generated token ids, of shape (rows, tokens)."""
-        return model.generate(**batch)
-
-    def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
-        """The right texts of each row, whole: never what is left of them after tokens were cut."""
-        if self.references_column not in dataset.column_names:
-            return [[right] for right in dataset[self.target]]
-        several = zip(dataset[self.references_column], dataset[self.target], strict=True)
+    def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
+        """Return the reference texts of each row, not truncated."""
+        if self.references_column not in rows.column_names:
+            return [[target] for target in rows[self.target]]
+        several = zip(rows[self.references_column], rows[self.target], strict=True)
         return [list(right) if right else [target] for right, target in several]
 
     def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
@@ -276,3 +230,7 @@ def _validated(settings: GenerationConfig) -> None:
         settings.validate(strict=True)
     except ValueError as error:
         raise UserError(f"task.generation: {' '.join(str(error).split())[:400]}") from error
+
+
+def _match_generator(config: Any, length: int) -> Mapping[str, Any] | None:
+    return None if (config.architectures or [""])[0].endswith("Classification") else {"max_source_length": length}

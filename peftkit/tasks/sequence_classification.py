@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
 from scipy.special import softmax
-from transformers import PreTrainedTokenizerBase
 
 from peftkit.errors import UserError
 from peftkit.metrics.bootstrap import Statistic
 from peftkit.metrics.calibration import best_temperature, expected_calibration_error
 from peftkit.metrics.classification import class_scores, classification_metrics, classification_statistics
-from peftkit.tasks.default import at, first_output, reduced_loss
+from peftkit.tasks.base import ColumnSpec, EncodedSplit, ModelSpec, TrainerSpec
+from peftkit.tasks.default import at, reduced_loss
 from peftkit.tasks.labels import (
     check_label_names,
     class_weight_tensor,
@@ -23,11 +23,10 @@ from peftkit.tasks.labels import (
     label_name,
     unknown_label,
 )
-from peftkit.tasks.text import TextTask, is_text_classifier
+from peftkit.tasks.text import TextTask, text_classifier
 
 # Of more labels, evaluation keeps a row's largest logits so many: the logits of all would fill the memory.
 MOST_KEPT = 64
-ONE_LABEL = "single_label_classification"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,6 @@ class SequenceClassification(TextTask):
         temperature: What logits are divided by before they become probabilities; chosen on validation when not given.
     """
 
-    label: str = "label"
     label_names: list[str] = field(default_factory=list)
     class_weights: Literal["balanced"] | dict[str, float] | None = None
     temperature: float | None = None
@@ -53,26 +51,22 @@ class SequenceClassification(TextTask):
         if self.temperature is not None and not self.temperature > 0:
             raise UserError(f"task.temperature: {self.temperature} is not above 0")
 
-    column_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
-    balance_hint: ClassVar[str] = "; task.class_weights balanced lets all count alike"
     main_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro")
-    label_smoothing: ClassVar[bool] = True
-
-    @classmethod
-    def of_model(cls, config: Any, length: int) -> "SequenceClassification | None":
-        """For a classifier that was trained elsewhere."""
-        mine = is_text_classifier(config) and config.num_labels > 1 and config.problem_type in (None, ONE_LABEL)
-        return cls(max_length=length) if mine else None
+    trainer: ClassVar[TrainerSpec] = TrainerSpec(supports_label_smoothing=True)
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns that training data must have."""
-        return (*self.inputs, self.label)
+    def model(self) -> ModelSpec:
+        """A classifier; its config stores the temperature."""
+        return text_classifier(
+            "single_label_classification",
+            lambda config: config.num_labels > 1 and config.problem_type in (None, "single_label_classification"),
+            {"temperature": "calibration_temperature"},
+        )
 
     @property
-    def stratify_by(self) -> str | None:
-        """The column by which rows are held out in proportion."""
-        return self.label
+    def columns(self) -> ColumnSpec:
+        """The columns of a text task, stratified by label."""
+        return replace(super().columns, stratify=self.label)
 
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
         """Names as the recipe or the data set declares them, else the values found in training data, sorted."""
@@ -89,11 +83,10 @@ class SequenceClassification(TextTask):
             raise UserError(f"{where}: {len(names)} label found; a classifier needs at least 2")
         return names
 
-    def problems(self, dataset: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
-        """A line for each row without a label, with one that is not known, or without a text."""
-        yield from self.input_problems(dataset, where)
-        known, right = set(labels), self.references(dataset, labels)
-        for row, (value, name) in enumerate(zip(dataset[self.label], right, strict=True)):
+    def check_labels(self, rows: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
+        """Yield one line per row whose label is missing or unknown."""
+        known, names = set(labels), self.targets(rows, labels)
+        for row, (value, name) in enumerate(zip(rows[self.label], names, strict=True)):
             place = at(where, row, self.label)
             if isinstance(value, list | dict):
                 yield f"{place}: {type(value).__name__}, not one label; for several take MultiLabelClassification"
@@ -107,20 +100,10 @@ class SequenceClassification(TextTask):
         """Rows of each label."""
         return Counter(references)
 
-    def model_config(self, labels: Sequence[str]) -> Mapping[str, Any]:
-        """Keywords of `from_pretrained` that give the model its head."""
-        return {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {name: index for index, name in enumerate(labels)},
-            "problem_type": ONE_LABEL,
-        }
-
-    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Dataset:
-        """Token ids and label ids, a row each."""
+    def encode_labels(self, encoded: Dataset, rows: Dataset, labels: Sequence[str]) -> Dataset:
+        """Return the encoded rows with the id of each row's label."""
         ids = {name: index for index, name in enumerate(labels)}
-        names = self.references(dataset, labels)
-        return self.encode_inputs(dataset, tokenizer).add_column("labels", [ids[name] for name in names])
+        return encoded.add_column("labels", [ids[name] for name in self.targets(rows, labels)])
 
     def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
         """Cross entropy times the weight of the right class; None without class weights."""
@@ -135,73 +118,49 @@ class SequenceClassification(TextTask):
 
         return weighted
 
-    def reduce(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits in float32, of shape (rows, labels); of more than 64 labels the largest, (rows, 64, 2).
+    def postprocess(self, logits: torch.Tensor, *, detail: bool = False) -> torch.Tensor:
+        """Return float32 logits, (rows, labels); above 64 labels the largest with their ids, (rows, 64, 2).
 
-        Their second number is then the label's id. The temperature is chosen when all rows are seen.
+        With `detail`: calibrated probabilities, (rows, labels).
         """
         logits = logits.float()
+        if detail:
+            return (logits / (self.temperature or 1.0)).softmax(-1)
         if logits.shape[-1] <= MOST_KEPT:
             return logits
         largest, ids = logits.topk(MOST_KEPT)
         return torch.stack([largest, ids.float()], -1)
 
-    def fitted(self, kept: np.ndarray, encoded: Dataset, labels: Sequence[str]) -> "SequenceClassification":
-        """With the temperature that makes the right labels of these rows most probable."""
+    def calibrate(self, split: EncodedSplit) -> "SequenceClassification":
+        """Return the task with the temperature under which the correct labels are most probable."""
         if self.temperature is not None:
             return self
-        logits, ids = _kept_logits(kept)
-        here = ids == np.asarray(encoded["labels"][:])[:, None]
+        logits, ids = _split_logits(split.outputs)
+        here = ids == np.asarray(split.encoded["labels"][:])[:, None]
         rows = here.any(-1)
         return replace(self, temperature=best_temperature(logits[rows], here[rows].argmax(-1)))
 
-    def settings(self) -> Mapping[str, Any]:
-        """The temperature."""
-        return {} if self.temperature is None else {"calibration_temperature": self.temperature}
-
-    def restored(self, config: Any) -> "SequenceClassification":
-        """With the temperature that the model's config holds."""
-        return replace(self, temperature=getattr(config, "calibration_temperature", self.temperature))
-
-    def decode(
-        self,
-        kept: np.ndarray,
-        encoded: Dataset,
-        dataset: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str],
-    ) -> list[Mapping[str, Any]]:
-        """`label` of each row, and its probability as `confidence`."""
-        logits, ids = _kept_logits(kept)
+    def decode(self, split: EncodedSplit, *, detail: bool = False) -> list[Mapping[str, Any]]:
+        """Return `label` and its probability `confidence` of each row; with `detail` every label's probability."""
+        labels = split.labels
+        if detail:
+            return [
+                {"label": labels[int(row.argmax())], "probabilities": dict(zip(labels, map(float, row), strict=True))}
+                for row in split.outputs
+            ]
+        logits, ids = _split_logits(split.outputs)
         best = logits.argmax(-1)[:, None]
-        sure = np.take_along_axis(softmax(logits / (self.temperature or 1.0), axis=-1), best, -1)[:, 0]
-        found = np.take_along_axis(ids, best, -1)[:, 0]
+        confidences = np.take_along_axis(softmax(logits / (self.temperature or 1.0), axis=-1), best, -1)[:, 0]
+        indices = np.take_along_axis(ids, best, -1)[:, 0]
         return [
-            {"label": labels[index], "confidence": round(float(p), 6)} for index, p in zip(found, sure, strict=True)
+            {"label": labels[index], "confidence": round(float(p), 6)}
+            for index, p in zip(indices, confidences, strict=True)
         ]
 
-    def infer(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Probabilities, float32, of shape (rows, labels)."""
-        return (first_output(model(**batch).logits).float() / (self.temperature or 1.0)).softmax(-1)
-
-    def answer(
-        self,
-        kept: np.ndarray,
-        encoded: Dataset,
-        dataset: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str],
-    ) -> list[Mapping[str, Any]]:
-        """`label` of each row, and the probability of every label."""
-        return [
-            {"label": labels[int(row.argmax())], "probabilities": dict(zip(labels, map(float, row), strict=True))}
-            for row in kept
-        ]
-
-    def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
-        """The name of each row's label; None where there is none."""
-        feature = dataset.features[self.label]
-        return [label_name(value, feature, self.label_names) for value in dataset[self.label]]
+    def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
+        """Return the name of each row's label; None where it is missing."""
+        feature = rows.features[self.label]
+        return [label_name(value, feature, self.label_names) for value in rows[self.label]]
 
     def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
         """Accuracy and macro F1, and the expected calibration error of answers that tell how sure they are."""
@@ -232,8 +191,8 @@ class SequenceClassification(TextTask):
         return answer["label"]
 
 
-def _kept_logits(kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and their labels' ids, each of shape (rows, kept labels), from what `reduce` made."""
-    if kept.ndim == 3:
-        return kept[..., 0], kept[..., 1].astype(int)
-    return kept, np.broadcast_to(np.arange(kept.shape[1]), kept.shape)
+def _split_logits(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits and their labels' ids, each (rows, labels held), from the outputs of `postprocess`."""
+    if outputs.ndim == 3:
+        return outputs[..., 0], outputs[..., 1].astype(int)
+    return outputs, np.broadcast_to(np.arange(outputs.shape[1]), outputs.shape)

@@ -1,20 +1,19 @@
 """What every task has in common that reads a text, or a pair of texts, as a whole."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from peftkit.tasks.default import PlainTask, blank_text, text_problems
+from peftkit.tasks.base import ColumnSpec, ModelSpec, OutputKind, ProblemType
+from peftkit.tasks.default import PlainTask, find_text_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,58 +22,70 @@ class TextTask(PlainTask):
 
     text: str = "text"
     text_pair: str | None = None
+    label: str = "label"
     max_length: int = 128
 
-    auto_model: ClassVar[Any] = AutoModelForSequenceClassification
-    task_type: ClassVar[str] = "SEQ_CLS"
-    input_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair")
-    length_fields: ClassVar[tuple[str, ...]] = ("max_length",)
+    output_kind: ClassVar[OutputKind] = "sequence"
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """Columns of the text or the two texts."""
-        return (self.text,) if self.text_pair is None else (self.text, self.text_pair)
-
-    def input_problems(self, dataset: Dataset, where: str, first: int = 0) -> Iterator[str]:
-        """A line for each row whose text is missing, empty or no text."""
-        for column in self.inputs:
-            yield from text_problems(dataset, column, where, first)
-
-    def texts(self, dataset: Dataset) -> list[str]:
-        """The text, or both with a tab between them."""
-        return ["\t".join(map(str, row)) for row in zip(*(dataset[column] for column in self.inputs), strict=True)]
-
-    def lengths(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
-        """Tokens of each row before anything is cut, special ones included."""
-        ids = tokenizer(*(dataset[column][:] for column in self.inputs), verbose=False)["input_ids"]
-        return {"max_length": np.array([len(row) for row in ids])}
-
-    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """The same pad token in config and tokenizer: a decoder's classifier reads the last token that is none."""
-        model.config.pad_token_id = tokenizer.pad_token_id
-
-    def encode_inputs(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """Token ids of a text, or of two as the tokenizer's own pair; the longer one is cut first."""
-        return dataset.map(
-            lambda batch: dict(
-                tokenizer(
-                    *(batch[column] for column in self.inputs), truncation="longest_first", max_length=self.max_length
-                )
-            ),
-            batched=True,
-            remove_columns=dataset.column_names,
-            keep_in_memory=True,
+    def columns(self) -> ColumnSpec:
+        """The text or the two texts, and the label."""
+        return ColumnSpec(
+            inputs=(self.text,) if self.text_pair is None else (self.text, self.text_pair),
+            targets=(self.label,),
+            fields=("text", "text_pair", "label"),
+            input_fields=("text", "text_pair"),
+            max_lengths={"max_length": self.max_length},
         )
 
-    def blank_batch(self, rows: int, classes: int) -> dict[str, torch.Tensor]:
-        """Texts of the full length, and a class each."""
-        return {**blank_text(rows, self.max_length), "labels": torch.zeros(rows, dtype=torch.long)}
+    def validate(self, rows: Dataset, labels: Sequence[str] | None, where: str, first: int = 0) -> Iterator[str]:
+        """Yield one line per row whose text is missing, empty or not a string, then those of `check_labels`."""
+        for column in self.columns.inputs:
+            yield from find_text_problems(rows, column, where, first)
+        if labels is not None:
+            yield from self.check_labels(rows, labels, where)
+
+    def check_labels(self, rows: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
+        """Yield one line per row whose label cannot be used."""
+        raise NotImplementedError
+
+    def token_lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
+        """Count the tokens of each row before truncation, special tokens included."""
+        ids = tokenizer(*(rows[column][:] for column in self.columns.inputs), verbose=False)["input_ids"]
+        return {"max_length": np.array([len(row) for row in ids])}
+
+    def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None) -> Dataset:
+        """Return token ids of a text or a pair, the longer one truncated first, and the ids of `encode_labels`."""
+        inputs = self.columns.inputs
+        encoded = rows.map(
+            lambda batch: dict(
+                tokenizer(*(batch[column] for column in inputs), truncation="longest_first", max_length=self.max_length)
+            ),
+            batched=True,
+            remove_columns=rows.column_names,
+            keep_in_memory=True,
+        )
+        return encoded if labels is None else self.encode_labels(encoded, rows, labels)
+
+    def encode_labels(self, encoded: Dataset, rows: Dataset, labels: Sequence[str]) -> Dataset:
+        """Return the encoded rows with a column `labels`."""
+        raise NotImplementedError
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
         """Pads to the longest row of the batch."""
         return DataCollatorWithPadding(tokenizer)
 
 
-def is_text_classifier(config: Any) -> bool:
-    """Whether a model's config names a class with one head for the whole text."""
-    return (config.architectures or [""])[0].endswith("ForSequenceClassification")
+def text_classifier(
+    problem_type: ProblemType, matches: Callable[[Any], bool], config_fields: Mapping[str, str] | None = None
+) -> ModelSpec:
+    """Return the model of a text task; `matches` tells from a checkpoint's config whether its head is the task's."""
+
+    def match(config: Any, length: int) -> Mapping[str, Any] | None:
+        is_classifier = (config.architectures or [""])[0].endswith("ForSequenceClassification")
+        return {"max_length": length} if is_classifier and matches(config) else None
+
+    return ModelSpec(
+        auto_class=AutoModelForSequenceClassification, peft_task_type="SEQ_CLS", problem_type=problem_type, match=match,
+        config_fields=config_fields or {},
+    )  # fmt: skip

@@ -12,9 +12,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
 )
 
 from peftkit.errors import UserError
@@ -26,14 +24,13 @@ from peftkit.metrics.entities import (
     shown_entities,
     type_confusions,
 )
-from peftkit.tasks.default import IGNORED, PlainTask, at, blank_text, first_output, kind_of
+from peftkit.tasks.base import ColumnSpec, EncodedSplit, ModelSpec, OutputKind, TrainerSpec
+from peftkit.tasks.default import IGNORED, PlainTask, at, kind_of
 from peftkit.tasks.labels import check_label_names, label_name, unknown_label
 from peftkit.tasks.token_loss import TokenTrainer
-from peftkit.tasks.word_alignment import OUTSIDE, joined_spans, parts, placed, repaired, word_spans
+from peftkit.tasks.word_alignment import GIVEN_TEXT, OUTSIDE, joined_spans, parts, placed, repaired, word_spans
 
 NO_WORD = -1
-# The column of a text that was given whole and then split into words.
-TEXT = "text as given"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,31 +53,29 @@ class TokenClassification(PlainTask):
     stride: int = 32
     repair: bool = False
 
-    auto_model: ClassVar[Any] = AutoModelForTokenClassification
-    trainer_class: ClassVar[type[Trainer]] = TokenTrainer
-    task_type: ClassVar[str] = "TOKEN_CLS"
-    input_fields: ClassVar[tuple[str, ...]] = ("tokens",)
-    length_fields: ClassVar[tuple[str, ...]] = ("max_length",)
-    too_long: ClassVar[str] = "are read in parts"
-    column_fields: ClassVar[tuple[str, ...]] = ("tokens", "tags")
+    output_kind: ClassVar[OutputKind] = "tokens"
+    trainer: ClassVar[TrainerSpec] = TrainerSpec(trainer_class=TokenTrainer, supports_label_smoothing=True)
     main_metrics: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall")
-    label_smoothing: ClassVar[bool] = True
-
-    @classmethod
-    def of_model(cls, config: Any, length: int) -> "TokenClassification | None":
-        """For a tagger that was trained elsewhere."""
-        kind = (config.architectures or [""])[0]
-        return cls(max_length=length, stride=length // 4) if kind.endswith("ForTokenClassification") else None
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """The column of the words."""
-        return (self.tokens,)
+    def model(self) -> ModelSpec:
+        """A tagger."""
+        return ModelSpec(
+            auto_class=AutoModelForTokenClassification, peft_task_type="TOKEN_CLS", match=_match_tagger,
+            tokenizer_options=_require_prefix_space,
+        )  # fmt: skip
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns that training data must have."""
-        return (self.tokens, self.tags)
+    def columns(self) -> ColumnSpec:
+        """The words and their tags."""
+        return ColumnSpec(
+            inputs=(self.tokens,),
+            targets=(self.tags,),
+            fields=("tokens", "tags"),
+            input_fields=("tokens",),
+            max_lengths={"max_length": self.max_length},
+            has_words=True,
+        )
 
     def _names(self, dataset: Dataset) -> list[list[str] | None]:
         """The tags by name, a list a row; None where there is none."""
@@ -111,11 +106,18 @@ class TokenClassification(PlainTask):
             raise UserError(f"train, column '{self.tags}': no entity found; a tagger needs lists of B-, I- and O")
         return (OUTSIDE, *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI"))
 
-    def problems(self, dataset: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
-        """A line for each row whose words and tags do not fit, or that has a tag which BIO or train does not know."""
-        yield from self.input_problems(dataset, where)
+    def validate(self, rows: Dataset, labels: Sequence[str] | None, where: str, first: int = 0) -> Iterator[str]:
+        """Yield one line per row without words, or whose tags do not fit the words, BIO or the training split."""
+        for row, words in enumerate(rows[self.tokens], first):
+            if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+                found = "no words" if not words else f"{kind_of(words)}, not a list of words"
+                yield f"{at(where, row, self.tokens)}: {found}; correct it or remove the row"
+        if labels is not None:
+            yield from self._tag_problems(rows, labels, where)
+
+    def _tag_problems(self, rows: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
         known, fix = set(labels), "correct it or remove the row"
-        for row, (words, tags) in enumerate(zip(dataset[self.tokens], self._names(dataset), strict=True)):
+        for row, (words, tags) in enumerate(zip(rows[self.tokens], self._names(rows), strict=True)):
             place = at(where, row, self.tags)
             if tags is None:
                 yield f"{place}: no list of tags; {fix}"
@@ -135,17 +137,6 @@ class TokenClassification(PlainTask):
                     yield f"{place}, word {position}: '{tag}' after '{before}' continues nothing; {more}"
                     break
 
-    def input_problems(self, dataset: Dataset, where: str, first: int = 0) -> Iterator[str]:
-        """A line for each row without words."""
-        for row, words in enumerate(dataset[self.tokens], first):
-            if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-                found = "no words" if not words else f"{kind_of(words)}, not a list of words"
-                yield f"{at(where, row, self.tokens)}: {found}; correct it or remove the row"
-
-    def texts(self, dataset: Dataset) -> list[str]:
-        """The words with a space between them."""
-        return [" ".join(words) for words in dataset[self.tokens]]
-
     def class_names(self, labels: Sequence[str]) -> tuple[str, ...]:
         """The types of entities."""
         return tuple(dict.fromkeys(label[2:] for label in labels if label != OUTSIDE))
@@ -154,46 +145,24 @@ class TokenClassification(PlainTask):
         """Entities of each type."""
         return Counter(kind for tags in references for kind, _, _ in get_entities(list(tags)))
 
-    def lengths(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
-        """Tokens of each row before it is split, special ones included."""
+    def token_lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
+        """Count the tokens of each row before it is split, special tokens included."""
         special = tokenizer.num_special_tokens_to_add(False)
-        return {"max_length": np.array([sum(counts) + special for counts in self._word_lengths(dataset, tokenizer)])}
+        return {"max_length": np.array([sum(counts) + special for counts in self._word_lengths(rows, tokenizer)])}
 
-    def entities_cut(
-        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, references: Sequence[Any]
-    ) -> tuple[int, int] | None:
-        """How many entities no part holds whole, and how many there are."""
+    def count_cut_entities(
+        self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, targets: Sequence[Any]
+    ) -> tuple[int, int]:
+        """Count the entities that no part holds whole, and all entities."""
         budget = self.max_length - tokenizer.num_special_tokens_to_add(False)
         cut = total = 0
-        for counts, tags in zip(self._word_lengths(dataset, tokenizer), references, strict=True):
+        for counts, tags in zip(self._word_lengths(rows, tokenizer), targets, strict=True):
             held = [(first, end) for first, end, _, _ in parts(counts, budget, self.stride)]
             for _, begin, last in get_entities(list(tags)):
                 total += 1
                 whole = any(first <= begin and last < end and sum(counts[first:end]) <= budget for first, end in held)
                 cut += not whole or not all(counts[begin : last + 1])
         return cut, total
-
-    def tokenizer_options(self, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
-        """A byte-level vocabulary must see every word as one that follows a space."""
-        bytewise = "ByteLevel" in str(getattr(tokenizer.backend_tokenizer, "pre_tokenizer", ""))
-        return {"add_prefix_space": True} if bytewise else {}
-
-    def blank_batch(self, rows: int, classes: int) -> dict[str, torch.Tensor]:
-        """Parts of the full length, and a tag for each token."""
-        labels = torch.zeros(rows, self.max_length, dtype=torch.long)
-        return {**blank_text(rows, self.max_length), "labels": labels}
-
-    def model_config(self, labels: Sequence[str]) -> Mapping[str, Any]:
-        """Keywords of `from_pretrained` that give the model its head."""
-        return {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {name: index for index, name in enumerate(labels)},
-        }
-
-    def prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """The same pad token in config and tokenizer."""
-        model.config.pad_token_id = tokenizer.pad_token_id
 
     def _word_lengths(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         """Tokens of each word, a list a row."""
@@ -205,19 +174,24 @@ class TokenClassification(PlainTask):
             found.append(np.bincount(np.array(places, dtype=int), minlength=len(words)).tolist())
         return found
 
-    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Dataset:
-        """Token ids and tag ids: a word's tag on its first token in the one part that owns the word, else -100."""
+    def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None) -> Dataset:
+        """Return token ids of every part; with `labels` a word's tag id on its first token, else -100.
+
+        Column `document` is a part's row; column `words` is for each token the word that it starts and its part owns,
+        or -1.
+        """
+        encoded = self._encode_parts(rows, tokenizer)
+        if labels is None:
+            return encoded
         ids = {name: index for index, name in enumerate(labels)}
-        right = self.references(dataset, labels)
-        encoded = self.encode_inputs(dataset, tokenizer)
+        right = self.targets(rows, labels)
         tagged = [
             [IGNORED if word == NO_WORD else ids[right[document][word]] for word in words]
             for document, words in zip(encoded["document"], encoded["words"], strict=True)
         ]
         return encoded.add_column("labels", tagged)
 
-    def encode_inputs(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """Token ids of every part, its row (`document`), and of each token the word that it begins, or -1 (`words`)."""
+    def _encode_parts(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         special = tokenizer.num_special_tokens_to_add(False)
         columns: dict[str, list[Any]] = {"document": [], "words": []}
         for document, (words, counts) in enumerate(
@@ -248,26 +222,27 @@ class TokenClassification(PlainTask):
 
         return collate
 
-    def reduce(self, logits: torch.Tensor) -> torch.Tensor:
-        """The most probable tag's id of each token, of shape (parts, tokens)."""
-        return logits.argmax(-1)
+    def postprocess(self, logits: torch.Tensor, *, detail: bool = False) -> torch.Tensor:
+        """Return the most probable tag's id per token, (parts, tokens); with `detail` and its probability, (..., 2)."""
+        if not detail:
+            return logits.argmax(-1)
+        probabilities, ids = logits.float().softmax(-1).max(-1)
+        return torch.stack([ids.float(), probabilities], -1)
 
-    def decode(
-        self,
-        kept: np.ndarray,
-        encoded: Dataset,
-        dataset: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str],
-    ) -> list[Mapping[str, Any]]:
-        """`tags` of each row, and its `entities` with their first and last word; a word without a token is `O`."""
-        rows = list(dataset[self.tokens])
+    def decode(self, split: EncodedSplit, *, detail: bool = False) -> list[Mapping[str, Any]]:
+        """Return `tags` and `entities` with first and last word of each row; a word without a token is `O`.
+
+        With `detail` an entity has a `score`, the mean probability of its words' tags, and `start` and `end` in
+        characters of the given text, or of the words joined by spaces.
+        """
+        rows = list(split.rows[self.tokens])
+        ids = split.outputs[..., 0].astype(int) if detail else split.outputs
         tags = [[OUTSIDE] * len(words) for words in rows]
-        for found, document, words in zip(kept, encoded["document"], encoded["words"], strict=True):
+        for found, document, words in zip(ids, split.encoded["document"], split.encoded["words"], strict=True):
             for place, word in enumerate(words):
                 if word != NO_WORD:
-                    tags[document][word] = labels[found[place]]
-        return [
+                    tags[document][word] = split.labels[found[place]]
+        predictions: list[Mapping[str, Any]] = [
             {
                 "tags": found,
                 "entities": [
@@ -277,48 +252,26 @@ class TokenClassification(PlainTask):
             }
             for found, words in zip(tags, rows, strict=True)
         ]
+        if detail:
+            self._add_positions(predictions, split)
+        return predictions
 
-    def infer(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The most probable tag's id of each token and its probability, of shape (parts, tokens, 2)."""
-        probabilities, ids = first_output(model(**batch).logits).float().softmax(-1).max(-1)
-        return torch.stack([ids.float(), probabilities], -1)
-
-    def answer(
-        self,
-        kept: np.ndarray,
-        encoded: Dataset,
-        dataset: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: Sequence[str],
-    ) -> list[Mapping[str, Any]]:
-        """`tags` and `entities` as in `decode`; an entity's place in the text, and a `score` from 0 to 1.
-
-        `start` and `end` count characters of the text that was given, or of the words with a space between them. The
-        score is the mean probability of its words' tags.
-        """
-        sure = [[1.0] * len(words) for words in dataset[self.tokens]]
-        for part, document, words in zip(kept, encoded["document"], encoded["words"], strict=True):
+    def _add_positions(self, predictions: Sequence[Mapping[str, Any]], split: EncodedSplit) -> None:
+        scores = [[1.0] * len(words) for words in split.rows[self.tokens]]
+        for part, document, words in zip(split.outputs, split.encoded["document"], split.encoded["words"], strict=True):
             for place, word in enumerate(words):
                 if word != NO_WORD:
-                    sure[document][word] = float(part[place, 1])
-        given = dataset[TEXT] if TEXT in dataset.column_names else [None] * len(dataset)
-        answers = self.decode(kept[..., 0].astype(int), encoded, dataset, tokenizer, labels)
-        for answer, words, text, scores in zip(answers, dataset[self.tokens], given, sure, strict=True):
+                    scores[document][word] = float(part[place, 1])
+        texts = split.rows[GIVEN_TEXT] if GIVEN_TEXT in split.rows.column_names else [None] * len(split.rows)
+        for prediction, words, text, found in zip(predictions, split.rows[self.tokens], texts, scores, strict=True):
             spans = joined_spans(words) if text is None else word_spans(text)
             text = " ".join(words) if text is None else text
-            for entity in answer["entities"]:
-                entity |= placed(entity["first_word"], entity["last_word"], text, spans, scores)
-        return answers
+            for entity in prediction["entities"]:
+                entity |= placed(entity["first_word"], entity["last_word"], text, spans, found)
 
-    def row_of(self, given: Any) -> Mapping[str, Any]:
-        """The words of a text: runs of letters and digits, and each other character but spaces."""
-        if not isinstance(given, str):
-            return {self.tokens: list(given)}
-        return {self.tokens: [given[start:end] for start, end in word_spans(given)], TEXT: given}
-
-    def references(self, dataset: Dataset, labels: Sequence[str]) -> list[Any]:
-        """The right tags of each row."""
-        return [repaired(tags or []) if self.repair else tags for tags in self._names(dataset)]
+    def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
+        """Return the tags of each row."""
+        return [repaired(tags or []) if self.repair else tags for tags in self._names(rows)]
 
     def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
         """Precision, recall and F1 of whole entities, over all and per type."""
@@ -355,3 +308,14 @@ class TokenClassification(PlainTask):
 
 def _is_bio(tag: str) -> bool:
     return tag == OUTSIDE or (tag[:2] in ("B-", "I-") and len(tag) > 2)
+
+
+def _match_tagger(config: Any, length: int) -> Mapping[str, Any] | None:
+    is_tagger = (config.architectures or [""])[0].endswith("ForTokenClassification")
+    return {"max_length": length, "stride": length // 4} if is_tagger else None
+
+
+def _require_prefix_space(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
+    # A byte-level vocabulary must see every word as one that follows a space.
+    is_byte_level = "ByteLevel" in str(getattr(tokenizer.backend_tokenizer, "pre_tokenizer", ""))
+    return {"add_prefix_space": True} if is_byte_level else {}

@@ -6,6 +6,8 @@ from itertools import accumulate
 from typing import Any
 
 OUTSIDE = "O"
+# Column of a text that was split into words for prediction.
+GIVEN_TEXT = "text as given"
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:

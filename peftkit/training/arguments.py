@@ -32,7 +32,7 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
     every 10 steps. Raises UserError for what TrainingArguments refuses.
     """
     given = dict(recipe.training)
-    if given.get("label_smoothing_factor") and not recipe.task.label_smoothing:
+    if given.get("label_smoothing_factor") and not recipe.task.trainer.supports_label_smoothing:
         raise UserError(f"training.label_smoothing_factor: has no meaning for {type(recipe.task).__name__}; remove it")
     for name, needed in NEEDED_TO_SCORE.items():
         if given.get(name, needed) != needed:
@@ -71,8 +71,8 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
     join_process_group(deepspeed=given.get("deepspeed") is not None, use_cpu=use_cpu, timeout=timeout)
     check_quantized_storage(recipe, given.get("deepspeed"))
     try:
-        arguments = recipe.task.arguments_class(
-            **{**chosen, **recipe.task.arguments, **given, "output_dir": str(output_dir), "use_cpu": use_cpu}
+        arguments = recipe.task.trainer.arguments_class(
+            **{**chosen, **recipe.task.trainer.defaults, **given, "output_dir": str(output_dir), "use_cpu": use_cpu}
         )
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error

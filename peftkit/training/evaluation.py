@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from peftkit.data.splits import Splits
 from peftkit.system.logging import is_rank_zero
-from peftkit.tasks import Task
+from peftkit.tasks import EncodedSplit, Task
 from peftkit.tasks.default import first_output
 from peftkit.training.preparation import PreparedData
 
@@ -32,31 +32,26 @@ class Scoring:
     encoded: Mapping[str, Dataset]
     tokenizer: PreTrainedTokenizerBase
 
-    def _outputs(self, split: str, outputs: Any) -> np.ndarray:
+    def _split(self, name: str, outputs: Any) -> EncodedSplit:
         # With several ranks the last batch is padded with rows from the start of the split.
-        found, rows = np.asarray(first_output(outputs)), len(self.encoded[split])
-        assert len(found) >= rows, f"evaluation of {split} returned {len(found)} of {rows} rows"
-        return found[:rows]
+        found, encoded = np.asarray(first_output(outputs)), self.encoded[name]
+        assert len(found) >= len(encoded), f"evaluation of {name} returned {len(found)} of {len(encoded)} rows"
+        return EncodedSplit(
+            outputs=found[: len(encoded)], encoded=encoded, rows=self.splits.rows[name], tokenizer=self.tokenizer,
+            labels=self.splits.labels,
+        )  # fmt: skip
 
     def calibrate(self, outputs: Any) -> "Scoring":
         """Return the scoring with the task calibrated on its outputs for validation."""
-        split = "validation"
-        task = self.task.fitted(self._outputs(split, outputs), self.encoded[split], self.splits.labels)
-        return replace(self, task=task)
+        return replace(self, task=self.task.calibrate(self._split("validation", outputs)))
 
     def predictions(self, split: str, outputs: Any) -> list[Mapping[str, Any]]:
         """Return a prediction for each row of the split."""
-        return self.task.decode(
-            self._outputs(split, outputs),
-            self.encoded[split],
-            self.splits.rows[split],
-            self.tokenizer,
-            self.splits.labels,
-        )
+        return self.task.decode(self._split(split, outputs))
 
     def references(self, split: str) -> list[Any]:
         """Return the reference of each row."""
-        return self.task.references(self.splits.rows[split], self.splits.labels)
+        return self.task.targets(self.splits.rows[split], self.splits.labels)
 
     def score(self, split: str, predictions: list[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the metrics of the split; for test with their intervals."""

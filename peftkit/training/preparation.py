@@ -96,7 +96,7 @@ def load_model(recipe: Recipe, data: PreparedData) -> LoadedModel:
     writer.set_max_length(data.tokenizer, base.model, recipe.task)
     check_precision(base.model, recipe.method.quantization, data.arguments)
     base_parameters = count_parameters(base.model)["total"]
-    model = adapters.apply_method(recipe.method, base.model, base.head, recipe.task.task_type, base.unused)
+    model = adapters.apply_method(recipe.method, base.model, base.head, recipe.task.model.peft_task_type, base.unused)
     adapters.check_head(model, set(base.missing_keys))
     parameters = count_parameters(model)
     logger.info(

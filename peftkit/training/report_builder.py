@@ -73,7 +73,7 @@ def build_report(
 def longest_rows(task: Task, encoded: Dataset) -> dict[str, int]:
     """Return the number of tokens of the longest encoded row, by the field of the task that limits it."""
     table = encoded.with_format("arrow")
-    columns = zip(task.length_fields, ("input_ids", "labels"), strict=False)
+    columns = zip(task.columns.max_lengths, ("input_ids", "labels"), strict=False)
     return {
         field: pyarrow.compute.max(pyarrow.compute.list_value_length(table[column][:])).as_py()
         for field, column in columns

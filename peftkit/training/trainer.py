@@ -81,7 +81,7 @@ def build_trainer(
     keeps the TensorBoard curves up to there.
     """
     task = recipe.task
-    trainer: PortableCheckpointTrainer = _resumable(task.trainer_class)(
+    trainer: PortableCheckpointTrainer = _resumable(task.trainer.trainer_class)(
         model=cast(PreTrainedModel, model),
         args=arguments,
         data_collator=TimedCollator(task.collator(tokenizer, model), model),
@@ -91,7 +91,7 @@ def build_trainer(
         compute_loss_func=task.loss(encoded["train"], labels, arguments.label_smoothing_factor),
         compute_metrics=compute_metrics,
         # Encoder-decoder classifiers return hidden states too, which would fill the memory.
-        preprocess_logits_for_metrics=lambda logits, _: task.reduce(first_output(logits)),
+        preprocess_logits_for_metrics=lambda logits, _: task.postprocess(first_output(logits)),
         callbacks=list(callbacks),
     )
     if trainer.pop_callback(TensorBoardCallback) is not None:

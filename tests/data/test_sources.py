@@ -106,8 +106,8 @@ def test_a_cell_is_what_it_says(tmp_path):
     (tmp_path / "b.csv").write_text('text,label\n"a, b",None\nc,\n')
     rows = load_rows(DataConfig(path=str(tmp_path / "b.csv")))["train"]
     assert rows["text"][:] == ["a, b", "c"]
-    assert SequenceClassification().references(rows, ()) == ["None", None]
-    assert MultiLabelClassification().references(rows, ()) == [["None"], []]
+    assert SequenceClassification().targets(rows, ()) == ["None", None]
+    assert MultiLabelClassification().targets(rows, ()) == [["None"], []]
 
 
 def test_a_column_has_one_type_however_long_the_file(tmp_path):
@@ -115,7 +115,7 @@ def test_a_column_has_one_type_however_long_the_file(tmp_path):
     lines[20_000] = "text,"
     (tmp_path / "a.csv").write_text("text,label\n" + "\n".join(lines))
     rows = load_rows(DataConfig(path=str(tmp_path / "a.csv")))["train"]
-    problems = list(SequenceRegression().problems(rows, (), "a.csv"))
+    problems = list(SequenceRegression().validate(rows, (), "a.csv"))
     assert len(problems) == 1
     assert "a.csv, row 20000 (from 0), column 'label': '' is not a finite number" in problems[0]
 
@@ -125,7 +125,7 @@ def test_numbers_in_text_have_names(tmp_path):
     rows = load_rows(DataConfig(path=str(tmp_path / "a.csv")))["train"]
     task = MultiLabelClassification(label_names=["x", "y"])
     assert task.find_labels(rows) == ("x", "y")
-    assert task.references(rows, ("x", "y")) == [["x", "y"], ["y"]]
+    assert task.targets(rows, ("x", "y")) == [["x", "y"], ["y"]]
 
 
 def test_files_are_read_though_no_path_is_given(tmp_path):
@@ -157,7 +157,7 @@ def test_a_blank_line_is_a_row_but_not_at_the_end(tmp_path):
     (tmp_path / "a.csv").write_text("text\nhi\n\n  \nyes\n\n")
     rows = load_rows(DataConfig(path=str(tmp_path / "a.csv")))["train"]
     assert rows["text"][:] == ["hi", "", "  ", "yes"]
-    found = [problem.split(",")[1].strip() for problem in TASK.input_problems(rows, "f")]
+    found = [problem.split(",")[1].strip() for problem in TASK.validate(rows, None, "f")]
     assert found == ["row 1 (from 0)", "row 2 (from 0)"]
 
 

@@ -131,5 +131,5 @@ def test_numbers_keep_their_names_when_rows_are_held_out(tmp_path):
     task = SequenceClassification(label_names=names)
     splits = load_splits(DataConfig(path=str(path)), task)
     for found in splits.rows.values():
-        for row, name in zip(found, task.references(found, splits.labels), strict=True):
+        for row, name in zip(found, task.targets(found, splits.labels), strict=True):
             assert name == f"name {int(row['text'].split()[1]) % 12}"

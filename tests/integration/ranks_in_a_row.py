@@ -25,7 +25,7 @@ def trained(recipe, folder):
     tokenizer = load_tokenizer(recipe.model, recipe.task)
     encoded = {name: recipe.task.encode(rows, tokenizer, splits.labels) for name, rows in splits.rows.items()}
     base = load_base(recipe.model, recipe.task, tokenizer, splits.labels, recipe.method.quantization)
-    model = adapters.apply_method(recipe.method, base.model, base.head, recipe.task.task_type, base.unused)
+    model = adapters.apply_method(recipe.method, base.model, base.head, recipe.task.model.peft_task_type, base.unused)
     trainer = build_trainer(recipe, model, arguments, tokenizer, encoded, splits.labels, lambda _: {}, [])
     trainer.train()
     learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

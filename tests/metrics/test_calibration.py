@@ -6,6 +6,8 @@ from scipy.special import softmax
 
 from peftkit import SequenceClassification
 from peftkit.metrics.calibration import best_temperature, expected_calibration_error
+from peftkit.tasks import collect_settings
+from tests.tasks.encoded import encoded_split
 
 
 def test_the_error_is_the_gap_of_each_bin_by_its_rows():
@@ -43,25 +45,25 @@ def test_the_task_takes_it_from_validation_and_puts_it_into_what_it_says():
     logits = (random.normal(size=(3000, 3)) * 1.5).astype(np.float32)
     right = np.array([random.choice(3, p=row / row.sum()) for row in softmax(logits.astype(float), axis=-1)])
     labels = ("a", "b", "c")
-    task = SequenceClassification().fitted(logits * 2, {"labels": right.tolist()}, labels)
+    task = SequenceClassification().calibrate(encoded_split(logits * 2, labels, encoded={"labels": right.tolist()}))
     assert task.temperature == pytest.approx(2.0, abs=0.15)
-    assert task.settings() == {"calibration_temperature": task.temperature}
+    assert collect_settings(task) == {"calibration_temperature": task.temperature}
     references = [labels[place] for place in right]
     errors = [
-        one.score(one.decode(logits * 2, None, None, None, labels), references)["ece"]
+        one.score(one.decode(encoded_split(logits * 2, labels)), references)["ece"]
         for one in (SequenceClassification(), task)
     ]
     assert errors[1] < errors[0] / 3
     given = SequenceClassification(temperature=5.0)
-    assert given.fitted(logits, {"labels": right.tolist()}, labels).temperature == 5.0
+    assert given.calibrate(encoded_split(logits, labels, encoded={"labels": right.tolist()})).temperature == 5.0
 
 
 def test_of_many_labels_the_largest_logits_are_kept():
     import torch
 
     logits = torch.randn(5, 300)
-    kept = SequenceClassification().reduce(logits).numpy()
+    kept = SequenceClassification().postprocess(logits).numpy()
     assert kept.shape == (5, 64, 2)
     labels = tuple(f"label {place}" for place in range(300))
-    said = [row["label"] for row in SequenceClassification().decode(kept, None, None, None, labels)]
+    said = [row["label"] for row in SequenceClassification().decode(encoded_split(kept, labels))]
     assert said == [labels[place] for place in logits.argmax(-1)]

@@ -19,7 +19,7 @@ def base(checkpoints, architecture, quantization=None):
 @pytest.mark.parametrize("method", [full(), lora(), qlora()], ids=lambda m: m.name)
 def test_the_head_is_trained_and_not_quantized_whatever_it_is_called(checkpoints, architecture, method):
     loaded = base(checkpoints, architecture, method.quantization)
-    model = apply_method(method, loaded.model, loaded.head, TASK.task_type)
+    model = apply_method(method, loaded.model, loaded.head, TASK.model.peft_task_type)
     check_head(model, set(loaded.missing_keys))
     trainable = {remove_peft_prefix(name) for name, p in model.named_parameters() if p.requires_grad}
     assert set(loaded.missing_keys) <= trainable
@@ -35,7 +35,7 @@ def test_the_head_contract_fails_on_a_head_that_peft_leaves_frozen(checkpoints):
 
 def test_the_head_contract_fails_on_a_quantized_head(checkpoints):
     loaded = base(checkpoints, "bert", Quantization())
-    broken = TASK.auto_model.from_pretrained(
+    broken = TASK.model.auto_class.from_pretrained(
         checkpoints / "bert", quantization_config=Quantization().config(("another",)), num_labels=3, dtype="float32"
     )
     with pytest.raises(AuditError, match=r"yet quantized: .*classifier\.weight"):
@@ -47,14 +47,14 @@ def test_a_config_that_does_not_fit_is_one_line(checkpoints):
     with pytest.raises(
         UserError, match=r"target_modules: no module 'nothing'; use one of LayerNorm, classifier, dense"
     ):
-        apply_method(lora(target_modules=["query", "nothing"]), loaded.model, loaded.head, TASK.task_type)
+        apply_method(lora(target_modules=["query", "nothing"]), loaded.model, loaded.head, TASK.model.peft_task_type)
     with pytest.raises(UserError, match=r"method\.peft: LoraConfig does not fit BertForSeq.*: "):
-        apply_method(lora(target_modules=["dropout"]), loaded.model, loaded.head, TASK.task_type)
+        apply_method(lora(target_modules=["dropout"]), loaded.model, loaded.head, TASK.model.peft_task_type)
 
 
 def test_the_recipes_own_config_is_left_as_it_was(checkpoints):
     loaded, method = base(checkpoints, "bert"), lora()
-    apply_method(method, loaded.model, loaded.head, TASK.task_type)
+    apply_method(method, loaded.model, loaded.head, TASK.model.peft_task_type)
     assert method.peft.modules_to_save is None
     assert method.peft.task_type is None
 

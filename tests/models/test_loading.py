@@ -157,7 +157,7 @@ def test_a_length_that_holds_no_text_is_refused(checkpoints):
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta"])
 def test_labels_follow_the_head_of_the_checkpoint(checkpoints, tmp_path, caplog, task, architecture):
     order = {0: "pos", 1: "neg", 2: "neutral"}
-    model = task.auto_model.from_pretrained(
+    model = task.model.auto_class.from_pretrained(
         checkpoints / architecture, id2label=order, label2id={name: index for index, name in order.items()}
     )
     model.save_pretrained(tmp_path)

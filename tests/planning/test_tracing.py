@@ -22,6 +22,7 @@ from peftkit import (
 )
 from peftkit.models import adapters
 from peftkit.models.loading import load_base, load_tokenizer
+from peftkit.planning.dummy_batch import make_dummy_batch
 from peftkit.planning.meta_model import blank_model, held_bytes
 from peftkit.planning.planner import arguments_of
 from peftkit.planning.tracing import trace
@@ -55,10 +56,10 @@ def measured(recipe):
     """Bytes of model, optimizer's state, and peak with them, in two steps of the Trainer; and the head."""
     tokenizer = load_tokenizer(recipe.model, recipe.task)
     base = load_base(recipe.model, recipe.task, tokenizer, LABELS, recipe.method.quantization)
-    model = adapters.apply_method(recipe.method, base.model, base.head, recipe.task.task_type)
+    model = adapters.apply_method(recipe.method, base.model, base.head, recipe.task.model.peft_task_type)
     accumulated = recipe.training.get("gradient_accumulation_steps", 1)
-    batch = recipe.task.blank_batch(2 * ROWS * accumulated, len(LABELS))
-    if recipe.task.task_type == "SEQ_CLS" and batch["labels"].dim() == 2:
+    batch = make_dummy_batch(recipe.task, 2 * ROWS * accumulated, len(LABELS))
+    if recipe.task.model.peft_task_type == "SEQ_CLS" and batch["labels"].dim() == 2:
         batch["labels"] = batch["labels"].long()  # rows name their labels by number
     rows = Dataset.from_dict({name: tensor.tolist() for name, tensor in batch.items()})
     arguments = build_training_arguments(recipe, recipe.training["output_dir"])

@@ -29,7 +29,7 @@ def test_two_lines_answer_a_list_of_texts(small_recipe, tmp_path):
         model(TEXTS[0])
     with pytest.raises(UserError, match=r"row 1 \(from 0\), column 'text': empty"):
         model([TEXTS[0], " "])
-    with pytest.raises(UserError, match="2 texts given where the model reads text"):
+    with pytest.raises(UserError, match=r"expected 1 texts \(text\), got 2"):
         model([("one", "two")])
     with pytest.raises(UserError, match="a row has no 'text' \\(columns: words\\)"):
         model([{"words": "one"}])

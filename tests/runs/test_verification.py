@@ -3,7 +3,15 @@ import torch
 
 from peftkit import MultiLabelClassification, Seq2Seq, SequenceClassification, SequenceRegression
 from peftkit.errors import NotReproducedError
-from peftkit.runs.verification import Tolerance, check_difference, combine_differences, compare_outputs, find_tolerance
+from peftkit.runs.verification import (
+    Tolerance,
+    check_difference,
+    combine_differences,
+    compare_outputs,
+    compute_divergence,
+    find_equal_predictions,
+    find_tolerance,
+)
 
 MASK = {"attention_mask": torch.ones(2, 3)}
 
@@ -71,10 +79,11 @@ def test_several_labels_and_numbers_have_their_own_agreement():
     many = MultiLabelClassification(thresholds={"a": 0.5, "b": 0.9})
     one, other = torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 3.0]])
     # The second label's threshold of 0.9 is a logit of 2.2.
-    assert many.same(one, other).tolist() == [[True, False]]
+    assert find_equal_predictions(many, one, other).tolist() == [[True, False]]
     p, q = one.sigmoid(), other.sigmoid()
     expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum().item()
-    assert many.divergence(other, one).item() == pytest.approx(expected, rel=1e-5)
+    assert compute_divergence(many, other, one).item() == pytest.approx(expected, rel=1e-5)
     number = SequenceRegression()
-    assert number.same(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.005], [2.1]])).flatten().tolist() == [True, False]
-    assert number.divergence(torch.tensor([[1.0]]), torch.tensor([[1.5]])).item() == pytest.approx(0.5)
+    equal = find_equal_predictions(number, torch.tensor([[1.0], [2.0]]), torch.tensor([[1.005], [2.1]]))
+    assert equal.flatten().tolist() == [True, False]
+    assert compute_divergence(number, torch.tensor([[1.0]]), torch.tensor([[1.5]])).item() == pytest.approx(0.5)

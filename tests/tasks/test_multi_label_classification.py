@@ -15,6 +15,7 @@ from peftkit.prediction.batch import predict
 from peftkit.tasks import multi_label_classification
 from peftkit.tasks.multi_label_classification import HIGHEST, LOWEST
 from peftkit.training.run import run
+from tests.tasks.encoded import encoded_split
 
 TASK = MultiLabelClassification()
 TOPICS = {
@@ -55,7 +56,7 @@ def test_the_threshold_is_the_best_there_is():
         right = rng.random((rows, 4)) < [0.5, 0.3, 0.1, 0.0]
         kept = np.clip(0.4 * right + 0.6 * rng.random((rows, 4)), 0.01, 0.99).astype(np.float16)
         encoded = Dataset.from_dict({"labels": [np.flatnonzero(row) for row in right]})
-        fitted = TASK.fitted(kept, encoded, ("a", "b", "c", "never"))
+        fitted = TASK.calibrate(encoded_split(kept, ("a", "b", "c", "never"), encoded=encoded))
         for place, name in enumerate(("a", "b", "c", "never")):
             threshold = fitted.thresholds[name]
             assert LOWEST <= threshold <= HIGHEST
@@ -68,7 +69,7 @@ def test_the_threshold_is_the_best_there_is():
                 continue
             found = f1_score(right[:, place], kept[:, place] >= threshold, zero_division=0)
             assert found >= best - 1e-9
-        given = fitted.decode(kept, encoded, None, None, ("a", "b", "c", "never"))
+        given = fitted.decode(encoded_split(kept, ("a", "b", "c", "never")))
         assert given[0]["labels"] == [
             n for n, p in zip(("a", "b", "c", "never"), kept[0], strict=True) if p >= fitted.thresholds[n]
         ]
@@ -80,11 +81,12 @@ def test_of_many_labels_the_most_probable_are_kept_and_say_the_same(monkeypatch)
     right = rng.random((200, 6)) < 0.25
     logits = torch.from_numpy(4.0 * right - 2.0 + rng.normal(size=(200, 6)))
     encoded = Dataset.from_dict({"labels": [np.flatnonzero(row) for row in right]})
-    dense = TASK.reduce(logits).numpy()
+    dense = TASK.postprocess(logits).numpy()
     monkeypatch.setattr(multi_label_classification, "MOST_KEPT", 5)
-    few = TASK.reduce(logits).numpy()
+    few = TASK.postprocess(logits).numpy()
     assert few.shape == (200, 5, 2)
-    answers = [TASK.fitted(kept, encoded, names).decode(kept, encoded, None, None, names) for kept in (dense, few)]
+    splits = [encoded_split(kept, names, encoded=encoded) for kept in (dense, few)]
+    answers = [TASK.calibrate(split).decode(split) for split in splits]
     assert answers[0] == answers[1]
     assert sum(len(answer["labels"]) for answer in answers[0]) > 100
 
@@ -93,7 +95,8 @@ def test_a_threshold_of_the_recipe_is_kept():
     task = MultiLabelClassification(thresholds={"a": 0.9})
     encoded = Dataset.from_dict({"labels": [[0, 1], []]})
     assert MultiLabelClassification(thresholds={7: 0.9}).find_labels(Dataset.from_dict({"label": [[7]]})) == ("7",)
-    assert task.fitted(np.array([[0.6, 0.6], [0.2, 0.2]]), encoded, ("a", "b")).thresholds == {"a": 0.9, "b": 0.4}
+    split = encoded_split(np.array([[0.6, 0.6], [0.2, 0.2]]), ("a", "b"), encoded=encoded)
+    assert task.calibrate(split).thresholds == {"a": 0.9, "b": 0.4}
     with pytest.raises(UserError, match=r"task\.thresholds: no label 'z'"):
         MultiLabelClassification(thresholds={"z": 0.5}).find_labels(Dataset.from_dict({"label": [["a"]]}))
 
@@ -110,8 +113,8 @@ def test_a_threshold_of_the_recipe_is_kept():
 def test_labels_are_names_numbers_or_strings(values, task, labels, names):
     data = Dataset.from_dict({"text": ["t"] * 3, "label": values})
     assert task.find_labels(data) == labels
-    assert task.references(data, labels) == names
-    assert not list(task.problems(data, labels, "train"))
+    assert task.targets(data, labels) == names
+    assert not list(task.validate(data, labels, "train"))
 
 
 def test_a_declared_order_is_kept():
@@ -119,19 +122,19 @@ def test_a_declared_order_is_kept():
         "label", List(ClassLabel(names=["zebra", "ant", "cow"]))
     )
     assert TASK.find_labels(data) == ("zebra", "ant", "cow")
-    assert TASK.references(data, ()) == [["ant"], ["zebra"]]
+    assert TASK.targets(data, ()) == [["ant"], ["zebra"]]
 
 
 def test_rows_that_cannot_be_used_are_named():
     data = Dataset.from_dict({"text": ["a", "b"], "label": [["x"], None]})
-    assert "row 1 (from 0), column 'label': no list of labels" in next(TASK.problems(data, ("x",), "f"))
-    assert "label 'x' does not occur in train" in next(TASK.problems(data, ("y",), "f"))
+    assert "row 1 (from 0), column 'label': no list of labels" in next(TASK.validate(data, ("x",), "f"))
+    assert "label 'x' does not occur in train" in next(TASK.validate(data, ("y",), "f"))
 
 
 def test_a_row_of_zeros_and_ones_is_no_list_of_labels():
     task = MultiLabelClassification(label_names=["x", "y", "z"])
     data = Dataset.from_dict({"text": ["a"], "label": [[0, 1, 1]]})
-    assert "label 'y' stands twice; a list of names or ids is read" in next(task.problems(data, ("x", "y", "z"), "f"))
+    assert "label 'y' stands twice; a list of names or ids is read" in next(task.validate(data, ("x", "y", "z"), "f"))
 
 
 def test_a_label_that_was_not_learned_is_not_answered_everywhere():
@@ -139,7 +142,7 @@ def test_a_label_that_was_not_learned_is_not_answered_everywhere():
     encoded = Dataset.from_dict({"labels": [[0] if row % 9 == 0 else [] for row in range(90)]})
     # The rows that have the label are the least probable ones: no threshold beats answering it everywhere.
     kept = np.array([[0.45 if row % 9 == 0 else 0.5 + 0.01 * rng.random()] for row in range(90)])
-    assert TASK.fitted(kept, encoded, ("a",)).thresholds == {"a": 0.5}
+    assert TASK.calibrate(encoded_split(kept, ("a",), encoded=encoded)).thresholds == {"a": 0.5}
 
 
 def test_the_weighted_loss_is_torchs():

@@ -14,6 +14,7 @@ from peftkit.export.exporter import export
 from peftkit.models.loading import load_base, load_tokenizer
 from peftkit.prediction.batch import predict
 from peftkit.training.run import run
+from tests.tasks.encoded import encoded_split
 
 TASK = Seq2Seq(source_prefix="summarize: ", max_source_length=32, max_target_length=8)
 
@@ -29,7 +30,7 @@ def test_prefix_and_both_lengths(tokenizer):
     assert [len(row) for row in encoded["input_ids"]] == [32, 7]
     assert [len(row) for row in encoded["labels"]] == [8, 3]
     assert tokenizer.decode(encoded["input_ids"][1], skip_special_tokens=True) in ("summarize : two", "summarize: two")
-    lengths = TASK.lengths(data, tokenizer)
+    lengths = TASK.token_lengths(data, tokenizer)
     assert lengths["max_source_length"].tolist() == [66, 7]
     assert lengths["max_target_length"].tolist() == [62, 3]
 
@@ -37,20 +38,20 @@ def test_prefix_and_both_lengths(tokenizer):
 def test_ignored_places_are_freed_before_decoding(tokenizer):
     ids = tokenizer("return the mean")["input_ids"]
     kept = np.array([ids + [-100] * 3, ids[:2] + [-100] * (len(ids) + 1)])
-    found = TASK.decode(kept, None, None, tokenizer, ())
+    found = TASK.decode(encoded_split(kept, tokenizer=tokenizer))
     assert [row["text"] for row in found] == ["return the mean", "return"]
 
 
 def test_references_are_whole_and_may_be_several(tokenizer):
     data = Dataset.from_dict({"source": ["a"], "target": ["x " * 99], "targets": [["x", "y"]]})
-    assert TASK.references(data, ()) == [["x " * 99]]
+    assert TASK.targets(data, ()) == [["x " * 99]]
     several = replace(TASK, references_column="targets")
-    assert several.references(data, ()) == [["x", "y"]]
-    assert several.score([{"text": "y"}], several.references(data, ()))["exact_match"] == 1.0
+    assert several.targets(data, ()) == [["x", "y"]]
+    assert several.score([{"text": "y"}], several.targets(data, ()))["exact_match"] == 1.0
     empty = Dataset.from_dict({"source": ["a"], "target": ["x"], "targets": [[]]})
-    assert several.references(empty, ()) == [["x"]]
+    assert several.targets(empty, ()) == [["x"]]
     broken = Dataset.from_dict({"source": ["a"], "target": ["x"], "targets": ["x"]})
-    assert "not a list of texts" in next(several.problems(broken, (), "f"))
+    assert "not a list of texts" in next(several.validate(broken, (), "f"))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +125,6 @@ def test_a_misspelt_column_of_references_is_said():
 def test_a_target_longer_than_the_decoder_is_refused(checkpoints, tokenizer):
     model = load_base(ModelConfig(name_or_path=str(checkpoints / "bart")), TASK, tokenizer, ()).model
     with pytest.raises(UserError, match="max_target_length: 2000 is more than the 512 positions"):
-        replace(TASK, max_target_length=2000).prepare(model, tokenizer)
+        replace(TASK, max_target_length=2000).model.configure(model, tokenizer)
     with pytest.raises(UserError, match=r"generation\.max_new_tokens: 600 is more than the 512 positions"):
-        replace(TASK, generation={"max_new_tokens": 600}).prepare(model, tokenizer)
+        replace(TASK, generation={"max_new_tokens": 600}).model.configure(model, tokenizer)

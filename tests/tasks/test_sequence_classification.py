@@ -7,6 +7,7 @@ from peftkit import ModelConfig, SequenceClassification, full
 from peftkit.errors import UserError
 from peftkit.models.loading import load_tokenizer
 from peftkit.training.run import run
+from tests.tasks.encoded import encoded_split
 
 TASK = SequenceClassification(max_length=6)
 
@@ -31,8 +32,8 @@ def test_pairs_are_the_tokenizers_own(tokenizer):
     pair = tokenizer("one two", "three four five six seven", truncation=True, max_length=9)
     assert encoded["input_ids"] == pair["input_ids"]
     assert encoded["token_type_ids"] == pair["token_type_ids"] == [0] * 4 + [1] * 5
-    assert task.texts(data) == ["one two\tthree four five six seven"]
-    assert task.lengths(data, tokenizer)["max_length"].tolist() == [10]
+    assert task.columns.texts(data) == ["one two\tthree four five six seven"]
+    assert task.token_lengths(data, tokenizer)["max_length"].tolist() == [10]
 
 
 @pytest.mark.parametrize(
@@ -49,14 +50,14 @@ def test_pairs_are_the_tokenizers_own(tokenizer):
     ],
 )
 def test_an_unreadable_row_is_named(columns, said):
-    problems = list(TASK.problems(Dataset.from_dict(columns), ("x", "y"), "f.csv"))
+    problems = list(TASK.validate(Dataset.from_dict(columns), ("x", "y"), "f.csv"))
     assert said in problems[0]
-    assert not list(TASK.problems(Dataset.from_dict({"text": ["a"], "label": ["x"]}), ("x", "y"), "f.csv"))
+    assert not list(TASK.validate(Dataset.from_dict({"text": ["a"], "label": ["x"]}), ("x", "y"), "f.csv"))
 
 
 def test_an_unlabelled_row_of_a_hub_data_set_is_named():
     data = Dataset.from_dict({"text": ["a"], "label": [-1]}).cast_column("label", ClassLabel(names=["x", "y"]))
-    assert "no label" in next(TASK.problems(data, ("x", "y"), "test"))
+    assert "no label" in next(TASK.validate(data, ("x", "y"), "test"))
 
 
 def test_names_of_numbers_keep_their_order(tokenizer):
@@ -64,12 +65,12 @@ def test_names_of_numbers_keep_their_order(tokenizer):
     task = SequenceClassification(label_names=["zebra", "ant", "cow"])
     labels = task.find_labels(data)
     assert labels == ("zebra", "ant", "cow")
-    assert task.references(data, labels) == ["cow", "zebra", "ant"]
+    assert task.targets(data, labels) == ["cow", "zebra", "ant"]
     assert task.encode(data, tokenizer, labels)["labels"][:] == [2, 0, 1]
     assert TASK.find_labels(data) == ("0", "1", "2")
     short = SequenceClassification(label_names=["a", "b"])
     assert "row 0 (from 0), column 'label': label '2' is not among task.label_names" in next(
-        short.problems(data, short.find_labels(data), "f")
+        short.validate(data, short.find_labels(data), "f")
     )
 
 
@@ -87,7 +88,7 @@ def test_a_value_that_is_a_name_keeps_it_whatever_the_order(values, feature, nam
     data = Dataset.from_dict({"label": values}, features=Features({"label": feature}))
     task = SequenceClassification(label_names=names)
     assert task.find_labels(data) == tuple(names)
-    assert task.references(data, names) == right
+    assert task.targets(data, names) == right
 
 
 def test_values_that_are_half_names_half_numbers_are_refused():
@@ -98,7 +99,7 @@ def test_values_that_are_half_names_half_numbers_are_refused():
 def test_lists_are_no_single_labels():
     data = Dataset.from_dict({"text": ["a", "b"], "label": [["x"], ["y"]]})
     assert TASK.find_labels(data) == ()
-    assert "list, not one label; for several take MultiLabelClassification" in next(TASK.problems(data, (), "f"))
+    assert "list, not one label; for several take MultiLabelClassification" in next(TASK.validate(data, (), "f"))
 
 
 def test_answers_are_labels_and_probabilities():
@@ -106,11 +107,11 @@ def test_answers_are_labels_and_probabilities():
         def __call__(self, **batch):
             return type("Output", (), {"logits": torch.tensor([[0.0, 1.0986123], [5.0, -5.0]])})
 
-    kept = TASK.infer(Model(), {}).numpy()
-    found = TASK.answer(kept, None, None, None, ("x", "y"))
+    outputs = TASK.postprocess(Model()().logits, detail=True).numpy()
+    found = TASK.decode(encoded_split(outputs, ("x", "y")), detail=True)
     assert [row["label"] for row in found] == ["y", "x"]
     assert found[0]["probabilities"] == pytest.approx({"x": 0.25, "y": 0.75})
-    assert TASK.decode(TASK.reduce(torch.tensor([[0.0, 1.0]])).numpy(), None, None, None, ("x", "y")) == [
+    assert TASK.decode(encoded_split(TASK.postprocess(torch.tensor([[0.0, 1.0]])).numpy(), ("x", "y"))) == [
         {"label": "y", "confidence": 0.731059}
     ]
 

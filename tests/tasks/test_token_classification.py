@@ -14,6 +14,7 @@ from peftkit.models.loading import load_tokenizer
 from peftkit.prediction.batch import predict
 from peftkit.tasks.token_classification import parts, repaired
 from peftkit.training.run import run
+from tests.tasks.encoded import encoded_split
 
 TASK = TokenClassification(max_length=24, stride=8)
 WORDS = ["Angela", "Merkel", "visited", "the", "University", "of", "Oxford", "antidisestablishmentarianism", "."]
@@ -60,10 +61,10 @@ def test_a_long_document_loses_no_tag(tokenizer):
     kept = np.array(
         [[2 if tag == -100 else tag for tag in tags] + [-100] * (width - len(tags)) for tags in encoded["labels"]]
     )
-    answers = TASK.decode(kept, encoded, data, tokenizer, LABELS)
+    answers = TASK.decode(encoded_split(kept, LABELS, encoded=encoded, rows=data, tokenizer=tokenizer))
     assert [answer["tags"] for answer in answers] == [TAGS * 7, TAGS[:2]]
     assert answers[1]["entities"] == [{"type": "PER", "first_word": 0, "last_word": 1, "text": "Angela Merkel"}]
-    assert TASK.score(answers, TASK.references(data, LABELS))["f1"] == 1.0
+    assert TASK.score(answers, TASK.targets(data, LABELS))["f1"] == 1.0
     tagged = sum(tag != -100 for tags in encoded["labels"] for tag in tags)
     assert tagged == len(WORDS) * 7 + 2
 
@@ -94,7 +95,7 @@ def test_a_byte_level_tokenizer_sees_words_after_a_space(tmp_path):
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.train_from_iterator([" the array of the arrays"] * 50, trainers.BpeTrainer(special_tokens=["<pad>"]))
     PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>").save_pretrained(tmp_path)
-    assert TASK.tokenizer_options(AutoTokenizer.from_pretrained(tmp_path)) == {"add_prefix_space": True}
+    assert TASK.model.tokenizer_options(AutoTokenizer.from_pretrained(tmp_path)) == {"add_prefix_space": True}
 
 
 @pytest.mark.parametrize(
@@ -110,22 +111,22 @@ def test_a_byte_level_tokenizer_sees_words_after_a_space(tmp_path):
 )
 def test_tags_that_are_not_bio_are_named(tags, said):
     data = Dataset.from_dict({"tokens": [["a", "b"], ["c"]], "ner_tags": [tags, ["O"]]})
-    assert said in next(TASK.problems(data, LABELS, "f"))
+    assert said in next(TASK.validate(data, LABELS, "f"))
 
 
 def test_tags_can_be_repaired():
     assert repaired(["I-a", "I-a", "O", "I-b", "I-a"]) == ["B-a", "I-a", "O", "B-b", "B-a"]
     task = TokenClassification(repair=True)
     data = Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [["O", "I-PER"]]})
-    assert not list(task.problems(data, LABELS, "f"))
-    assert task.references(data, LABELS) == [["O", "B-PER"]]
+    assert not list(task.validate(data, LABELS, "f"))
+    assert task.targets(data, LABELS) == [["O", "B-PER"]]
 
 
 def test_tags_by_number_and_other_schemes(tokenizer):
     data = Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [[0, 3]]})
     task = TokenClassification(label_names=list(LABELS))
     assert task.find_labels(data) == LABELS
-    assert task.references(data, LABELS) == [["O", "B-PER"]]
+    assert task.targets(data, LABELS) == [["O", "B-PER"]]
     with pytest.raises(UserError, match=r"has numbers; name their tags in task\.label_names"):
         TASK.find_labels(data)
     hub = data.cast_column("ner_tags", List(ClassLabel(names=list(LABELS))))
@@ -135,7 +136,7 @@ def test_tags_by_number_and_other_schemes(tokenizer):
         TASK.find_labels(Dataset.from_dict({"tokens": [["a"]], "ner_tags": [["S-PER"]]}))
     for column in ([5], ["B-PER O"]):
         assert "no list of tags" in next(
-            TASK.problems(Dataset.from_dict({"tokens": [["a"]], "ner_tags": column}), LABELS, "f")
+            TASK.validate(Dataset.from_dict({"tokens": [["a"]], "ner_tags": column}), LABELS, "f")
         )
 
 
@@ -145,7 +146,7 @@ def test_tags_without_a_beginning_can_be_repaired_though_none_is_declared(tokeni
     task = TokenClassification(repair=True)
     labels = task.find_labels(data)
     assert labels == ("O", "I-PER", "B-PER")
-    assert not list(task.problems(data, labels, "f"))
+    assert not list(task.validate(data, labels, "f"))
     assert task.encode(data, tokenizer, labels)["labels"][0] == [-100, 2, 1, -100]
 
 
@@ -154,7 +155,7 @@ def test_a_declared_name_is_kept_whatever_the_order():
     data = data.cast_column("ner_tags", List(ClassLabel(names=["O", "B-PER", "I-PER"])))
     task = TokenClassification(label_names=["B-PER", "I-PER", "O"])
     assert task.find_labels(data) == ("B-PER", "I-PER", "O")
-    assert task.references(data, ()) == [["O", "B-PER", "I-PER"]]
+    assert task.targets(data, ()) == [["O", "B-PER", "I-PER"]]
 
 
 @pytest.mark.parametrize(("architecture", "method"), [("bert", full()), ("bert", qlora()), ("roberta", lora())])

@@ -132,4 +132,4 @@ def _texts(report: Report, numbers: Sequence[int], reload_data: bool) -> tuple[l
         return None, redact_home_in_text(str(error).split(": ", 2)[-1])
     if list(splits.origins["test"][1]) != list(numbers):
         return None, "the data has changed since training"
-    return recipe.task.texts(splits.test), None
+    return recipe.task.columns.texts(splits.test), None

@@ -22,6 +22,7 @@ from peftkit.runs.saved import SavedRun, load_model
 from peftkit.runs.verification import check_difference, compare_outputs
 from peftkit.runs.writer import count_weight_bytes
 from peftkit.system.logging import logger
+from peftkit.tasks import collect_settings
 
 MERGES = {
     "original": "merged onto the original weights",
@@ -107,7 +108,7 @@ class _Merge:
         if self.name == "4bit":
             return _merge_into_4bit(source, folder)
         unmerged = load_model(saved, unquantized_as=self.base)
-        unmerged.config.update(dict(saved.task.settings()))
+        unmerged.config.update(collect_settings(saved.task))
         quantization = saved.recipe.method.quantization
         if self.name == "dequantized" and quantization is not None:
             weights = make_dequantizer(quantization, self.packed, getattr(torch, self.original_dtype))
@@ -163,6 +164,6 @@ def _merge_into_4bit(source: ExportSource, folder: Path) -> dict[str, torch.Tens
         # peft warns of the same rounding.
         warnings.filterwarnings("ignore", message="Merge lora module to 4-bit linear")
         merged = merge_in_memory(model)
-    merged.config.update(dict(source.saved.task.settings()))
+    merged.config.update(collect_settings(source.saved.task))
     merged.save_pretrained(folder)
     return compute_outputs(merged, source.batch)
