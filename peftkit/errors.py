@@ -1,4 +1,4 @@
-"""The errors that are part of peftkit's contract with its user, and the exit codes they end in."""
+"""Exceptions that a user may see, and the exit codes of the commands."""
 
 import os
 import signal
@@ -9,36 +9,36 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Something the user can put right: one line saying what is wrong, where, and what to do. Exit code 2."""
+    """An error that the user can fix: one line with the place, the problem and the fix. Exit code 2."""
 
 
 class AuditError(Exception):
-    """The run did not train what it said it would train, or did not save it. Exit code 1."""
+    """The model was not trained or saved as the recipe says. Exit code 1."""
 
 
 class DivergedError(AuditError):
-    """The training loss left all bounds. Exit code 1."""
+    """The training loss diverged. Exit code 1."""
 
 
 class NotReproducedError(AuditError):
-    """What was saved is not what was trained. Exit code 1."""
+    """The saved model differs from the trained model. Exit code 1."""
 
 
 class LostRankError(Exception):
-    """Another rank is gone, or did not answer in time: what is said by a rank that is not to blame. Exit code 1."""
+    """Another rank ended or did not respond in time. Exit code 1."""
 
 
 class Terminated(KeyboardInterrupt):
-    """Ended by SIGTERM, a launcher's or a scheduler's. Exit code 143."""
+    """SIGTERM of a launcher or a scheduler. Exit code 143."""
 
 
 def install_sigterm_handler() -> None:
-    """From now on SIGTERM ends this process as an interrupt from the keyboard does: a run tidies up and reports."""
+    """Make SIGTERM end this process like Ctrl-C: a run cleans up and writes its report."""
     signal.signal(signal.SIGTERM, _end)
 
 
 def ignore_sigterm() -> None:
-    """What ends already is no longer interrupted: a launcher sends SIGTERM to all when the first of them has ended."""
+    """Ignore further SIGTERM while the process ends: a launcher sends it to all ranks when the first has ended."""
     if signal.getsignal(signal.SIGTERM) is _end:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -49,11 +49,10 @@ def _end(number: int, frame: Any) -> None:
 
 
 def run_with_exit_code(act: Callable[[], None], *, debug: bool = False) -> int:
-    """Run `act` and turn how it ended into an exit code, saying a failure in one line on standard error.
+    """Run `act` and return the exit code; print a failure as one line to standard error.
 
-    0 done; 1 failed; 2 the user can put it right; 130 interrupted; 143 ended by SIGTERM. With `debug` a traceback comes
-    first. What the user can put right every process of a host would say alike, so one says it; any other failure is
-    said by its rank.
+    0 success; 1 failed; 2 the user can fix it; 130 interrupted; 143 ended by SIGTERM. With `debug` the traceback is
+    printed first. Every rank raises the same UserError, so one rank of a host prints it; every rank prints others.
     """
     try:
         act()

@@ -1,4 +1,4 @@
-"""What the parser says to people: errors in one line with the nearest right field, and help with meanings."""
+"""Messages of the recipe parser: errors in one line with the nearest field, and help on fields."""
 
 import dataclasses
 import difflib
@@ -12,7 +12,7 @@ from peftkit.recipe.serialization import NOT_IN_A_RECIPE, get_default, to_plain
 
 
 def suggest_nearest(word: str, names: Sequence[str]) -> str:
-    """A hint at the field that was meant: first its part of the recipe, then its name within that part."""
+    """Suggest the field that was meant: first its part of the recipe, then its name within that part."""
     part, _, rest = word.partition(".")
     parts = {name.partition(".")[0] for name in names}
     close = difflib.get_close_matches(part, parts, n=1)
@@ -24,14 +24,14 @@ def suggest_nearest(word: str, names: Sequence[str]) -> str:
     ]
     if near and near[0] != word:
         return f"; did you mean '{near[0]}'?"
-    # The right part of the recipe, but of another task or method.
+    # The part of the recipe is correct, but the field belongs to another task or method.
     if close and close[0] == part:
-        return f"; what {part} is in this recipe has no such field, --help lists those that it has"
+        return f"; the {part} of this recipe has no such field; --help lists its fields"
     return f"; did you mean '{close[0]}'?" if close else "; --help lists every field"
 
 
 def shorten_parser_error(message: str, names: Sequence[str]) -> str:
-    """Jsonargparse's explanation in one line, with the nearest right field."""
+    """Shorten an error of jsonargparse to one line, with the nearest field."""
     if unknown := re.search(r"[Uu]nrecognized arguments: *(\S+)", message):
         word = unknown.group(1).lstrip("-").split("=")[0]
         return f"unknown field '{word}'{suggest_nearest(word, names)}"
@@ -48,7 +48,7 @@ def shorten_parser_error(message: str, names: Sequence[str]) -> str:
 
 
 def read_field_help(kind: type) -> dict[str, str]:
-    """What each field means: from its metadata, else from the class's docstring in the style of `transformers`."""
+    """Read the description of each field from its metadata or the docstring of the class."""
     found = {
         match.group(1): " ".join(match.group(2).split())
         for match in re.finditer(
@@ -65,7 +65,7 @@ def read_field_help(kind: type) -> dict[str, str]:
 
 
 def format_fields_help(kind: type, prefix: str, given: Mapping[str, Any]) -> str:
-    """Help on the fields of a data class whose value a recipe chooses: name, default there, meaning."""
+    """Format help on the fields of a data class: name, value in this recipe, description."""
     lines = [f"\n{prefix} is {kind.__name__}, with the fields:\n"]
     known = read_field_help(kind)
     for f in dataclasses.fields(kind):

@@ -1,4 +1,4 @@
-"""A recipe is one value: the whole of a run."""
+"""The recipe of a run: model, data, task, method and training arguments."""
 
 import unicodedata
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class ModelConfig:
         name_or_path: A hub id, a local folder, `demo`: the small BERT that the extra `demo` installs, or
             `demo-seq2seq`: the very small T5 that peftkit brings.
         revision: Branch, tag or commit on the hub.
-        dtype: What the weights are loaded as: `float32`, `bfloat16`, `float16`, or `auto`, as the checkpoint has them.
+        dtype: Dtype of the loaded weights: `float32`, `bfloat16`, `float16`, or `auto` for that of the checkpoint.
         trust_remote_code: Run code that the checkpoint brings. Only for a source that you trust. Accepted from the
             command line and from Python, not from a YAML file.
     """
@@ -67,15 +67,15 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The whole of a run.
+    """A run as one value.
 
     Args:
-        name: What its folder and its tables are called.
+        name: Name of the run folder, and of the run in tables.
         model: The pretrained model.
         data: The labelled data.
-        task: What is learned; a data class of `peftkit.tasks`.
-        method: How the weights are adapted.
-        training: Keywords of `transformers.TrainingArguments`, by their own names.
+        task: The task; a data class of `peftkit.tasks`.
+        method: The fine-tuning method.
+        training: Arguments of `transformers.TrainingArguments`.
     """
 
     name: str = "run"

@@ -1,4 +1,4 @@
-"""Values as plain data: what YAML and JSON hold, and only what differs from the defaults."""
+"""Recipes and their values as plain data for YAML and JSON."""
 
 import dataclasses
 import enum
@@ -13,12 +13,12 @@ from jsonargparse import Namespace
 from peftkit.recipe.schema import Recipe
 from peftkit.system.files import redact_home, redact_password
 
-# Set by `peft` itself or by the run, so never part of a recipe.
+# Set by `peft` or by the run, so never part of a recipe.
 NOT_IN_A_RECIPE = {"peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode"}
 
 
 def to_plain(value: Any) -> Any:
-    """Enumerations by their value, sets sorted, data classes and namespaces as mappings: what YAML and JSON hold."""
+    """Convert to plain data: enumerations to values, sets to sorted lists, data classes to mappings."""
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, Namespace):
@@ -37,14 +37,14 @@ def to_plain(value: Any) -> Any:
 
 
 def get_default(f: dataclasses.Field) -> Any:
-    """A field's default value; None for one that has none."""
+    """Return the default of a field; None for a field without one."""
     if f.default_factory is not dataclasses.MISSING:
         return f.default_factory()
     return None if f.default is dataclasses.MISSING else f.default
 
 
 def list_differences(value: Any) -> dict[str, Any]:
-    """The fields of a data class that differ from their defaults, as plain data."""
+    """Return the fields of a data class that differ from their defaults, as plain data."""
     found = {}
     for f in dataclasses.fields(value):
         plain = to_plain(getattr(value, f.name))
@@ -54,7 +54,7 @@ def list_differences(value: Any) -> dict[str, Any]:
 
 
 def to_class_dict(value: Any) -> dict[str, Any]:
-    """A data class as `class_path` and `init_args`, by the shortest path that a user would write."""
+    """Convert a data class to `class_path` and `init_args`, with the shortest public path."""
     kind = type(value)
     package = kind.__module__.split(".")[0]
     short = package == "peft" and hasattr(importlib.import_module("peft"), kind.__qualname__)
@@ -66,13 +66,13 @@ def to_class_dict(value: Any) -> dict[str, Any]:
 
 
 def to_full_class_dict(value: Any) -> dict[str, Any]:
-    """As `to_class_dict`, but with every field, so that a later default changes nothing of what was saved."""
+    """Convert as `to_class_dict`, but with every field: a later default must not change what was saved."""
     fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
     return {"class_path": to_class_dict(value)["class_path"], "init_args": fields}
 
 
 def redact_home_in_value(value: Any) -> Any:
-    """The value with the home folder of any path in it written as `~`."""
+    """Return the value with `~` for the home folder in every path."""
     if isinstance(value, str):
         return redact_home(value)
     if isinstance(value, Mapping):
@@ -81,7 +81,7 @@ def redact_home_in_value(value: Any) -> Any:
 
 
 def list_dotted_paths(plain: Mapping[str, Any], above: str = "") -> list[str]:
-    """The dotted name of every value in nested mappings."""
+    """List the dotted name of every value in nested mappings."""
     paths = []
     for name, value in plain.items():
         path = f"{above}{name}"

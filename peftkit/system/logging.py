@@ -1,4 +1,4 @@
-"""One logger, and only rank 0 speaks."""
+"""The logger of peftkit; only rank 0 logs."""
 
 import logging
 import os
@@ -9,21 +9,21 @@ logger = logging.getLogger("peftkit")
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that speaks and writes: rank 0 of the launcher, or the only process."""
+    """Whether this process logs and writes files: rank 0 of the launcher, or the only process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def set_up_logging(*, debug: bool = False) -> None:
-    """Send peftkit's messages to standard error, and keep the libraries to their warnings.
+    """Log peftkit's messages to standard error, and only warnings of the libraries.
 
-    Messages of ranks other than 0 are dropped. With `debug`, the libraries speak too.
+    Messages of ranks other than 0 are dropped. With `debug`, the libraries log too.
     """
     import datasets
     import torch
     import transformers
 
     if not torch.accelerator.is_available():
-        # DeepSpeed, which other libraries import, would warn that it found no GPU.
+        # DeepSpeed, which other libraries import, would warn that there is no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("peftkit: %(message)s"))
@@ -37,7 +37,7 @@ def set_up_logging(*, debug: bool = False) -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    # Notes between libraries on names that one has not yet taken over from the other.
+    # Deprecations between the libraries that a user can not act on.
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*is deprecated and will be removed in v6")
     warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\.\w+` is deprecated")
     warnings.filterwarnings(

@@ -1,7 +1,7 @@
-"""Did the run train what it said it would, and nothing else?
+"""Training audit: every trainable tensor had a gradient and moved, every frozen tensor is unchanged.
 
-A low loss does not tell: a head alone can lower it while every adapter weight stays where it was. So each tensor is
-fingerprinted before training, and gradients are watched until each trainable tensor has had one.
+A falling loss is no proof: a head alone can lower it while the adapter does not move. So each tensor is fingerprinted
+before training, and gradients are watched until each trainable tensor has had one.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from peftkit.distributed.process_group import gather_from_ranks
 from peftkit.errors import AuditError, DivergedError
 
 FIRST_CHECK = 3
@@ -19,40 +20,35 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 def _shard(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """The part of the parameter that this rank owns: its ZeRO-3 partition, or the whole."""
+    """Return the part of the parameter that this rank owns: its ZeRO-3 partition, or the whole."""
     return getattr(parameter, "ds_tensor", parameter).detach()
 
 
 def fingerprint(parameter: torch.nn.Parameter) -> bytes:
-    """A 128-bit BLAKE2b digest of the tensor's bytes; two tensors share it only when bit-identical."""
+    """Compute a 128-bit BLAKE2b digest of the bytes of the tensor."""
     raw = _shard(parameter).contiguous().flatten().view(torch.uint8).cpu().numpy()
     return hashlib.blake2b(raw.data, digest_size=16).digest()
 
 
 def _any_rank(names: set[str]) -> set[str]:
-    """The names that at least one rank holds."""
-    if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
-        return names
-    every: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(every, names)
-    return set().union(*every)
+    """Return the names that at least one rank has."""
+    return set().union(*gather_from_ranks(names))
 
 
-def _some(names: set[str]) -> str:
+def _list_some(names: set[str]) -> str:
     listed = sorted(names)
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
 
 
-def _kind(problems: list[str]) -> type[AuditError]:
+def _error_type(problems: list[str]) -> type[AuditError]:
     return DivergedError if any(problem.startswith(NOT_FINITE) for problem in problems) else AuditError
 
 
 class TrainingAudit:
     """Watches the parameters of one model through one training run.
 
-    Every rank makes one, after the model has been handed to DeepSpeed, and calls the same methods in the same order.
-    A run that goes on from a checkpoint at step `begun_at` is watched anew from there; `passed_before` is the step at
-    which it had passed until then.
+    Every rank creates one after DeepSpeed has wrapped the model, and calls the same methods in the same order. A run
+    resumed at step `begun_at` is watched from there; `passed_before` is the step at which the audit passed before that.
     """
 
     def __init__(self, model: torch.nn.Module, begun_at: int = 0, passed_before: int | None = None) -> None:
@@ -60,7 +56,7 @@ class TrainingAudit:
         self.passed_before = passed_before
         self.parameters = dict(model.named_parameters())
         self.trainable = {name for name, parameter in self.parameters.items() if parameter.requires_grad}
-        # DeepSpeed steps masters in float32; their 16-bit copies may round back to where they were.
+        # DeepSpeed updates float32 masters; their 16-bit copies may round back to the old value.
         self.coarse = {name for name in self.trainable if _shard(self.parameters[name]).dtype in HALVES}
         self.start = {name: fingerprint(parameter) for name, parameter in self.parameters.items()}
         self.gradients: dict[str, torch.Tensor] = {}
@@ -71,7 +67,7 @@ class TrainingAudit:
         self.passed_at: int | None = None
 
     def _see(self, name: str, gradient: torch.Tensor) -> None:
-        # Kept on the device and read only in `step`, so that a GPU need not wait for each tensor.
+        # Stays on the device and is read only in `step`, so that a GPU need not wait for each tensor.
         good = torch.isfinite(gradient).all() & (gradient != 0).any()
         self.gradients[name] = self.gradients[name] | good if name in self.gradients else good
 
@@ -79,14 +75,14 @@ class TrainingAudit:
         return _any_rank({name for name in names if fingerprint(self.parameters[name]) != self.start[name]})
 
     def _problems(self) -> list[str]:
-        """What is wrong now, a sentence each; empty when every tensor behaved."""
+        """List the problems found so far; empty when every tensor is as expected."""
         had_gradient = _any_rank({name for name, good in self.gradients.items() if bool(good)})
         moved = self._changed(self.trainable) | self.coarse
         finite = {name for name in self.trainable if bool(torch.isfinite(_shard(self.parameters[name])).all())}
         broken = _any_rank(self.trainable - finite)
         changed = self._changed(set(self.parameters) - self.trainable)
         return [
-            f"{what}: {_some(names)}"
+            f"{what}: {_list_some(names)}"
             for what, names in (
                 ("trainable but never had a finite non-zero gradient", self.trainable - had_gradient),
                 (UNMOVED, self.trainable - moved),
@@ -99,8 +95,8 @@ class TrainingAudit:
     def step(self, global_step: int) -> None:
         """Check after an optimizer step, until the audit passes once or `LAST_CHANCE` is reached.
 
-        The first steps may leave a tensor still for good reason: LoRA's A has no gradient while B is zero, warm-up
-        starts from a learning rate of 0, a float16 scaler skips steps. Raises AuditError at the last chance.
+        A tensor may rightly stay unchanged in the first steps: LoRA's A has no gradient while B is zero, warm-up starts
+        from a learning rate of 0, a float16 scaler skips steps. Raises AuditError at the last chance.
         """
         done = global_step - self.begun_at
         if self.passed_at is not None or done < FIRST_CHECK:
@@ -111,29 +107,29 @@ class TrainingAudit:
             self.detach()
         elif done >= LAST_CHANCE:
             self.detach()
-            raise _kind(problems)(f"training audit, step {global_step}: {'; '.join(problems)}")
+            raise _error_type(problems)(f"training audit, step {global_step}: {'; '.join(problems)}")
 
-    def finish(self, global_step: int, *, put_back: bool = False) -> dict[str, Any]:
+    def finish(self, global_step: int, *, restored: bool = False) -> dict[str, Any]:
         """Check at the end of training and return the finding. Raises AuditError when a tensor misbehaved.
 
-        Weights that were `put_back` to where they began, the best being those of the checkpoint, need not have moved.
-        A run of fewer than `FIRST_CHECK` steps is too short to judge trainable tensors; only the frozen ones are held
-        to their start, and the finding says so. Tensors in 16 bits that did not move are counted, not failed.
+        Weights that were `restored` to those of the first checkpoint need not have moved. A run of fewer than
+        `FIRST_CHECK` steps is inconclusive for trainable tensors; only frozen tensors are checked. Tensors in 16 bits
+        that did not move are counted, not failed.
         """
         self.detach()
         problems = self._problems()
         done = global_step - self.begun_at
         short = done < FIRST_CHECK
-        if put_back:
+        if restored:
             problems = [problem for problem in problems if not problem.startswith(UNMOVED)]
         if short:
             problems = [problem for problem in problems if problem.startswith("frozen")]
         if problems:
-            raise _kind(problems)(f"training audit, end of training (step {global_step}): {'; '.join(problems)}")
-        unjudged = short and self.passed_before is None
+            raise _error_type(problems)(f"training audit, end of training (step {global_step}): {'; '.join(problems)}")
+        is_inconclusive = short and self.passed_before is None
         resumed = {"resumed_at_step": self.begun_at} if self.begun_at else {}
         return {
-            "verdict": f"too short to judge: {done} steps of at least {FIRST_CHECK}" if unjudged else "passed",
+            "verdict": f"inconclusive: needs at least {FIRST_CHECK} steps, got {done}" if is_inconclusive else "passed",
             "passed_at_step": self.passed_at or self.passed_before,
             **resumed,
             "end_step": global_step,
@@ -143,7 +139,7 @@ class TrainingAudit:
         }
 
     def detach(self) -> None:
-        """Listen to the gradients no longer."""
+        """Remove the hooks on the gradients."""
         for hook in self.hooks:
             hook.remove()
         self.hooks = []

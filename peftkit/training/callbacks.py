@@ -1,4 +1,4 @@
-"""What listens to the Trainer while it trains."""
+"""Trainer callbacks: training audit and timing."""
 
 import math
 import time
@@ -16,34 +16,34 @@ from peftkit.training.audit import TrainingAudit
 RISEN = 10.0
 
 
-def _kept(callback: TrainerCallback, state: TrainerState) -> dict[str, Any]:
-    """What a callback had kept in the checkpoint that the run goes on from; in a new run, what it begins with."""
-    kept: Any = state.stateful_callbacks
+def _read_state(callback: TrainerCallback, state: TrainerState) -> dict[str, Any]:
+    """Return the state of a callback in the checkpoint that the run resumed from; empty for a new run."""
+    states: Any = state.stateful_callbacks
     if state.global_step == 0:
-        # Another attempt, after memory had run out, begins as the first did.
+        # Another attempt after memory ran out starts like the first.
         return {}
-    return kept.get(type(callback).__name__, {}).get("attributes", {})
+    return states.get(type(callback).__name__, {}).get("attributes", {})
 
 
 class AuditCallback(TrainerCallback, ExportableState):
-    """Starts the audit once the model is in the hands of DeepSpeed, and asks it after optimizer steps."""
+    """Starts the audit once DeepSpeed has wrapped the model, and checks after optimizer steps."""
 
     def __init__(self) -> None:
         self.audit: TrainingAudit | None = None
         self.finding: dict[str, Any] = {}
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: at which step the audit passed."""
+        """Return the state of a checkpoint: the step at which the audit passed."""
         passed = None if self.audit is None else self.audit.passed_at or self.audit.passed_before
         return {"args": {}, "attributes": {"passed_at": passed}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Fingerprint every parameter, of a resumed run as the checkpoint has it."""
+        """Fingerprint every parameter; in a resumed run as in the checkpoint."""
         if self.audit is not None:
             self.audit.detach()
-        self.audit = TrainingAudit(kwargs["model"], state.global_step, _kept(self, state).get("passed_at"))
+        self.audit = TrainingAudit(kwargs["model"], state.global_step, _read_state(self, state).get("passed_at"))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check the first few steps."""
@@ -53,16 +53,16 @@ class AuditCallback(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check the whole run; of a resumed one what came after the checkpoint."""
+        """Check the whole run; of a resumed run the part after the checkpoint."""
         assert self.audit is not None
         best = state.best_global_step if args.load_best_model_at_end else None
-        self.finding = self.audit.finish(state.global_step, put_back=best is not None and best <= self.audit.begun_at)
+        self.finding = self.audit.finish(state.global_step, restored=best is not None and best <= self.audit.begun_at)
 
 
 class ClockCallback(TrainerCallback, ExportableState):
     """Adds training seconds to each log row, reports progress and stops a diverged run.
 
-    `progress` is told at each log, on rank 0, of `step`, `max_steps` and the last value of whatever was logged. In a
+    `progress` is called at each log on rank 0, with `step`, `max_steps` and the last value of everything logged. In a
     resumed run the seconds continue from those of the checkpoint.
     """
 
@@ -70,16 +70,16 @@ class ClockCallback(TrainerCallback, ExportableState):
         self.progress = progress
         self.started = 0.0
         self.evaluated = 0.0
-        self.told: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock."""
-        kept = _kept(self, state)
-        self.evaluated = kept.get("evaluated", 0.0)
-        self.started = time.perf_counter() - kept.get("seconds", 0.0)
+        before = _read_state(self, state)
+        self.evaluated = before.get("evaluated", 0.0)
+        self.started = time.perf_counter() - before.get("seconds", 0.0)
 
     def state(self) -> dict[str, Any]:
         """Return the state of a checkpoint: seconds since training began and those of its evaluations."""
@@ -87,21 +87,21 @@ class ClockCallback(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"seconds": seconds, "evaluated": self.evaluated}}
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Complete the row of the history. Raises DivergedError for a loss that is no number."""
+        """Complete the row of the history. Raises DivergedError for a loss that is not finite."""
         self.history = state.log_history
         row = self.history[-1]
         self.evaluated += row.get("eval_runtime", 0.0)
         row["seconds"] = round(time.perf_counter() - self.started - self.evaluated, 3)
-        self.told |= {**row, "step": state.global_step, "max_steps": state.max_steps}
+        self.values |= {**row, "step": state.global_step, "max_steps": state.max_steps}
         if self.progress is not None and is_rank_zero():
-            self.progress(self.told)
+            self.progress(self.values)
         if not math.isfinite(row.get("loss", 0.0)):
             raise DivergedError(f"the training loss is {row['loss']} at step {state.global_step}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Raises DivergedError when the loss ends ten times over where it began, and over ten."""
+        """Raise DivergedError when the loss ends at more than ten times its start, and above ten."""
         losses = [row["loss"] for row in state.log_history if "loss" in row]
         if not losses:
             return

@@ -30,7 +30,7 @@ from peftkit.recipe.schema import Recipe
 from peftkit.system.files import redact_home_in_text
 from peftkit.system.logging import is_rank_zero
 from peftkit.tasks.default import first_output
-from peftkit.training.batch_size import KeepsGlobalBatch
+from peftkit.training.batch_size import ConstantGlobalBatchTrainer
 
 TENSORBOARD = "tensorboard"
 
@@ -61,7 +61,7 @@ class HomelessWriter(tensorboardX.SummaryWriter):
 
 
 def _resumable(kind: type[Trainer]) -> Any:
-    return type(f"Resumable{kind.__name__}", (KeepsGlobalBatch, PortableCheckpointTrainer, kind), {})
+    return type(f"Resumable{kind.__name__}", (ConstantGlobalBatchTrainer, PortableCheckpointTrainer, kind), {})
 
 
 def build_trainer(

@@ -197,7 +197,7 @@ def test_a_task_by_its_bare_name(tmp_path):
     (tmp_path / "r.yaml").write_text("task: {class_path: Seq2Seq, init_args: {generation: {num_beams: 4}}}\n")
     assert read_recipe(tmp_path / "r.yaml").task == Seq2Seq(generation={"num_beams": 4})
     (tmp_path / "r.yaml").write_text("task: Seq2Sec\n")
-    with pytest.raises(UserError, match="'Seq2Sec' is no task; did you mean 'Seq2Seq'"):
+    with pytest.raises(UserError, match="'Seq2Sec' is not a task; did you mean 'Seq2Seq'"):
         read_recipe(tmp_path / "r.yaml")
 
 
@@ -220,7 +220,7 @@ def test_every_task_goes_to_yaml_and_back(tmp_path, kind):
 def test_reading_a_recipe_imports_no_module_that_it_names(tmp_path, monkeypatch, plain):
     (tmp_path / "intruder.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"is not a class of peft or peftkit|is no task"):
+    with pytest.raises(UserError, match=r"is not a class of peft or peftkit|is not a task"):
         dict_to_recipe(plain)
 
 

@@ -105,7 +105,7 @@ def test_a_tensor_in_16_bits_that_rounds_back_is_counted_not_failed():
 
 def test_two_steps_are_too_few_to_judge_but_not_to_hold_the_frozen():
     model = Adapted()
-    assert train(model, TrainingAudit(model), 2)["verdict"].startswith("too short")
+    assert train(model, TrainingAudit(model), 2)["verdict"].startswith("inconclusive")
     model = Adapted()
     with pytest.raises(AuditError, match="frozen but changed"):
         train(model, TrainingAudit(model), 2, lambda step: model.base.bias.data.add_(1))
@@ -143,7 +143,7 @@ def test_a_resumed_run_is_watched_anew():
     assert (finding["verdict"], finding["passed_at_step"], finding["resumed_at_step"]) == ("passed", 23, 20)
     # Its last steps are too few to judge by, but what came before has passed.
     assert resumed(2, 20, 3)["passed_at_step"] == 3
-    assert resumed(2, 20, None)["verdict"] == "too short to judge: 2 steps of at least 3"
+    assert resumed(2, 20, None)["verdict"] == "inconclusive: needs at least 3 steps, got 2"
 
 
 def test_weights_that_were_put_back_to_the_checkpoint_are_no_failure():
@@ -152,4 +152,4 @@ def test_weights_that_were_put_back_to_the_checkpoint_are_no_failure():
 
     with pytest.raises(AuditError, match="did not move"):
         resumed(5, 20, 3, put_back)
-    assert resumed(5, 20, 3, put_back, put_back=True)["verdict"] == "passed"
+    assert resumed(5, 20, 3, put_back, restored=True)["verdict"] == "passed"
