@@ -49,7 +49,7 @@ def test_fields_not_named_keep_the_recipes_values():
         ("--method.peft.lora_alfa 3", "did you mean 'method.peft.lora_alpha'?"),
         ("--task.max_len 3", "did you mean 'task.max_length'?"),
         ("--modell.name x", "did you mean 'model.name_or_path'?"),
-        ("--task SequenceRegression --task.class_weights x", "what task is in this recipe has no such field"),
+        ("--task SequenceRegression --task.class_weights x", "the task of this recipe has no such field"),
         ("--training.learning_rate fast", "training.learning_rate: expected float, got 'fast'"),
         ("--method.peft.r four", "method.peft.r: expected int, got 'four'"),
         ("--data.max_train_samples x", "data.max_train_samples: expected int or null, got 'x'"),
