@@ -1,4 +1,4 @@
-"""Datasets: sources, splits, fingerprints and quality checks.
+"""Datasets: file formats, sources, splits, fingerprints and quality checks.
 
-Tokenization belongs to `tasks`; files for prediction are read in `prediction`.
+Each file format is read here, for training and for prediction. Tokenization belongs to `tasks`.
 """

@@ -1,4 +1,4 @@
 """Tokenizers, base models and task heads, batched inference and ONNX models.
 
-The fine-tuning method is in `recipe`; saved runs are in `runs`.
+Applying a fine-tuning method to a model belongs here; the values of a method are in `recipe`, saved runs in `runs`.
 """

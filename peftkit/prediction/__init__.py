@@ -1,4 +1,4 @@
 """Predictions with a run or an exported model, for lists, files and streams.
 
-Readers and writers of prediction files belong here; reading training data is in `data`.
+Batches of rows and the files of predictions belong here; file formats are read in `data`.
 """

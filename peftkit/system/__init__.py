@@ -1,4 +1,4 @@
-"""Files, logging and the environment: helpers that know nothing of models or tasks.
+"""Files, logging, plug-ins and the environment; nothing here knows models or tasks.
 
 Error types and exit codes are in `peftkit.errors`.
 """
