@@ -105,7 +105,7 @@ def test_wrong_words(runs, tmp_path):
     assert not (tmp_path / "both").exists()
 
 
-def test_arguments_are_checked_before_torch_is_imported(tmp_path):
+def test_arguments_are_checked_before_torch_is_imported(tmp_path, real_interpreter):
     for name in ("one", "two"):
         Report(name=name, method="lora", status="complete").write(tmp_path / name)
     (tmp_path / "taken").mkdir()

@@ -93,7 +93,7 @@ def test_an_unknown_format_names_the_known_ones(tmp_path):
         export(tmp_path, tmp_path / "out", format="onnxx")
 
 
-def test_arguments_are_checked_before_torch_is_imported(tmp_path):
+def test_arguments_are_checked_before_torch_is_imported(tmp_path, real_interpreter):
     Report(name="a", method="full", status="complete", recipe={"method": {"name": "full"}}).write(tmp_path)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
