@@ -1,6 +1,6 @@
 """Compute the outputs of a saved folder with transformers and peft alone. A script; imports no peftkit.
 
-Each line of standard input is a request, a JSON object. A child process that starts from these imports handles it. Each
+Each line of standard input is a request, a JSON object. A child process that shares the imports handles it. Each
 reply is a line of JSON on standard output: `error`, a message or null, and `peftkit`, whether it was imported.
 
 Fields of a request: `folder`, `auto_class`, `inputs` (a safetensors file of model inputs by name), `output` (the
@@ -8,6 +8,8 @@ file to write, with `logits` in float32 and, if the folder has generation settin
 `dtype`, `trust_remote_code`, and for an adapter `base`, `revision` and `quantization` (of BitsAndBytesConfig, or null).
 """
 
+import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -15,12 +17,20 @@ import sys
 import tempfile
 from typing import Any
 
-import peft
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
 SINGLE_REQUEST = "--one"
+
+
+def preload(request: dict[str, Any]) -> None:
+    """Import the libraries that a request needs, peft only for an adapter: later children share them."""
+    # The child reports what is wrong with a request.
+    with contextlib.suppress(Exception):
+        getattr(transformers, request["auto_class"])
+        if request.get("base"):
+            importlib.import_module("peft")
 
 
 def load_plain_model(request: dict[str, Any]) -> Any:
@@ -38,6 +48,8 @@ def load_plain_model(request: dict[str, Any]) -> Any:
 
 def load_adapted_model(request: dict[str, Any]) -> Any:
     """Load the base model with the folder's adapter."""
+    import peft
+
     trust = {"trust_remote_code": request["trust_remote_code"]}
     config = transformers.AutoConfig.from_pretrained(request["folder"], **trust)
     auto_class = getattr(transformers, request["auto_class"])
@@ -117,6 +129,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
+        preload(json.loads(line))
         replies.write((handle_request(line) if SINGLE_REQUEST in sys.argv else handle_in_child(line)) + "\n")
         replies.flush()
 
