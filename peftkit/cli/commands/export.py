@@ -43,9 +43,10 @@ def add_trust_remote_code(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run `peftkit export`. Raises UserError and NotReproducedError."""
     from peftkit.export.exporter import export
-    from peftkit.export.hub import check_login, push_folder
 
     if arguments.push_to_hub:
+        from peftkit.export.hub import check_login
+
         check_login(arguments.push_to_hub)
     export(
         arguments.run_folder, arguments.out, format=arguments.format, dtype=arguments.dtype, merge=arguments.merge,
@@ -53,4 +54,6 @@ def run(arguments: argparse.Namespace) -> None:
         reload_data=arguments.reload_data,
     )  # fmt: skip
     if arguments.push_to_hub:
+        from peftkit.export.hub import push_folder
+
         push_folder(arguments.out, arguments.push_to_hub, private=arguments.private)
