@@ -1,4 +1,4 @@
-"""What was measured in one run, as one JSON file."""
+"""Report of one run: configuration, environment and measurements, as one JSON file."""
 
 import dataclasses
 import json
@@ -16,41 +16,41 @@ FILE_NAME = "report.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One run.
+    """Report of one run.
 
     Attributes:
         name: the recipe's name.
         method: the method's name.
-        status: `complete`, `trial` (scored on validation only, no weights kept), `diverged`, `out_of_memory`,
-            `not_reproduced` (what was saved is not what was trained) or `failed`.
-        error: one line, when the run came to no score.
+        status: `complete`, `trial` (scored on validation only, weights deleted), `diverged`, `out_of_memory`,
+            `not_reproduced` (the saved model differs from the trained one) or `failed`.
+        error: one line, for a run without scores.
         recipe: the recipe as plain data; only differences from the defaults.
         environment: versions of packages and of Python, the hardware, the numbers of processes and hosts.
         data: fingerprint, rows per split, label names, decisions made by default, and `token_lengths`: the longest
             encoded training row in tokens, by the task's length field.
         seed: the seed of data order, new weights and dropout.
-        parameters: `trainable` and `total`, counted as weights also where they are stored in 4 bits.
-        head: modules that hold what the checkpoint did not bring.
+        parameters: `trainable` and `total`; a 4-bit weight counts as one.
+        head: modules with parameters that the checkpoint lacks.
         memory: bytes; `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`: the maximum over ranks.
         memory_per_rank: the same of each rank.
         process_before: bytes that the process of rank 0 held before the model was loaded.
         batch: `per_device_train_batch_size` and `gradient_accumulation_steps`, as used in training.
-        optimizer_bytes: bytes of the optimizer's state that each rank holds.
+        optimizer_bytes: bytes of optimizer state on each rank.
         plan: memory estimate, in reports of version 0.1.0 only (see `peftkit.planning.run_estimate`).
         times: seconds of the process: `start_up` (packages, model), `data` (reading, checking, tokens, batches),
             `train`, `evaluate`, which add up to `total`. Then `samples_per_second` and `tokens_per_second` of training
             without its evaluations.
-        tokens: what the model read in training, padding not counted.
+        tokens: number of tokens in training, without padding.
         sizes: bytes of what was `trained` (the adapter with its head, or the whole model) and of the model `merged`
-            in float32, where the method can be merged.
+            in float32, if the method can be merged.
         metrics: per split, each metric with its value and, on test, its 95 % interval.
-        audit: what the training audit found.
-        round_trip: how far the saved folder, loaded by a fresh process with plain `transformers` and `peft`, is from
-            the model in memory at the end of training: fields of `peftkit.runs.verification.Difference`.
-        resumed: the checkpoints that the run went on from, the first first: `from`, `step`, and the `processes` and
-            `zero_stage` until there. Times of training and evaluation, tokens and history are then the whole
-            run's; memory and the rest are of the last process.
-        history: what the Trainer logged, a row a logging step; `seconds` of training, without evaluation, are added.
+        audit: result of the training audit.
+        round_trip: difference between the saved folder, loaded in a new process by `transformers` and `peft`, and the
+            model in memory at the end of training: fields of `peftkit.runs.verification.Difference`.
+        resumed: checkpoints that the run was resumed from, in order: `from`, `step`, and the `processes` and
+            `zero_stage` before. Times of training and evaluation, tokens and history are then those of the whole run;
+            memory and the rest are of the last process.
+        history: the Trainer's log, one row per logging step, with `seconds` of training without evaluation.
     """
 
     name: str
@@ -79,14 +79,14 @@ class Report:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, folder: Path) -> Path:
-        """Write `report.json` into `folder` and return its path; what is not finite is written as null."""
+        """Write `report.json` into `folder` and return its path; numbers that are not finite are written as null."""
         path = folder / FILE_NAME
         write_json(path, replace_nonfinite(dataclasses.asdict(self)))
         return path
 
 
 def replace_nonfinite(value: Any) -> Any:
-    """The value with null for every number that is not finite.
+    """Replace every number that is not finite by null.
 
     JSON has no NaN, and a step that a float16 scaler skipped has no finite gradient norm.
     """
@@ -107,11 +107,11 @@ def read_report(folder: Path) -> Report:
             logger.debug("%s: ignored fields of another version: %s", path, ", ".join(sorted(unknown)))
         return Report(**{name: value for name, value in values.items() if name in known})
     except FileNotFoundError:
-        raise UserError(f"{folder}: no {FILE_NAME} here; give the folder of a finished run") from None
+        raise UserError(f"{folder}: no {FILE_NAME} here; pass the folder of a finished run") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a report of peftkit ({error})") from None
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a complete run lies here."""
+    """Whether the folder holds a complete run."""
     return (folder / FILE_NAME).exists() and read_report(folder).status == "complete"
