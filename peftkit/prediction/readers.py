@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftkit.data.formats import BadRow, DataFormat, find_format, format_names, get_format, iterate_rows
+from peftkit.data.formats import BadRow, DataFormat, find_format, get_format, iterate_rows, list_format_names
 from peftkit.errors import UserError
 
 
@@ -30,7 +30,7 @@ def stream_rows(file: Path | None, input_format: str | None = None) -> Iterator[
 
 def _choose_format(file: Path | None, input_format: str | None) -> DataFormat:
     where = "standard input" if file is None else str(file)
-    known = f"one of {', '.join(format_names())}"
+    known = f"one of {', '.join(list_format_names())}"
     if file is not None and (not file.exists() or file.is_dir()):
         raise UserError(f"{where}: no such file")
     if input_format is not None:

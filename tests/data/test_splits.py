@@ -4,7 +4,8 @@ import pytest
 from datasets import Dataset
 
 from peftkit import DataConfig, SequenceClassification
-from peftkit.data.splits import load_splits
+from peftkit.data.sources import load_rows
+from peftkit.data.splits import compute_fingerprint, load_splits
 from peftkit.errors import UserError
 
 TASK = SequenceClassification()
@@ -70,6 +71,31 @@ def test_the_fingerprint_knows_every_row_and_its_order(tmp_path):
     assert load(write(tmp_path / "b.jsonl", records)).fingerprint == first
     records[7] = {**records[7], "text": "another"}
     assert load(write(tmp_path / "c.jsonl", records)).fingerprint != first
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_rows_and_their_fingerprint_are_those_of_version_0_1(tmp_path, suffix):
+    """Over batches of rows, with text that is not ASCII, and held out by label."""
+    data = Dataset.from_dict(
+        {
+            "text": [f"t\u00e9xt {i} \u2028 {i % 17}" for i in range(2300)],
+            "label": ["b\u00e9a"[i % 3] for i in range(2300)],
+        }
+    )
+    data.to_csv(tmp_path / "a.csv", index=False)
+    data.to_json(tmp_path / "a.jsonl", force_ascii=False)
+    splits = load(tmp_path / f"a.{suffix}", max_train_samples=1500, seed=5)
+    assert splits.fingerprint == "e83a15f66cfbe768ae6bf0193a6b2adce925407f2fcaf7a8536f832a6123dc20"
+    origins = [list(splits.origins[split][1][:4]) for split in splits.rows]
+    assert origins == [[535, 1527, 171, 1276], [596, 526, 628, 1970], [294, 1958, 1540, 1257]]
+
+
+def test_numbers_lists_and_missing_values_have_the_fingerprint_of_version_0_1(tmp_path):
+    tags = [{"tokens": ["a", "b"][: n % 3], "ner_tags": [n % 2, None][: n % 3]} for n in range(1, 1200) if n % 3]
+    path = write(tmp_path / "a.jsonl", [{**row, "score": n / 7} for n, row in enumerate(tags)])
+    rows = load_rows(DataConfig(path=str(path)))["train"]
+    fingerprint = compute_fingerprint({"train": rows}, ("tokens", "ner_tags", "score"))
+    assert fingerprint == "029850d015599fe2d6afec93cef4ca59e9994f45328220ec13ff359f15e99a6a"
 
 
 def test_sizes_are_cut_by_the_seed(tmp_path):

@@ -6,7 +6,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from peftkit.data.formats import format_names
+from peftkit.data.formats import list_format_names
 from peftkit.errors import UserError
 from peftkit.prediction.readers import stream_rows
 
@@ -34,7 +34,7 @@ def test_what_is_wrong_before_any_row_is_told_at_once(tmp_path):
 
 
 def test_an_unknown_format_lists_the_known_ones(tmp_path):
-    known = ", ".join(format_names())
+    known = ", ".join(list_format_names())
     with pytest.raises(UserError, match=rf"a\.xyz: unknown file format '\.xyz'; pass --input_format, one of {known}$"):
         stream_rows(write(tmp_path / "a.xyz", "x"))
     with pytest.raises(UserError, match=rf"--input_format xml: unknown format \(expected one of {known}\)$"):

@@ -163,7 +163,7 @@ def _split_by_module(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str
     taken = {(split, label): 0 for split in SHARES for label in LIBRARIES}
     for row in rows:
         place = hash_module(row["module"])
-        split = next((s for s, edge in _edges() if place < edge), "test")
+        split = next((s for s, edge in _list_edges() if place < edge), "test")
         if taken[split, row["label"]] < ROWS_PER_LIBRARY[split]:
             taken[split, row["label"]] += 1
             splits[split].append(row)
@@ -185,7 +185,7 @@ def hash_module(module: str) -> float:
     return int(hashlib.sha256(f"{SEED} {module}".encode()).hexdigest()[:8], 16) / 16**8
 
 
-def _edges() -> list[tuple[str, float]]:
+def _list_edges() -> list[tuple[str, float]]:
     total, edges = 0.0, []
     for split, share in SHARES.items():
         total += share

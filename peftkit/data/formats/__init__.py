@@ -9,9 +9,9 @@ from peftkit.data.formats.base import (
     DataFormat,
     Row,
     find_format,
-    format_names,
     get_format,
     iterate_rows,
+    list_format_names,
     read_dataset,
     register_data_format,
 )
@@ -25,6 +25,14 @@ for _format in BUILT_IN:
     register_data_format(_format)
 
 __all__ = [
-    "BUILT_IN", "BadRow", "DataFormat", "Row", "find_format", "format_names", "get_format", "iterate_rows",
-    "read_dataset", "register_data_format",
+    "BUILT_IN",
+    "BadRow",
+    "DataFormat",
+    "Row",
+    "find_format",
+    "get_format",
+    "iterate_rows",
+    "list_format_names",
+    "read_dataset",
+    "register_data_format",
 ]  # fmt: skip

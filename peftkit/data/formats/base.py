@@ -67,7 +67,7 @@ def register_data_format(data_format: DataFormat) -> DataFormat:
     return data_format
 
 
-def format_names() -> tuple[str, ...]:
+def list_format_names() -> tuple[str, ...]:
     """Return the names of all registered formats."""
     return tuple(_FORMATS)
 
@@ -89,7 +89,7 @@ def find_format(path: str | Path) -> DataFormat | None:
     return max(matches, key=lambda match: match[0])[1] if matches else None
 
 
-def trainable_extensions() -> tuple[str, ...]:
+def list_trainable_extensions() -> tuple[str, ...]:
     """Return the extensions of all formats that training reads."""
     return tuple(extension for known in _FORMATS.values() if known.is_trainable for extension in known.extensions)
 
@@ -116,7 +116,7 @@ def read_dataset(path: Path) -> Dataset:
     """Read a file for training. Raises UserError with the file and the row that cannot be read."""
     data_format = find_format(path)
     if data_format is None or not data_format.is_trainable:
-        known = " ".join(trainable_extensions())
+        known = " ".join(list_trainable_extensions())
         raise UserError(
             f"{path}: unknown file format '{path.suffix}' (expected one of {known}); "
             "convert the file, or set data.sql to read a database"

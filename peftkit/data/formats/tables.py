@@ -69,7 +69,9 @@ def _parse_records(text: IO[str], options: dict[str, Any]) -> Iterator[Row]:
 
 
 def _name_cells(columns: list[str], cells: list[str]) -> dict[str, str]:
-    return dict(zip(columns, cells + [""] * (len(columns) - len(cells)), strict=True))
+    if len(cells) < len(columns):
+        cells = cells + [""] * (len(columns) - len(cells))
+    return dict(zip(columns, cells, strict=True))
 
 
 def _read_columns(reader: Iterator[list[str]], options: dict[str, Any]) -> list[str]:
