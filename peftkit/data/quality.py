@@ -174,8 +174,11 @@ def _measure_lengths(
             "suggested_keeps": fits,
         }
         if cut > CUT_SHARE * len(tokens):
-            share = f"{_format_share(cut, len(tokens))} {'are read in parts' if task.output_kind == 'tokens' else 'are cut'}"
-            warnings.append(f"train: {share} at task.{name} {limit}; {suggested} fits {100 * fits:.0f} % of the rows")
+            effect = "are read in parts" if task.output_kind == "tokens" else "are cut"
+            share = _format_share(cut, len(tokens))
+            warnings.append(
+                f"train: {share} {effect} at task.{name} {limit}; {suggested} fits {100 * fits:.0f} % of the rows"
+            )
     return found, warnings
 
 

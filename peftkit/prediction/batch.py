@@ -5,28 +5,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from tqdm.auto import tqdm
 
 from peftkit.errors import UserError
-from peftkit.prediction.predictor import (
-    MIXED_TYPE_ERRORS,
-    ModelFolder,
-    Predictor,
-    check_top_k,
-    load_predictor,
-    make_row,
-    read_model_folder,
-    replace_columns,
-)
-from peftkit.prediction.readers import StreamedRow, stream_rows
-from peftkit.prediction.shared_base import check_shared_base, share_base
-from peftkit.prediction.writers import check_output, open_writer
+from peftkit.prediction.readers import MIXED_TYPE_ERRORS, StreamedRow, stream_rows
+from peftkit.prediction.writers import check_output, check_top_k, open_writer
 from peftkit.system.files import redact_home
 from peftkit.system.logging import logger
-from peftkit.tasks import Task
+
+# They import torch, which is not needed to check the arguments.
+if TYPE_CHECKING:
+    from peftkit.prediction.predictor import ModelFolder, Predictor
+    from peftkit.tasks import Task
 
 # Rows that are held at a time: enough to group rows of similar length in batches.
 CHUNK = 2048
@@ -84,11 +77,15 @@ def predict(
 
 def _read_models(
     folders: Sequence[Path], columns: Mapping[str, str], trust_remote_code: bool
-) -> dict[str, ModelFolder]:
+) -> dict[str, "ModelFolder"]:
     """Read all but the weights, by the name under which a model's predictions are written; a single one has none."""
     names = [folder.resolve().name for folder in folders] if len(folders) > 1 else [""]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"two folders are named {repeated[0]}, but predictions are named by folder; rename one")
+
+    from peftkit.prediction.predictor import read_model_folder, replace_columns
+    from peftkit.prediction.shared_base import check_shared_base
+
     models = {
         name: read_model_folder(folder, trust_remote_code=trust_remote_code)
         for name, folder in zip(names, folders, strict=True)
@@ -101,13 +98,16 @@ def _read_models(
     return {name: replace(model, task=replace_columns(model.task, columns)) for name, model in models.items()}
 
 
-def _load_predictors(models: Mapping[str, ModelFolder]) -> dict[str, Predictor]:
+def _load_predictors(models: Mapping[str, "ModelFolder"]) -> dict[str, "Predictor"]:
+    from peftkit.prediction.predictor import load_predictor
+    from peftkit.prediction.shared_base import share_base
+
     if len(models) == 1:
         return {name: load_predictor(model) for name, model in models.items()}
     return share_base((name, load_predictor(model)) for name, model in models.items())
 
 
-def _split_in_chunks(rows: Iterator[StreamedRow], tasks: Sequence[Task], where: str) -> Iterator[list[StreamedRow]]:
+def _split_in_chunks(rows: Iterator[StreamedRow], tasks: Sequence["Task"], where: str) -> Iterator[list[StreamedRow]]:
     """Yield the rows in chunks. Raises UserError if there are none, or if the first row lacks a column."""
     is_first = True
     while chunk := list(islice(rows, CHUNK)):
@@ -119,7 +119,7 @@ def _split_in_chunks(rows: Iterator[StreamedRow], tasks: Sequence[Task], where: 
         raise UserError(f"{where}: has no rows")
 
 
-def _check_columns(row: StreamedRow | None, tasks: Sequence[Task], where: str) -> None:
+def _check_columns(row: StreamedRow | None, tasks: Sequence["Task"], where: str) -> None:
     """Raise UserError if the first row lacks a column: then the option is wrong, not the row."""
     for task in tasks if row is not None else ():
         for column in task.columns.inputs:
@@ -131,7 +131,7 @@ def _check_columns(row: StreamedRow | None, tasks: Sequence[Task], where: str) -
 
 
 def _predict_chunk(
-    chunk: Sequence[StreamedRow], predictors: Mapping[str, Predictor], where: str, top_k: int | None
+    chunk: Sequence[StreamedRow], predictors: Mapping[str, "Predictor"], where: str, top_k: int | None
 ) -> list[dict[str, Any]]:
     tasks = [predictor.task for predictor in predictors.values()]
     rows = {row.number: _select_inputs(row.values, tasks) for row in chunk if row.problem is None}
@@ -149,8 +149,10 @@ def _predict_chunk(
     return [found.get(row.number) or {"row": row.number, "error": errors[row.number]} for row in chunk]
 
 
-def _select_inputs(values: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
-    """Return the models' inputs of a row; a text instead of a list of words is split as in Python."""
+def _select_inputs(values: Mapping[str, Any], tasks: Sequence["Task"]) -> dict[str, Any]:
+    """Return the models' inputs of a row; a text instead of a list of words is split in words."""
+    from peftkit.prediction.predictor import make_row
+
     inputs: dict[str, Any] = {}
     for task in tasks:
         columns = task.columns
@@ -161,7 +163,7 @@ def _select_inputs(values: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str
 
 
 def _find_problems(
-    rows: Mapping[int, Mapping[str, Any]], tasks: Sequence[Task], where: str
+    rows: Mapping[int, Mapping[str, Any]], tasks: Sequence["Task"], where: str
 ) -> Iterator[tuple[int, str]]:
     """Yield the number and the problem of each invalid row; rows are checked one by one only if there is any."""
     try:

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow
 import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +15,8 @@ from peftkit.models.inference import predict_rows
 from peftkit.models.loading import ensure_padding, load_finished_model
 from peftkit.models.onnx import FILE, OnnxModel
 from peftkit.models.positions import find_position_limit
+from peftkit.prediction.readers import MIXED_TYPE_ERRORS
+from peftkit.prediction.writers import check_top_k
 from peftkit.recipe.parser import dict_to_recipe
 from peftkit.runs.manifest import RECIPE, check_labels, check_tokenizer, read_manifest
 from peftkit.runs.saved import load_model, read_label_names, read_run
@@ -24,8 +25,6 @@ from peftkit.tasks.word_alignment import GIVEN_TEXT, word_spans
 
 # The length when neither a recipe nor the tokenizer sets one.
 MOST_TOKENS = 512
-# What pyarrow raises for values without a common type.
-MIXED_TYPE_ERRORS = (pyarrow.ArrowException, OverflowError, TypeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +73,6 @@ class Predictor:
         """Predict rows that were checked before, in order."""
         predictions = predict_rows(self.model, self.task, rows, self.tokenizer, self.labels)
         return [_limit_labels(prediction, top_k) for prediction in predictions]
-
-
-def check_top_k(where: str, top_k: int | None) -> None:
-    """Raise UserError if `top_k` is less than 1; `where` names the argument."""
-    if top_k is not None and top_k < 1:
-        raise UserError(f"{where}: must be at least 1, got {top_k}")
 
 
 def _limit_labels(prediction: Mapping[str, Any], top_k: int | None) -> dict[str, Any]:

@@ -5,8 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+
 from peftkit.data.formats import BadRow, DataFormat, find_format, get_format, iterate_rows, list_format_names
 from peftkit.errors import UserError
+
+# What pyarrow raises for values without a common type.
+MIXED_TYPE_ERRORS = (pyarrow.ArrowException, OverflowError, TypeError)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,12 @@ def check_output(output: Path | None) -> None:
         raise UserError(f"--output {output}: already exists; use another name or remove it")
 
 
+def check_top_k(where: str, top_k: int | None) -> None:
+    """Raise UserError if `top_k` is less than 1; `where` names the argument."""
+    if top_k is not None and top_k < 1:
+        raise UserError(f"{where}: must be at least 1, got {top_k}")
+
+
 @contextmanager
 def open_writer(output: Path | None, *, is_ranked: bool = False) -> Iterator[Write]:
     """Open the output and return a function that writes predictions, mappings whose first key is `row`, in order.

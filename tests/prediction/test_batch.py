@@ -173,8 +173,34 @@ def test_top_k_and_parquet(folder, file, tmp_path):
         predict([folder], file, tmp_path / "zero.jsonl", top_k=0)
 
 
+def test_options_are_checked_before_torch_is_imported(real_interpreter, file, tmp_path):
+    code = f"""
+import sys
+from pathlib import Path
+from peftkit.errors import UserError
+from peftkit.prediction.batch import predict
+root = Path({str(tmp_path)!r})
+for folders, name, output, options in (
+    (["run"], {file.name!r}, "out.jsonl", dict(top_k=0)), (["run"], {file.name!r}, "out.xml", dict()),
+    (["run"], "nowhere.csv", "out.jsonl", dict()), (["a/run", "b/run"], {file.name!r}, "out.jsonl", dict()),
+):
+    try:
+        predict([root / folder for folder in folders], root / name, root / output, **options)
+    except UserError as error:
+        print(error)
+print("torch" in sys.modules, "transformers" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    top_k, ending, missing, repeated, imported = done.stdout.splitlines()
+    assert imported == "False False"
+    assert top_k == "--top_k: must be at least 1, got 0"
+    assert "must end in .jsonl" in ending
+    assert "no such file" in missing
+    assert repeated.startswith("two folders are named run")
+
+
 def test_arguments_and_the_first_rows_are_checked_before_weights_load(folder, file, tmp_path, monkeypatch):
-    monkeypatch.setattr("peftkit.prediction.batch.load_predictor", lambda _: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("peftkit.prediction.predictor.load_predictor", lambda _: pytest.fail("weights were loaded"))
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "words.jsonl").write_text('{"words": "a"}\n')
     for name, options, message in (

@@ -60,7 +60,7 @@ def test_the_base_is_held_once(small_recipe, tmp_path, method):
 
 
 def test_what_shares_no_base_is_refused_before_weights_load_naming_both(small_recipe, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("peftkit.prediction.batch.load_predictor", lambda _: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("peftkit.prediction.predictor.load_predictor", lambda _: pytest.fail("weights were loaded"))
     run(small_recipe("roberta", lora(), output_dir=str(tmp_path / "other")))
     rows = tmp_path / "in.jsonl"
     rows.write_text(json.dumps({"text": TEXTS[0]}) + "\n")
