@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -129,31 +129,34 @@ def _find_files(path: str, name: str | None) -> dict[str, list[str]]:
     return {str(split): list(of) for split, of in files.items()}
 
 
-def find_split_file(config: DataConfig, split: str) -> str | None:
-    """Return the only file of a split, as the user would name it; None if there is none or more than one."""
-    if config.data_files is not None:
-        return config.data_files.get(split)
-    if config.sql is None and Path(config.path).expanduser().is_file():
-        return config.path
-    names = _list_split_files(config, split)
-    return str(Path(config.path) / names[0]) if len(names) == 1 else None
-
-
-def describe_split_files(config: DataConfig, split: str) -> str | None:
-    """Return the number and names of the files of a split in a folder; None if there is only one file."""
-    names = _list_split_files(config, split)
-    if len(names) < 2:
-        return None
-    return f"{len(names)} files: {', '.join(names[:5])}" + (" and more" if len(names) > 5 else "")
-
-
-def _list_split_files(config: DataConfig, split: str) -> list[str]:
+def list_split_files(config: DataConfig) -> dict[str, list[str]]:
+    """List the names of the files of each split, if the data is a folder; resolving them takes some milliseconds."""
     path = Path(config.path).expanduser()
     if config.sql is not None or config.data_files is not None or not path.is_dir():
-        return []
+        return {}
     if any((path / name).exists() for name in SAVED):
-        return []
-    return [Path(file).name for file in _find_files(str(path), config.name).get(split, [])]
+        return {}
+    return {split: [Path(file).name for file in files] for split, files in _find_files(str(path), config.name).items()}
+
+
+def locate_split(config: DataConfig, split: str, files: Mapping[str, Sequence[str]]) -> str:
+    """Return the source of a split for messages: its file if it has only one, else the path and the split's name.
+
+    `files` are those of `list_split_files`.
+    """
+    if config.data_files is not None:
+        source = config.data_files.get(split)
+    elif config.path in DEMOS or (config.sql is None and Path(config.path).expanduser().is_file()):
+        source = config.path
+    else:
+        names = files.get(split, ())
+        source = str(Path(config.path) / names[0]) if len(names) == 1 else None
+    return source or f"{format_path(config)}, {split}"
+
+
+def describe_split_files(names: Sequence[str]) -> str:
+    """Return the number of the files of a split, and the names of the first ones."""
+    return f"{len(names)} files: {', '.join(names[:5])}" + (" and more" if len(names) > 5 else "")
 
 
 def _read_query(path: str, sql: str) -> Dataset:

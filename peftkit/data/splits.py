@@ -8,7 +8,14 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Value
 
-from peftkit.data.sources import DEMOS, describe_split_files, find_split_file, format_path, is_remote, load_rows
+from peftkit.data.sources import (
+    describe_split_files,
+    format_path,
+    is_remote,
+    list_split_files,
+    load_rows,
+    locate_split,
+)
 from peftkit.errors import UserError
 from peftkit.recipe.schema import DataConfig
 from peftkit.tasks import Task
@@ -89,25 +96,27 @@ def reload_splits(config: DataConfig, task: Task, fingerprint: str, *, allow_rem
 def complete_splits(config: DataConfig, task: Task, found: Mapping[str, Dataset], labels: tuple[str, ...]) -> Splits:
     """Make the missing splits and limit the sizes of all. Raises UserError for a split without rows."""
     splits = dict(found)
+    split_names = _name_splits(config)
+    files = list_split_files(config)
+    sources = {split: locate_split(config, split_names[split], files) for split in splits}
     for split, rows in splits.items():
         if not len(rows):
-            raise UserError(f"data: {locate_split(config, split)} has no rows")
-    names = {"validation": config.validation_split, "test": config.test_split}
+            raise UserError(f"data: {sources[split]} has no rows")
     decisions = [
-        f"{split} is {files}"
+        f"{split} is {describe_split_files(files[split_names[split]])}"
         for split in found
-        if (files := describe_split_files(config, _get_split_name(config, split)))
+        if len(files.get(split_names[split], ())) > 1
     ]
     decisions += [
-        f"{split} uses the training split '{name}'; its scores measure fit, not generalization"
-        for split, name in names.items()
-        if name == config.train_split
+        f"{split} uses the training split '{split_names[split]}'; its scores measure fit, not generalization"
+        for split in ("validation", "test")
+        if split_names[split] == config.train_split
     ]
     if config.validation_split == config.test_split != config.train_split:
         decisions.append(
             f"validation and test share split '{config.test_split}'; test scores are not independent of tuning"
         )
-    origins = {split: (locate_split(config, split), list(range(len(rows)))) for split, rows in splits.items()}
+    origins = {split: (sources[split], list(range(len(rows)))) for split, rows in splits.items()}
 
     def take(split: str, of: str, rows: Sequence[int]) -> None:
         source, numbers = origins[of]
@@ -156,32 +165,28 @@ def find_splits(config: DataConfig, task: Task) -> dict[str, Dataset]:
 
 def _describe_missing_column(config: DataConfig, task: Task, split: str, column: str, rows: Dataset) -> str:
     options = " or ".join(f"--task.{name}" for name in task.columns.fields if getattr(task, name) == column)
+    source = locate_split(config, _name_splits(config)[split], list_split_files(config))
     return (
-        f"data.path: {locate_split(config, split)} has no column '{column}' (columns: {', '.join(rows.column_names)}); "
+        f"data.path: {source} has no column '{column}' (columns: {', '.join(rows.column_names)}); "
         f"set the column with {options}"
     )
 
 
-def _get_split_name(config: DataConfig, split: str) -> str:
-    return {"validation": config.validation_split, "test": config.test_split}.get(split, config.train_split)
+def _name_splits(config: DataConfig) -> dict[str, str]:
+    """Return the names that the splits have in the data, by purpose."""
+    return {"train": config.train_split, "validation": config.validation_split, "test": config.test_split}
 
 
 def find_row_problems(
     config: DataConfig, task: Task, splits: Mapping[str, Dataset], labels: Sequence[str]
 ) -> list[str]:
     """Return a line for each invalid row, with its file and number."""
+    split_names, files = _name_splits(config), list_split_files(config)
     return [
         problem
         for split, rows in splits.items()
-        for problem in task.validate(rows, labels, locate_split(config, split))
+        for problem in task.validate(rows, labels, locate_split(config, split_names[split], files))
     ]
-
-
-def locate_split(config: DataConfig, split: str) -> str:
-    """Return the source of a split for messages: its file if it has only one, else the path and the split's name."""
-    name = _get_split_name(config, split)
-    is_demo = config.path in DEMOS and config.data_files is None
-    return format_path(config) if is_demo else find_split_file(config, name) or f"{format_path(config)}, {name}"
 
 
 def _hold_out(train: Dataset, task: Task, seed: int) -> tuple[list[int], list[int], str]:
