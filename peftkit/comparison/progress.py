@@ -65,7 +65,7 @@ class Progress:
         self.last_logged = time.perf_counter()
         self.seconds.append(self.last_logged - process.started)
         remaining = sum(self.seconds) / len(self.seconds) * (self.count - self.done) / self.jobs
-        metric = run.recipe.task.main_metrics[0]
+        metric = run.recipe.task.metrics.main[0]
         split = "validation" if run.is_trial else "test"
         if report.status in ("trial", "complete"):
             score = report.metrics[split][metric]

@@ -26,6 +26,7 @@ from peftkit.comparison.progress import Progress
 from peftkit.comparison.scheduler import DeviceSlot, RunSpec, allocate_slots, run_all
 from peftkit.comparison.search import Setting, apply_setting, sample_settings
 from peftkit.errors import UserError
+from peftkit.metrics.base import Metric
 from peftkit.recipe.schema import Recipe, check_name
 from peftkit.runs.report import FILE_NAME, read_report
 from peftkit.system.files import write_json
@@ -110,7 +111,7 @@ def _run_rows(folder: Path, rows: Sequence[ComparisonRow], budget: Budget, slots
         finals = []
         for seed in seeds:
             for row in rows:
-                setting = find_best_setting(folder, row, settings[row.name], row.recipe.task.main_metrics[0])
+                setting = find_best_setting(folder, row, settings[row.name], row.recipe.task.metrics.main_metrics[0])
                 # All trials of the row failed, so would its runs.
                 if setting is None:
                     progress.skip()
@@ -148,7 +149,7 @@ def _make_run(
     return RunSpec(title=f"{row.name}, {kind}{suffix}", recipe=recipe, folder=run_folder, is_trial=trial is not None)
 
 
-def find_best_setting(folder: Path, row: ComparisonRow, settings: Sequence[Setting], metric: str) -> Setting | None:
+def find_best_setting(folder: Path, row: ComparisonRow, settings: Sequence[Setting], metric: Metric) -> Setting | None:
     """Find the setting with the best validation score, of equals the first; None when all trials failed.
 
     Without trials it is the row's default setting.
@@ -158,7 +159,7 @@ def find_best_setting(folder: Path, row: ComparisonRow, settings: Sequence[Setti
     scores = []
     for number, setting in enumerate(settings, start=1):
         report = read_report(get_run_folder(folder, row.folder, trial=number))
-        score = report.metrics.get("validation", {}).get(metric)
+        score = report.metrics.get("validation", {}).get(metric.name)
         if report.status == "trial":
-            scores.append((float("-inf") if score is None else score, -number, setting))
+            scores.append((float("-inf") if score is None else metric.rank(score), -number, setting))
     return max(scores, key=lambda score: score[:2])[2] if scores else None

@@ -54,7 +54,7 @@ def check_data(
     `position_limit` is the model's maximum number of tokens; no longer length is suggested.
     """
     references = {split: task.targets(rows, splits.labels) for split, rows in splits.rows.items()}
-    classes = task.class_counts(references["train"])
+    classes = task.metrics.class_counts(references["train"])
     duplicates, warnings = _find_duplicates(splits, task)
     if classes:
         warnings += _find_conflicts(splits, task, references) + _check_balance(classes, splits.labels, task)
@@ -139,7 +139,7 @@ def _find_conflicts(splits: Splits, task: Task, references: Mapping[str, Sequenc
 
 
 def _check_balance(classes: Mapping[str, int], labels: Sequence[str], task: Task) -> list[str]:
-    names = task.class_names(labels)
+    names = task.metrics.class_names(labels)
     warnings = []
     if len(classes) > sum(classes.values()) / 2:
         warnings.append(f"train has {len(classes)} classes in {sum(classes.values())} rows; check the label column")

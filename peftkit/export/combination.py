@@ -191,8 +191,8 @@ def _score_splits(saved: SavedRun, task: Task, model: Any, splits: Splits, folde
     for split in ("validation", "test"):
         answers = task.decode(_infer_split(saved, task, model, splits, split))
         references = task.targets(splits.rows[split], saved.labels)
-        scores[split] = dict(task.score(answers, references))
-    scores["test"] |= task.intervals(answers, references)
+        scores[split] = dict(task.metrics.compute(answers, references))
+    scores["test"] |= task.metrics.intervals(answers, references)
     write_predictions(folder, splits.origins["test"][1], answers, references)
     return scores
 

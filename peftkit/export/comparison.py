@@ -84,8 +84,8 @@ class ValidationComparison:
         # Metrics of generated text need a model that generates.
         if self.rows is not None and (task.output_kind != "text" or hasattr(model, "generate")):
             answers = predict_rows(model, task, self.rows, self.saved.tokenizer, self.saved.labels)
-            every = task.score(answers, task.targets(self.rows, self.saved.labels))
-            scores = {name: every[name] for name in task.main_metrics}
+            every = task.metrics.compute(answers, task.targets(self.rows, self.saved.labels))
+            scores = {name: every[name] for name in task.metrics.main}
         found = combine_differences(
             [
                 compare_outputs(task, {"logits": compute_logits(model, batch)}, right, batch)

@@ -20,7 +20,6 @@ from peftkit.system.files import redact_home_in_text, write_text
 
 PIPELINES = {"SEQ_CLS": "text-classification", "TOKEN_CLS": "token-classification"}
 # Names of metrics on the Hub, where they differ.
-HUB_METRICS = {"f1_macro": "f1", "f1_micro": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}
 MIB = 2**20
 
 
@@ -50,13 +49,13 @@ def write_model_card(
                 dataset_type=recipe.data.path,
                 dataset_name=Path(recipe.data.path).name,
                 dataset_split=recipe.data.test_split,
-                metric_type=HUB_METRICS.get(name, name),
-                metric_name=name,
-                metric_value=round(scores[name], 6),
+                metric_type=metric.hub_name,
+                metric_name=metric.name,
+                metric_value=round(scores[metric.name], 6),
             )
-            for name in recipe.task.main_metrics
+            for metric in recipe.task.metrics.main_metrics
             # Weights rounded to few bits have other scores, which are in the body.
-            if isinstance(scores.get(name), float) and receipt["dtype"] not in ("4bit", "int8")
+            if isinstance(scores.get(metric.name), float) and receipt["dtype"] not in ("4bit", "int8")
         ],
     )
     card = ModelCard(

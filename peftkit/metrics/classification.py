@@ -9,7 +9,9 @@ import numpy as np
 from datasets import Features, Value
 from sklearn.metrics import accuracy_score, f1_score
 
+from peftkit.metrics.base import Metric, Predictions, Targets
 from peftkit.metrics.bootstrap import Statistic
+from peftkit.metrics.calibration import expected_calibration_error
 
 SCIKIT_LEARN = "Pedregosa et al., Scikit-learn: Machine Learning in Python, JMLR 12, 2011"
 
@@ -85,3 +87,22 @@ def class_scores(predictions: Sequence[Any], references: Sequence[Any]) -> dict[
         }
         for name in sorted(given | right)
     }
+
+
+def _score(predictions: Predictions, targets: Targets) -> dict[str, float]:
+    scores = classification_metrics([prediction["label"] for prediction in predictions], targets)
+    if all("confidence" in prediction for prediction in predictions):
+        right = [prediction["label"] == target for prediction, target in zip(predictions, targets, strict=True)]
+        scores["ece"] = expected_calibration_error([prediction["confidence"] for prediction in predictions], right)
+    return scores
+
+
+def _statistics(predictions: Predictions, targets: Targets) -> dict[str, Statistic]:
+    return classification_statistics([prediction["label"] for prediction in predictions], targets)
+
+
+METRICS = (
+    Metric(name="accuracy", function=_score, statistic=_statistics),
+    Metric(name="f1_macro", title="macro F1", hub_name="f1", function=_score, statistic=_statistics),
+    Metric(name="ece", title="calibration error", direction="lower", function=_score),
+)

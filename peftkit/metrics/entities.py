@@ -1,7 +1,7 @@
 """Named entities: precision, recall and F1 of whole entities, over all and per type."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import evaluate
@@ -10,6 +10,7 @@ from datasets import Features, List, Value
 from seqeval.metrics import classification_report
 from seqeval.metrics.sequence_labeling import get_entities
 
+from peftkit.metrics.base import Metric, Predictions, Targets
 from peftkit.metrics.bootstrap import Statistic
 
 
@@ -100,6 +101,17 @@ def _type(tag: str) -> str:
     return tag if tag == "O" else tag[2:]
 
 
-def shown_entities(entities: Iterable[tuple[str, str]]) -> str:
-    """Types and texts as one line."""
-    return "; ".join(f"{kind}: {text}" for kind, text in entities) or "no entities"
+def _score(predictions: Predictions, targets: Targets) -> dict[str, float]:
+    return entity_metrics([prediction["tags"] for prediction in predictions], targets)
+
+
+def _statistics(predictions: Predictions, targets: Targets) -> dict[str, Statistic]:
+    return entity_statistics([prediction["tags"] for prediction in predictions], targets)
+
+
+METRICS = (
+    Metric(name="precision", function=_score),
+    Metric(name="recall", function=_score),
+    Metric(name="f1", title="F1", function=_score, statistic=_statistics),
+    Metric(name="f1_macro", title="macro F1", hub_name="f1", function=_score),
+)

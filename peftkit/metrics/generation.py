@@ -10,6 +10,7 @@ from datasets import Features, List, Value
 from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU, CHRF
 
+from peftkit.metrics.base import Metric, Predictions, Targets
 from peftkit.metrics.bootstrap import RESAMPLES, Statistic
 
 # How BLEU, and ROUGE with it, cut text into words; by sacrebleu's names.
@@ -101,3 +102,27 @@ def bleu_interval(
     """95 % bootstrap interval of BLEU over rows: no mean over rows, so sacrebleu resamples its counts (Koehn 2004)."""
     bleu = BLEU(tokenize=tokenize).corpus_score(list(predictions), _streams(references), n_bootstrap=n_resamples)
     return [float(bleu._mean - bleu._ci), float(bleu._mean + bleu._ci)]
+
+
+@lru_cache
+def generation_metrics(tokenize: str) -> tuple[Metric, ...]:
+    """Return the metrics of generated text whose words are separated by one of sacrebleu's tokenizers."""
+
+    def score(predictions: Predictions, targets: Targets) -> dict[str, float]:
+        return text_metrics([prediction["text"] for prediction in predictions], targets, tokenize=tokenize)
+
+    def statistics(predictions: Predictions, targets: Targets) -> dict[str, Statistic]:
+        return text_statistics([prediction["text"] for prediction in predictions], targets, tokenize=tokenize)
+
+    def interval(predictions: Predictions, targets: Targets) -> list[float]:
+        return bleu_interval([prediction["text"] for prediction in predictions], targets, tokenize=tokenize)
+
+    return (
+        Metric(name="rouge1", title="ROUGE-1", function=score),
+        Metric(name="rouge2", title="ROUGE-2", function=score),
+        Metric(name="rougeL", title="ROUGE-L", function=score, statistic=statistics),
+        Metric(name="rougeLsum", title="ROUGE-Lsum", function=score),
+        Metric(name="bleu", title="BLEU", bounds=(0.0, 100.0), function=score, interval=interval),
+        Metric(name="chrf", title="chrF", bounds=(0.0, 100.0), function=score),
+        Metric(name="exact_match", function=score),
+    )

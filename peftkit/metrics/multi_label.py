@@ -9,6 +9,7 @@ from scipy.sparse import csr_matrix
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from peftkit.metrics.base import Metric, Predictions, Targets
 from peftkit.metrics.bootstrap import Statistic
 from peftkit.metrics.classification import SCIKIT_LEARN
 
@@ -77,3 +78,18 @@ def multi_label_statistics(
         return float(2 * true.sum() / both.sum()) if both.any() else 0.0
 
     return {"f1_macro": macro_f1, "f1_micro": micro_f1}
+
+
+def _score(predictions: Predictions, targets: Targets) -> dict[str, float]:
+    return multi_label_metrics([prediction["labels"] for prediction in predictions], targets)
+
+
+def _statistics(predictions: Predictions, targets: Targets) -> dict[str, Statistic]:
+    return multi_label_statistics([prediction["labels"] for prediction in predictions], targets)
+
+
+METRICS = (
+    Metric(name="f1_macro", title="macro F1", hub_name="f1", function=_score, statistic=_statistics),
+    Metric(name="f1_micro", title="micro F1", hub_name="f1", function=_score, statistic=_statistics),
+    Metric(name="exact_match", function=_score),
+)

@@ -1,5 +1,6 @@
 """A number a row: correlations and errors."""
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from datasets import Features, Value
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
+from peftkit.metrics.base import Metric, Predictions, Targets
 from peftkit.metrics.bootstrap import Statistic
 
 
@@ -50,9 +52,37 @@ def regression_metrics(predictions: Sequence[float], references: Sequence[float]
 
 
 def regression_statistics(predictions: Sequence[float], references: Sequence[float]) -> dict[str, Statistic]:
-    """`pearson` and `spearman` of drawn rows."""
+    """Return `pearson`, `spearman`, `rmse` and `mae` as functions of row numbers."""
     predicted, right = np.asarray(predictions), np.asarray(references)
     return {
         "pearson": lambda rows: _pearson(predicted[rows], right[rows]),
         "spearman": lambda rows: _spearman(predicted[rows], right[rows]),
+        "rmse": lambda rows: float(np.sqrt(np.mean((predicted[rows] - right[rows]) ** 2))),
+        "mae": lambda rows: float(np.mean(np.abs(predicted[rows] - right[rows]))),
     }
+
+
+def _score(predictions: Predictions, targets: Targets) -> dict[str, float]:
+    return regression_metrics([prediction["score"] for prediction in predictions], targets)
+
+
+def _statistics(predictions: Predictions, targets: Targets) -> dict[str, Statistic]:
+    return regression_statistics([prediction["score"] for prediction in predictions], targets)
+
+
+def _correlation(name: str, title: str, hub_name: str) -> Metric:
+    return Metric(
+        name=name, title=title, hub_name=hub_name, bounds=(-1.0, 1.0), function=_score, statistic=_statistics
+    )  # fmt: skip
+
+
+def _error(name: str, title: str) -> Metric:
+    return Metric(
+        name=name, title=title, bounds=(0.0, math.inf), direction="lower", function=_score, statistic=_statistics
+    )  # fmt: skip
+
+
+METRICS = (
+    _correlation("pearson", "Pearson's r", "pearsonr"), _correlation("spearman", "Spearman's rho", "spearmanr"),
+    _error("rmse", "RMSE"), _error("mae", "MAE"),
+)  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from peftkit.metrics.bootstrap import Statistic
+from peftkit.metrics.base import MetricSet
 
 OutputKind = Literal["sequence", "tokens", "text"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -156,8 +156,8 @@ class Task(Protocol):
         ...
 
     @property
-    def main_metrics(self) -> tuple[str, ...]:
-        """The metrics that a table shows; the first is the one a picture shows."""
+    def metrics(self) -> MetricSet:
+        """The metrics, and how predictions are judged."""
         ...
 
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
@@ -169,14 +169,6 @@ class Task(Protocol):
 
         With `labels` None only the input columns are checked. `first` is the number of the first row.
         """
-        ...
-
-    def class_names(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """What is counted as a class."""
-        ...
-
-    def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
-        """How often each class is the right answer; empty for a task without classes."""
         ...
 
     def token_lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
@@ -217,42 +209,6 @@ class Task(Protocol):
 
     def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
         """Return the reference of each row: a label's name, a list of names, a number or a list of texts."""
-        ...
-
-    def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
-        """Metrics of one split."""
-        ...
-
-    def statistics(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> Mapping[str, Statistic]:
-        """The main metrics as functions of drawn rows, the first of them at least."""
-        ...
-
-    def intervals(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
-        """95 % intervals of the main ones, as `{metric}_ci95`."""
-        ...
-
-    def class_scores(
-        self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
-    ) -> Mapping[str, Mapping[str, float]]:
-        """`precision`, `recall`, `f1` and `rows` of each class; empty for a task without classes."""
-        ...
-
-    def confusions(
-        self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
-    ) -> Mapping[tuple[str, str], int]:
-        """How often, by the class that was right and the class that was answered; empty where there is no such pair."""
-        ...
-
-    def said(self, answer: Mapping[str, Any]) -> str:
-        """An answer in a line, for people."""
-        ...
-
-    def said_right(self, reference: Any) -> str:
-        """The right answer in a line."""
-        ...
-
-    def is_right(self, answer: Mapping[str, Any], reference: Any) -> bool:
-        """Whether the answer as a whole is the right one."""
         ...
 
 

@@ -1,59 +1,63 @@
-"""What most tasks have in common: a plain Trainer, the model's own loss, nothing learned from validation."""
+"""Defaults and helpers that most tasks share."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from datasets import Dataset
 
-from peftkit.metrics.bootstrap import bootstrap_intervals
+from peftkit.errors import UserError
+from peftkit.metrics.base import Metric, MetricSet, registered_metrics
 from peftkit.tasks.base import EncodedSplit, TrainerSpec
 
 # The label of a token that neither loss nor score counts.
 IGNORED = -100
-Self = TypeVar("Self", bound="PlainTask")
+Self = TypeVar("Self", bound="DefaultTask")
 
 
-class PlainTask:
-    """The answers of a task that needs nothing beyond the usual; each is told of in the protocol `Task`."""
+@dataclass(frozen=True, kw_only=True)
+class DefaultTask:
+    """Defaults of a task: the plain Trainer, the model's own loss, no calibration.
+
+    Args:
+        main_metric: Name of the metric by which runs are tuned, compared and recommended, such as `rmse`; the task's
+            first one by default. Whether higher or lower is better is part of the metric.
+    """
+
+    main_metric: str | None = None
 
     trainer: ClassVar[TrainerSpec] = TrainerSpec()
 
-    def class_names(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """The labels."""
-        return tuple(labels)
+    def __post_init__(self) -> None:
+        # Raises UserError for an unknown main metric.
+        _ = self.metrics
+
+    @property
+    def metrics(self) -> MetricSet:
+        """The metrics of the task, see `build_metrics`."""
+        raise NotImplementedError
+
+    def build_metrics(self, metrics: tuple[Metric, ...], main: tuple[str, ...], **parts: Any) -> MetricSet:
+        """Return the metric set with registered metrics added and `main_metric` first. Raises UserError."""
+        every = (*metrics, *registered_metrics(type(self)))
+        if self.main_metric is not None:
+            names = [metric.name for metric in every]
+            if self.main_metric not in names:
+                nearest = difflib.get_close_matches(self.main_metric, names, n=1)
+                hint = f"use '{nearest[0]}'" if nearest else f"use one of {', '.join(names)}"
+                raise UserError(f"task.main_metric: unknown metric '{self.main_metric}'; {hint}")
+            main = (self.main_metric, *(name for name in main if name != self.main_metric))
+        return MetricSet(metrics=every, main=main, **parts)
 
     def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
-        """The model's own."""
+        """Return None: the model computes its loss."""
         return None
 
     def calibrate(self: Self, split: EncodedSplit) -> Self:
         """Return the task unchanged."""
         return self
-
-    def intervals(self: Any, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
-        """95 % bootstrap intervals of its statistics."""
-        return bootstrap_intervals(self.statistics(answers, references), len(references))
-
-    def class_scores(
-        self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
-    ) -> Mapping[str, Mapping[str, float]]:
-        """No classes."""
-        return {}
-
-    def confusions(
-        self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
-    ) -> Mapping[tuple[str, str], int]:
-        """None is told."""
-        return {}
-
-    def said_right(self, reference: Any) -> str:
-        """Itself."""
-        return str(reference)
-
-    def is_right(self: Any, answer: Mapping[str, Any], reference: Any) -> bool:
-        """Whether both are said alike."""
-        return self.said(answer) == self.said_right(reference)
 
 
 def find_text_problems(dataset: Dataset, column: str, where: str, first: int = 0) -> Iterator[str]:

@@ -12,9 +12,9 @@ from scipy.sparse import csc_matrix
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from peftkit.errors import UserError
-from peftkit.metrics.bootstrap import Statistic
+from peftkit.metrics.base import MetricSet
 from peftkit.metrics.classification import class_scores
-from peftkit.metrics.multi_label import multi_label_metrics, multi_label_statistics
+from peftkit.metrics.multi_label import METRICS
 from peftkit.tasks.base import EncodedSplit, ModelSpec, TrainerSpec
 from peftkit.tasks.default import at, reduced_loss
 from peftkit.tasks.labels import check_label_names, distinct_names, label_name, numbers_by_name, unknown_label
@@ -55,7 +55,17 @@ class MultiLabelClassification(TextTask):
     thresholds: dict[str, float] = field(default_factory=dict)
 
     trainer: ClassVar[TrainerSpec] = TrainerSpec(trainer_class=_Trainer)
-    main_metrics: ClassVar[tuple[str, ...]] = ("f1_macro", "f1_micro")
+
+    @property
+    def metrics(self) -> MetricSet:
+        """F1 over labels and the share of rows with exactly the right labels."""
+        return self.build_metrics(
+            METRICS,
+            main=("f1_macro", "f1_micro"),
+            is_correct=lambda prediction, target: sorted(prediction["labels"]) == sorted(target),
+            per_class=lambda predictions, targets: class_scores([one["labels"] for one in predictions], targets),
+            class_counts=lambda targets: Counter(name for names in targets for name in names),
+        )
 
     @property
     def model(self) -> ModelSpec:
@@ -99,10 +109,6 @@ class MultiLabelClassification(TextTask):
                 yield f"{place}: {unknown_label(unknown[0], self.label_names)}; {fix}"
             elif twice := [name for name, count in Counter(names).items() if count > 1]:
                 yield f"{place}: label '{twice[0]}' stands twice; a list of names or ids is read, not a row of 0 and 1"
-
-    def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
-        """Rows that have each label."""
-        return Counter(name for names in references for name in names)
 
     def encode_labels(self, encoded: Dataset, rows: Dataset, labels: Sequence[str]) -> Dataset:
         """Return the encoded rows with the sorted ids of each row's labels."""
@@ -195,28 +201,6 @@ class MultiLabelClassification(TextTask):
             None if row is None else [str(label_name(value, feature, self.label_names)) for value in row]
             for row in self._values(rows)
         ]
-
-    def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
-        """Macro and micro F1, and the share of rows that are right as a whole."""
-        return multi_label_metrics([answer["labels"] for answer in answers], references)
-
-    def statistics(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> Mapping[str, Statistic]:
-        """Both F1 of drawn rows."""
-        return multi_label_statistics([answer["labels"] for answer in answers], references)
-
-    def class_scores(
-        self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
-    ) -> Mapping[str, Mapping[str, float]]:
-        """Precision, recall, F1 and rows of each label."""
-        return class_scores([answer["labels"] for answer in answers], references)
-
-    def said(self, answer: Mapping[str, Any]) -> str:
-        """The labels."""
-        return self.said_right(answer["labels"])
-
-    def said_right(self, reference: Any) -> str:
-        """The labels."""
-        return ", ".join(sorted(reference)) or "none"
 
 
 def _split_probabilities(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from peftkit.errors import UserError
-from peftkit.metrics.bootstrap import Statistic
-from peftkit.metrics.generation import TOKENIZERS, bleu_interval, text_metrics, text_statistics
+from peftkit.metrics.base import MetricSet
+from peftkit.metrics.generation import TOKENIZERS, generation_metrics
 from peftkit.tasks.base import ColumnSpec, EncodedSplit, ModelSpec, OutputKind, TrainerSpec, set_pad_token
-from peftkit.tasks.default import IGNORED, PlainTask, at, find_text_problems
+from peftkit.tasks.default import IGNORED, DefaultTask, at, find_text_problems
 from peftkit.tasks.token_loss import Seq2SeqTokenTrainer
 
 # Keywords of generation that the library does not check before it generates.
@@ -34,7 +34,7 @@ ONE_TEXT_A_ROW = {"num_return_sequences": 1, "return_dict_in_generate": False}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seq2Seq(PlainTask):
+class Seq2Seq(DefaultTask):
     """A target text for a source text, by an encoder-decoder; scored on what it generates.
 
     Args:
@@ -66,11 +66,11 @@ class Seq2Seq(PlainTask):
         defaults={"predict_with_generate": True},
         supports_label_smoothing=True,
     )
-    main_metrics: ClassVar[tuple[str, ...]] = ("rougeL", "bleu")
 
     def __post_init__(self) -> None:
         if self.tokenize not in TOKENIZERS:
             raise UserError(f"task.tokenize: '{self.tokenize}' is none of {', '.join(TOKENIZERS)}")
+        super().__post_init__()
         known = set(GenerationConfig().to_dict())
         for name in self.generation:
             if name not in known:
@@ -92,6 +92,15 @@ class Seq2Seq(PlainTask):
         # Both limits at once would make the library guess which one is meant.
         limit = {} if "max_length" in self.generation else {"max_new_tokens": self.max_target_length}
         return {**limit, **self.generation}
+
+    @property
+    def metrics(self) -> MetricSet:
+        """ROUGE, BLEU, chrF and exact match with any of the references."""
+        return self.build_metrics(
+            generation_metrics(self.tokenize),
+            main=("rougeL", "bleu"),
+            is_correct=lambda prediction, target: prediction["text"].strip() in {text.strip() for text in target},
+        )
 
     @property
     def model(self) -> ModelSpec:
@@ -127,10 +136,6 @@ class Seq2Seq(PlainTask):
             for row, right in enumerate(rows[self.references_column]):
                 if right is not None and not (isinstance(right, list) and all(isinstance(one, str) for one in right)):
                     yield f"{at(where, row, self.references_column)}: not a list of texts; correct it or remove the row"
-
-    def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
-        """A text has no classes."""
-        return {}
 
     def token_lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
         """Count the tokens of each source, prefix included, and of each target before truncation."""
@@ -196,32 +201,6 @@ class Seq2Seq(PlainTask):
             return [[target] for target in rows[self.target]]
         several = zip(rows[self.references_column], rows[self.target], strict=True)
         return [list(right) if right else [target] for right, target in several]
-
-    def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
-        """ROUGE, BLEU, chrF and exact match."""
-        return text_metrics([answer["text"] for answer in answers], references, tokenize=self.tokenize)
-
-    def statistics(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> Mapping[str, Statistic]:
-        """ROUGE-L of drawn rows."""
-        return text_statistics([answer["text"] for answer in answers], references, tokenize=self.tokenize)
-
-    def intervals(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, list[float]]:
-        """95 % bootstrap intervals of ROUGE-L and BLEU over rows."""
-        texts = [answer["text"] for answer in answers]
-        bleu = bleu_interval(texts, references, tokenize=self.tokenize)
-        return {**super().intervals(answers, references), "bleu_ci95": bleu}
-
-    def said(self, answer: Mapping[str, Any]) -> str:
-        """The text."""
-        return answer["text"]
-
-    def said_right(self, reference: Any) -> str:
-        """The right texts."""
-        return " | ".join(reference)
-
-    def is_right(self, answer: Mapping[str, Any], reference: Any) -> bool:
-        """Whether it is one of the right texts."""
-        return answer["text"].strip() in {text.strip() for text in reference}
 
 
 def _validated(settings: GenerationConfig) -> None:

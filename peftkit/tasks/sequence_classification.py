@@ -11,9 +11,9 @@ from datasets import ClassLabel, Dataset
 from scipy.special import softmax
 
 from peftkit.errors import UserError
-from peftkit.metrics.bootstrap import Statistic
-from peftkit.metrics.calibration import best_temperature, expected_calibration_error
-from peftkit.metrics.classification import class_scores, classification_metrics, classification_statistics
+from peftkit.metrics.base import MetricSet
+from peftkit.metrics.calibration import best_temperature
+from peftkit.metrics.classification import METRICS, class_scores
 from peftkit.tasks.base import ColumnSpec, EncodedSplit, ModelSpec, TrainerSpec
 from peftkit.tasks.default import at, reduced_loss
 from peftkit.tasks.labels import (
@@ -48,10 +48,10 @@ class SequenceClassification(TextTask):
     temperature: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.temperature is not None and not self.temperature > 0:
             raise UserError(f"task.temperature: {self.temperature} is not above 0")
 
-    main_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro")
     trainer: ClassVar[TrainerSpec] = TrainerSpec(supports_label_smoothing=True)
 
     @property
@@ -61,6 +61,20 @@ class SequenceClassification(TextTask):
             "single_label_classification",
             lambda config: config.num_labels > 1 and config.problem_type in (None, "single_label_classification"),
             {"temperature": "calibration_temperature"},
+        )
+
+    @property
+    def metrics(self) -> MetricSet:
+        """Accuracy, macro F1 and calibration error, per class and as a confusion matrix."""
+        return self.build_metrics(
+            METRICS,
+            main=("accuracy", "f1_macro"),
+            is_correct=lambda prediction, target: prediction["label"] == target,
+            per_class=lambda predictions, targets: class_scores([one["label"] for one in predictions], targets),
+            confusion=lambda predictions, targets: Counter(
+                zip(targets, (one["label"] for one in predictions), strict=True)
+            ),
+            class_counts=Counter,
         )
 
     @property
@@ -95,10 +109,6 @@ class SequenceClassification(TextTask):
             elif name not in known:
                 hint = ", or take SequenceRegression for numbers" if isinstance(value, float) else ""
                 yield f"{place}: {unknown_label(name, self.label_names)}; correct it or remove the row{hint}"
-
-    def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
-        """Rows of each label."""
-        return Counter(references)
 
     def encode_labels(self, encoded: Dataset, rows: Dataset, labels: Sequence[str]) -> Dataset:
         """Return the encoded rows with the id of each row's label."""
@@ -161,34 +171,6 @@ class SequenceClassification(TextTask):
         """Return the name of each row's label; None where it is missing."""
         feature = rows.features[self.label]
         return [label_name(value, feature, self.label_names) for value in rows[self.label]]
-
-    def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
-        """Accuracy and macro F1, and the expected calibration error of answers that tell how sure they are."""
-        found = classification_metrics([answer["label"] for answer in answers], references)
-        if all("confidence" in answer for answer in answers):
-            right = [answer["label"] == name for answer, name in zip(answers, references, strict=True)]
-            found["ece"] = expected_calibration_error([answer["confidence"] for answer in answers], right)
-        return found
-
-    def statistics(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> Mapping[str, Statistic]:
-        """Accuracy and macro F1 of drawn rows."""
-        return classification_statistics([answer["label"] for answer in answers], references)
-
-    def class_scores(
-        self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
-    ) -> Mapping[str, Mapping[str, float]]:
-        """Precision, recall, F1 and rows of each label."""
-        return class_scores([answer["label"] for answer in answers], references)
-
-    def confusions(
-        self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
-    ) -> Mapping[tuple[str, str], int]:
-        """How often a label was answered where another, or the same, was right."""
-        return Counter(zip(references, (answer["label"] for answer in answers), strict=True))
-
-    def said(self, answer: Mapping[str, Any]) -> str:
-        """The label."""
-        return answer["label"]
 
 
 def _split_logits(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

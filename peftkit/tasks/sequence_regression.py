@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from datasets import Dataset
 
-from peftkit.metrics.bootstrap import Statistic
-from peftkit.metrics.regression import regression_metrics, regression_statistics
+from peftkit.metrics.base import MetricSet
+from peftkit.metrics.regression import METRICS
 from peftkit.tasks.base import EncodedSplit, ModelSpec
 from peftkit.tasks.default import at
 from peftkit.tasks.text import TextTask, text_classifier
@@ -26,7 +26,14 @@ class SequenceRegression(TextTask):
         max_length: Tokens kept of a text or a pair.
     """
 
-    main_metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
+    @property
+    def metrics(self) -> MetricSet:
+        """Correlations and errors; a prediction is correct if it equals the target to three digits."""
+        return self.build_metrics(
+            METRICS,
+            main=("pearson", "spearman"),
+            is_correct=lambda prediction, target: f"{prediction['score']:.3g}" == f"{target:g}",
+        )
 
     @property
     def model(self) -> ModelSpec:
@@ -49,10 +56,6 @@ class SequenceRegression(TextTask):
                 shown = "null" if value is None else f"'{value}'"
                 yield f"{at(where, row, self.label)}: {shown} is not a finite number; correct it or remove the row"
 
-    def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
-        """A number has no classes."""
-        return {}
-
     def encode_labels(self, encoded: Dataset, rows: Dataset, labels: Sequence[str]) -> Dataset:
         """Return the encoded rows with the number of each."""
         return encoded.add_column("labels", self.targets(rows, labels))
@@ -68,22 +71,6 @@ class SequenceRegression(TextTask):
     def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
         """Return the number of each row."""
         return [_number(value) for value in rows[self.label]]
-
-    def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
-        """Correlations and errors."""
-        return regression_metrics([answer["score"] for answer in answers], references)
-
-    def statistics(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> Mapping[str, Statistic]:
-        """The correlations of drawn rows."""
-        return regression_statistics([answer["score"] for answer in answers], references)
-
-    def said(self, answer: Mapping[str, Any]) -> str:
-        """The number."""
-        return f"{answer['score']:.3g}"
-
-    def said_right(self, reference: Any) -> str:
-        """The number."""
-        return f"{reference:g}"
 
 
 def _number(value: Any) -> float:

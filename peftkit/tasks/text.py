@@ -13,11 +13,11 @@ from transformers import (
 )
 
 from peftkit.tasks.base import ColumnSpec, ModelSpec, OutputKind, ProblemType
-from peftkit.tasks.default import PlainTask, find_text_problems
+from peftkit.tasks.default import DefaultTask, find_text_problems
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextTask(PlainTask):
+class TextTask(DefaultTask):
     """A text or a pair of texts in, one row of outputs of a classifier's head out."""
 
     text: str = "text"

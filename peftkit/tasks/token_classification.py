@@ -16,16 +16,10 @@ from transformers import (
 )
 
 from peftkit.errors import UserError
-from peftkit.metrics.bootstrap import Statistic
-from peftkit.metrics.entities import (
-    entity_metrics,
-    entity_statistics,
-    entity_type_scores,
-    shown_entities,
-    type_confusions,
-)
+from peftkit.metrics.base import MetricSet
+from peftkit.metrics.entities import METRICS, entity_type_scores, type_confusions
 from peftkit.tasks.base import ColumnSpec, EncodedSplit, ModelSpec, OutputKind, TrainerSpec
-from peftkit.tasks.default import IGNORED, PlainTask, at, kind_of
+from peftkit.tasks.default import IGNORED, DefaultTask, at, kind_of
 from peftkit.tasks.labels import check_label_names, label_name, unknown_label
 from peftkit.tasks.token_loss import TokenTrainer
 from peftkit.tasks.word_alignment import GIVEN_TEXT, OUTSIDE, joined_spans, parts, placed, repaired, word_spans
@@ -34,7 +28,7 @@ NO_WORD = -1
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenClassification(PlainTask):
+class TokenClassification(DefaultTask):
     """A BIO tag for each word. The first token of a word carries its tag; a long text is read in overlapping parts.
 
     Args:
@@ -55,7 +49,19 @@ class TokenClassification(PlainTask):
 
     output_kind: ClassVar[OutputKind] = "tokens"
     trainer: ClassVar[TrainerSpec] = TrainerSpec(trainer_class=TokenTrainer, supports_label_smoothing=True)
-    main_metrics: ClassVar[tuple[str, ...]] = ("f1", "precision", "recall")
+
+    @property
+    def metrics(self) -> MetricSet:
+        """Precision, recall and F1 of whole entities; the classes are the types of entities."""
+        return self.build_metrics(
+            METRICS,
+            main=("f1", "precision", "recall"),
+            is_correct=lambda prediction, target: set(get_entities(prediction["tags"])) == set(get_entities(target)),
+            per_class=lambda predictions, targets: entity_type_scores([one["tags"] for one in predictions], targets),
+            confusion=lambda predictions, targets: type_confusions([one["tags"] for one in predictions], targets),
+            class_counts=lambda targets: Counter(kind for tags in targets for kind, _, _ in get_entities(list(tags))),
+            class_names=lambda labels: tuple(dict.fromkeys(label[2:] for label in labels if label != OUTSIDE)),
+        )
 
     @property
     def model(self) -> ModelSpec:
@@ -136,14 +142,6 @@ class TokenClassification(PlainTask):
                     more = "correct it, or read it as the beginning of an entity with task.repair true"
                     yield f"{place}, word {position}: '{tag}' after '{before}' continues nothing; {more}"
                     break
-
-    def class_names(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """The types of entities."""
-        return tuple(dict.fromkeys(label[2:] for label in labels if label != OUTSIDE))
-
-    def class_counts(self, references: Sequence[Any]) -> Mapping[str, int]:
-        """Entities of each type."""
-        return Counter(kind for tags in references for kind, _, _ in get_entities(list(tags)))
 
     def token_lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
         """Count the tokens of each row before it is split, special tokens included."""
@@ -272,38 +270,6 @@ class TokenClassification(PlainTask):
     def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
         """Return the tags of each row."""
         return [repaired(tags or []) if self.repair else tags for tags in self._names(rows)]
-
-    def score(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> dict[str, float]:
-        """Precision, recall and F1 of whole entities, over all and per type."""
-        return entity_metrics([answer["tags"] for answer in answers], references)
-
-    def statistics(self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]) -> Mapping[str, Statistic]:
-        """F1 of drawn rows."""
-        return entity_statistics([answer["tags"] for answer in answers], references)
-
-    def class_scores(
-        self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
-    ) -> Mapping[str, Mapping[str, float]]:
-        """Precision, recall, F1 of each type of entity, and how many there are."""
-        return entity_type_scores([answer["tags"] for answer in answers], references)
-
-    def said(self, answer: Mapping[str, Any]) -> str:
-        """The entities."""
-        return shown_entities((entity["type"], entity["text"]) for entity in answer["entities"])
-
-    def confusions(
-        self, answers: Sequence[Mapping[str, Any]], references: Sequence[Any]
-    ) -> Mapping[tuple[str, str], int]:
-        """Words by the type that is right and the type that was answered, `O` outside of entities."""
-        return type_confusions([answer["tags"] for answer in answers], references)
-
-    def said_right(self, reference: Any) -> str:
-        """The entities by their words' numbers."""
-        return shown_entities((kind, f"words {first} to {last}") for kind, first, last in get_entities(reference))
-
-    def is_right(self, answer: Mapping[str, Any], reference: Any) -> bool:
-        """Whether every entity is found and no other."""
-        return set(get_entities(answer["tags"])) == set(get_entities(reference))
 
 
 def _is_bio(tag: str) -> bool:

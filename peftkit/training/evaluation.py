@@ -56,8 +56,8 @@ class Scoring:
     def score(self, split: str, predictions: list[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the metrics of the split; for test with their intervals."""
         references = self.references(split)
-        found: dict[str, Any] = dict(self.task.score(predictions, references))
-        return found | self.task.intervals(predictions, references) if split == "test" else found
+        found: dict[str, Any] = dict(self.task.metrics.compute(predictions, references))
+        return found | self.task.metrics.intervals(predictions, references) if split == "test" else found
 
 
 @dataclass(frozen=True, kw_only=True)

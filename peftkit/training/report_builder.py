@@ -83,7 +83,7 @@ def longest_rows(task: Task, encoded: Dataset) -> dict[str, int]:
 def log_report(recipe: Recipe, report: Report, folder: Path) -> None:
     """Log the audit, the main metrics, the peak memory, the verification and the run folder."""
     split = "validation" if report.status == "trial" else "test"
-    shown = ", ".join(f"{name} {report.metrics[split][name]:.4f}" for name in recipe.task.main_metrics)
+    shown = ", ".join(f"{name} {report.metrics[split][name]:.4f}" for name in recipe.task.metrics.main)
     if "ece" in report.metrics[split]:
         shown += f", calibration error {report.metrics[split]['ece']:.4f}"
     logger.info("%s: audit %s; %s: %s", recipe.name, report.audit.get("verdict"), split, shown)

@@ -50,7 +50,7 @@ def test_the_task_takes_it_from_validation_and_puts_it_into_what_it_says():
     assert collect_settings(task) == {"calibration_temperature": task.temperature}
     references = [labels[place] for place in right]
     errors = [
-        one.score(one.decode(encoded_split(logits * 2, labels)), references)["ece"]
+        one.metrics.compute(one.decode(encoded_split(logits * 2, labels)), references)["ece"]
         for one in (SequenceClassification(), task)
     ]
     assert errors[1] < errors[0] / 3

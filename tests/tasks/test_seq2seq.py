@@ -47,7 +47,7 @@ def test_references_are_whole_and_may_be_several(tokenizer):
     assert TASK.targets(data, ()) == [["x " * 99]]
     several = replace(TASK, references_column="targets")
     assert several.targets(data, ()) == [["x", "y"]]
-    assert several.score([{"text": "y"}], several.targets(data, ()))["exact_match"] == 1.0
+    assert several.metrics.compute([{"text": "y"}], several.targets(data, ()))["exact_match"] == 1.0
     empty = Dataset.from_dict({"source": ["a"], "target": ["x"], "targets": [[]]})
     assert several.targets(empty, ()) == [["x"]]
     broken = Dataset.from_dict({"source": ["a"], "target": ["x"], "targets": ["x"]})

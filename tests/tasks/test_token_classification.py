@@ -64,7 +64,7 @@ def test_a_long_document_loses_no_tag(tokenizer):
     answers = TASK.decode(encoded_split(kept, LABELS, encoded=encoded, rows=data, tokenizer=tokenizer))
     assert [answer["tags"] for answer in answers] == [TAGS * 7, TAGS[:2]]
     assert answers[1]["entities"] == [{"type": "PER", "first_word": 0, "last_word": 1, "text": "Angela Merkel"}]
-    assert TASK.score(answers, TASK.targets(data, LABELS))["f1"] == 1.0
+    assert TASK.metrics.compute(answers, TASK.targets(data, LABELS))["f1"] == 1.0
     tagged = sum(tag != -100 for tags in encoded["labels"] for tag in tags)
     assert tagged == len(WORDS) * 7 + 2
 

@@ -4,16 +4,16 @@ from peftkit.comparison.analysis.aggregation import SHARES, row_findings
 from peftkit.comparison.analysis.notes import notes, trivial_answer, warnings
 from peftkit.comparison.analysis.recommendation import recommend
 from peftkit.comparison.analysis.significance import all_pairs
-from peftkit.comparison.analysis.types import Findings, RowFindings, mebibytes, metric_name
+from peftkit.comparison.analysis.types import Findings, RowFindings, mebibytes
 from peftkit.comparison.results import ComparisonResults, read_task
 
-__all__ = ["SHARES", "Findings", "RowFindings", "find", "mebibytes", "metric_name"]
+__all__ = ["SHARES", "Findings", "RowFindings", "find", "mebibytes"]
 
 
 def find(results: ComparisonResults) -> Findings:
     """Aggregate the runs, test every pair, and recommend."""
     reports = [report for row in results.rows for report in (*row.runs.values(), *row.trials)]
-    metrics = tuple(read_task(reports[0]).main_metrics) if reports else ()
+    metrics = read_task(reports[0]).metrics.main_metrics if reports else ()
     rows = [row_findings(row, metrics) for row in results.rows]
     quick = bool(results.plan.get("quick"))
     kinds = [set(row.memory) for row in rows if row.memory]

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from peftkit.comparison.analysis.types import RowFindings, Score, metric_bounds, metric_name
+from peftkit.comparison.analysis.types import RowFindings, Score
 from peftkit.comparison.results import RowResults, read_method
+from peftkit.metrics.base import Metric
 from peftkit.metrics.significance import seed_interval
 from peftkit.recipe.method import default_learning_rate
 from peftkit.runs.report import Report
@@ -22,34 +23,34 @@ def _planned(complete: Sequence[Report]) -> dict[str, float]:
     return {"planned_peak": max(known)} if known else {}
 
 
-def _score(reports: Sequence[Report], metric: str) -> Score:
-    found = [report.metrics["test"].get(metric) for report in reports]
+def _score(reports: Sequence[Report], metric: Metric) -> Score:
+    found = [report.metrics["test"].get(metric.name) for report in reports]
     per_seed = [float(value) for value in found if value is not None]
     if not per_seed:
         return Score(per_seed=[], mean=None, ci95=None)
     ci95 = seed_interval(per_seed)
     if ci95 is None:
-        over_rows = reports[0].metrics["test"].get(f"{metric}_ci95")
+        over_rows = reports[0].metrics["test"].get(f"{metric.name}_ci95")
         ci95 = None if over_rows is None or None in over_rows else list(over_rows)
     elif all(math.isfinite(end) for end in ci95):
         # Of two or three seeds Student's interval is wide, and no score lies beyond what the metric can be.
-        ci95 = [float(end) for end in np.clip(ci95, *metric_bounds(metric))]
+        ci95 = [float(end) for end in np.clip(ci95, *metric.bounds)]
     return Score(per_seed=per_seed, mean=float(np.mean(per_seed)), ci95=ci95)
 
 
-def _best_seen(report: Report, metric: str) -> tuple[float, float] | None:
+def _best_seen(report: Report, metric: Metric) -> tuple[float, float] | None:
     """Training seconds and score of the best look at validation on the way; None when it never looked."""
     looks = [
-        (row["seconds"], row[f"eval_{metric}"])
+        (row["seconds"], row[f"eval_{metric.name}"])
         for row in report.history
-        if row.get(f"eval_{metric}") is not None and "seconds" in row
+        if row.get(f"eval_{metric.name}") is not None and "seconds" in row
     ]
-    return max(looks, key=lambda look: look[1]) if looks else None
+    return max(looks, key=lambda look: metric.rank(look[1])) if looks else None
 
 
-def row_findings(row: RowResults, metrics: tuple[str, ...]) -> RowFindings:
+def row_findings(row: RowResults, metrics: tuple[Metric, ...]) -> RowFindings:
     """What the runs of a row say together."""
-    tried = [_tried(report, metrics[0]) for report in row.trials]
+    tried = [_tried(report, metrics[0].name) for report in row.trials]
     complete = list(row.complete.values())
     status, cause = _status(row, metrics)
     if not complete:
@@ -70,7 +71,7 @@ def row_findings(row: RowResults, metrics: tuple[str, ...]) -> RowFindings:
         "tokens_per_second": lambda report: report.times["tokens_per_second"],
         "tokens": lambda report: report.tokens,
     }
-    setting = _tried(first, metrics[0])
+    setting = _tried(first, metrics[0].name)
     return RowFindings(
         name=row.name,
         values=row.values,
@@ -78,7 +79,7 @@ def row_findings(row: RowResults, metrics: tuple[str, ...]) -> RowFindings:
         cause=cause,
         broken=_broken(row, status),
         seeds=[report.seed for report in complete if report.seed is not None],
-        scores={metric: _score(complete, metric) for metric in metrics},
+        scores={metric.name: _score(complete, metric) for metric in metrics},
         learning_rate=setting["learning_rate"],
         r=setting["r"],
         tried=tried,
@@ -122,15 +123,15 @@ def _broken(row: RowResults, status: str) -> bool:
     return status in broken or any(report.status in broken for report in row.runs.values())
 
 
-def _status(row: RowResults, metrics: tuple[str, ...]) -> tuple[str, str | None]:
+def _status(row: RowResults, metrics: tuple[Metric, ...]) -> tuple[str, str | None]:
     """How the row stands, and why it does not stand better."""
     lost = [report for report in row.runs.values() if report.status != "complete"]
     if lost:
         which = f"{len(lost)} of {row.expected} runs: " if row.complete else ""
         return ("partly" if row.complete else lost[0].status), f"{which}{lost[0].error or 'was not tested'}"
-    scoreless = [report for report in row.runs.values() if report.metrics["test"].get(metrics[0]) is None]
+    scoreless = [report for report in row.runs.values() if report.metrics["test"].get(metrics[0].name) is None]
     if scoreless:
-        return "partly", f"{len(scoreless)} of {row.expected} runs: no {metric_name(metrics[0])} can be told"
+        return "partly", f"{len(scoreless)} of {row.expected} runs: no {metrics[0].title} can be told"
     failed = [report for report in row.trials if report.status != "trial"]
     if failed and len(failed) == row.expected_trials:
         return failed[0].status, failed[0].error

@@ -6,6 +6,7 @@ from typing import Any
 
 from peftkit.comparison.analysis.types import RowFindings
 from peftkit.comparison.results import ComparisonResults, read_predictions
+from peftkit.metrics.base import Metric
 
 
 def _at_the_edge(row: RowFindings) -> bool:
@@ -20,10 +21,10 @@ def _counted(trials: Sequence[int]) -> str:
     return f"{high} settings" if low == high else f"{low} to {high} settings"
 
 
-def trivial_answer(results: ComparisonResults, metrics: tuple[str, ...]) -> tuple[str, float] | None:
+def trivial_answer(results: ComparisonResults, metrics: tuple[Metric, ...]) -> tuple[str, float] | None:
     """The most frequent label of test and the accuracy of answering nothing else; None where that is no score."""
     folders = [folder for row in results.rows for folder in row.complete]
-    if not folders or metrics[0] != "accuracy":
+    if not folders or metrics[0].name != "accuracy":
         return None
     counts = Counter(map(str, read_predictions(folders[0])[1]))
     label, count = counts.most_common(1)[0]

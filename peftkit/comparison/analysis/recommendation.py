@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from peftkit.comparison.analysis.types import Pair, RowFindings, is_score, mebibytes, metric_name
+from peftkit.comparison.analysis.types import Pair, RowFindings, is_score, mebibytes
+from peftkit.metrics.base import Metric
 
 # Peaks of memory as near as this are alike; then the shorter training decides.
 ALIKE = 1.05
@@ -15,14 +16,14 @@ WIDE = "so few test rows or seeds can hardly tell these rows apart"
 def recommend(
     rows: Sequence[RowFindings],
     pairs: Sequence[Pair],
-    metrics: tuple[str, ...],
+    metrics: tuple[Metric, ...],
     kind: str,
     untested: str | None,
     trivial: float | None,
 ) -> tuple[str | None, str]:
     """The cheapest row that is not significantly worse than the best, and a sentence on it."""
     # A row that failed with one of its seeds is not advised.
-    sound = [row for row in rows if row.status == "complete" and is_score(row.scores[metrics[0]].mean)]
+    sound = [row for row in rows if row.status == "complete" and is_score(row.scores[metrics[0].name].mean)]
     if any(row.status == "unfinished" for row in rows):
         return None, "Not finished: the same command continues it; what follows is what there is so far."
     if not sound:
@@ -31,19 +32,24 @@ def recommend(
         return None, "The rows were not tested on the same data, so which is better can't be told."
 
     def mean(row: RowFindings) -> float:
-        return row.scores[metrics[0]].mean or 0.0
+        return row.scores[metrics[0].name].mean or 0.0
 
-    best = max(sound, key=mean)
+    metric = metrics[0]
+
+    def rank(row: RowFindings) -> float:
+        return metric.rank(mean(row))
+
+    best = max(sound, key=rank)
     against = {pair.second: pair for pair in pairs if pair.first == best.name}
     against |= {pair.first: pair for pair in pairs if pair.second == best.name}
-    worse = [mean(row) for row in sound if row is not best and against[row.name].significant]
+    worse = [rank(row) for row in sound if row is not best and against[row.name].significant]
     # What scores lower than a row that is significantly worse is no better, whatever its own test says.
-    eligible = [row for row in sound if row is best or mean(row) > max(worse, default=-math.inf)]
+    eligible = [row for row in sound if row is best or rank(row) > max(worse, default=-math.inf)]
     least = min(row.memory[kind] for row in eligible)
     chosen = min(
         (row for row in eligible if row.memory[kind] <= ALIKE * least), key=lambda row: row.cost["train_seconds"]
     )
-    name = metric_name(metrics[0])
+    name = metric.title
     if trivial is not None and mean(best) <= trivial:
         return None, (
             f"None can be advised: the best {name}, {mean(best):.3f} of {best.name}, is not over that of always "
@@ -64,13 +70,15 @@ def recommend(
         told = f" (no significant difference to {alike})" if alike else ""
         return chosen.name, f"Take {chosen.name}: the best {name}, {mean(chosen):.3f}{told}, with {costs}; {why}."
     pair = against[chosen.name]
-    lost = 100 * (mean(best) - mean(chosen))
-    worst = 100 * (pair.ci95[1] if pair.first == best.name else -pair.ci95[0])
+    lost = metric.format_difference(rank(best) - rank(chosen))
+    ahead = 1 if pair.first == best.name else -1
+    worst = max(ahead * metric.rank(end) for end in pair.ci95)
+    points = " points" if metric.has_points else ""
     memory = chosen.memory[kind] / best.memory[kind]
     seconds = chosen.cost["train_seconds"] / best.cost["train_seconds"]
     return chosen.name, (
         f"Take {chosen.name}: {name} {mean(chosen):.3f} where the best, {best.name}, has {mean(best):.3f}, no "
         f"significant difference, with {memory:.2f} times its memory and {seconds:.2f} times its training time "
-        f"({costs}); it gives up {lost:.1f} points, and {worst:.1f} at the far end of the 95 % interval"
-        + (f", which is wide: {WIDE}." if worst > FEW_POINTS else ".")
+        f"({costs}); it gives up {lost}{points}, and {metric.format_difference(worst)} at the far end of the 95 % interval"
+        + (f", which is wide: {WIDE}." if metric.has_points and 100 * worst > FEW_POINTS else ".")
     )

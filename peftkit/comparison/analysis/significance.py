@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from peftkit.comparison.analysis.types import Pair, RowFindings, is_score, metric_name
+from peftkit.comparison.analysis.types import Pair, RowFindings, is_score
 from peftkit.comparison.results import RowResults, read_predictions, read_task
+from peftkit.metrics.base import Metric
 from peftkit.metrics.significance import ALPHA, holm, paired_difference, resampled
 
 # At the least; of many pairs so many more that the smallest p-value, adjusted for all, is half of what is significant.
@@ -16,10 +17,10 @@ RESAMPLES = 2000
 
 
 def all_pairs(
-    results: Sequence[RowResults], rows: Sequence[RowFindings], metrics: tuple[str, ...]
+    results: Sequence[RowResults], rows: Sequence[RowFindings], metrics: tuple[Metric, ...]
 ) -> tuple[list[Pair], str | None]:
     """Every two rows that were tested on the same test rows; and a sentence when some were not."""
-    scored = {row.name: row for row in rows if row.scores and is_score(row.scores[metrics[0]].mean)}
+    scored = {row.name: row for row in rows if row.scores and is_score(row.scores[metrics[0].name].mean)}
     statistics: dict[str, list[Any]] = {}
     tested: dict[str, Any] = {}
     for row in results:
@@ -27,7 +28,9 @@ def all_pairs(
             continue
         for folder, report in row.complete.items():
             numbers, references, answers = read_predictions(folder)
-            statistics.setdefault(row.name, []).append(read_task(report).statistics(answers, references)[metrics[0]])
+            statistics.setdefault(row.name, []).append(
+                read_task(report).metrics.statistics(answers, references)[metrics[0].name]
+            )
             tested.setdefault(row.name, (numbers, references))
     combinations = list(itertools.combinations(scored, 2))
     wanted = max(RESAMPLES, math.ceil(4 / ALPHA) * len(combinations))
@@ -39,16 +42,17 @@ def all_pairs(
         for name in (one, other):
             if name not in drawn:
                 drawn[name] = resampled(statistics[name], len(tested[name][0]), n_resamples=wanted)
-        means = {name: scored[name].scores[metrics[0]].mean or 0.0 for name in (one, other)}
-        if means[other] > means[one]:
+        means = {name: scored[name].scores[metrics[0].name].mean or 0.0 for name in (one, other)}
+        if metrics[0].rank(means[other]) > metrics[0].rank(means[one]):
             one, other = other, one
         found.append((one, other, paired_difference(drawn[one], drawn[other], (means[one], means[other]))))
     adjusted = holm([difference.p_value for *_, difference in found])
     pairs = []
     for (one, other, difference), p_adjusted in zip(found, adjusted, strict=True):
         significant = p_adjusted < ALPHA
-        low, high = (100 * end for end in difference.ci95)
-        told = f"{100 * difference.mean:.1f} points of {metric_name(metrics[0])}, 95 % interval {low:.1f} to {high:.1f}"
+        metric, unit = metrics[0], "points of " if metrics[0].has_points else ""
+        low, high = (metric.format_difference(end) for end in difference.ci95)
+        told = f"{metric.format_difference(difference.mean)} {unit}{metric.title}, 95 % interval {low} to {high}"
         told += f", adjusted p = {p_adjusted:.3f}" if p_adjusted >= 0.001 else ", adjusted p < 0.001"
         sentence = (
             f"{one} is better than {other}: {told}." if significant

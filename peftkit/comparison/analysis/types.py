@@ -5,14 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# As papers write them; any other goes by its own name.
-METRIC_NAMES = {
-    "f1": "F1", "f1_macro": "macro F1", "f1_micro": "micro F1", "pearson": "Pearson's r", "spearman": "Spearman's rho",
-    "rougeL": "ROUGE-L", "bleu": "BLEU",
-}  # fmt: skip
-
-# Of those that are not between 0 and 1.
-METRIC_BOUNDS = {"pearson": (-1.0, 1.0), "spearman": (-1.0, 1.0), "bleu": (0.0, 100.0)}
+from peftkit.metrics.base import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +110,7 @@ class Findings:
     """
 
     name: str
-    metrics: tuple[str, ...]
+    metrics: tuple[Metric, ...]
     quick: bool
     rows: list[RowFindings]
     pairs: list[Pair]
@@ -126,16 +119,6 @@ class Findings:
     warnings: list[str]
     notes: list[str]
     memory_kind: str
-
-
-def metric_bounds(metric: str) -> tuple[float, float]:
-    """The least and the greatest value that a metric can have."""
-    return METRIC_BOUNDS.get(metric, (0.0, 1.0))
-
-
-def metric_name(metric: str) -> str:
-    """A metric as papers write it."""
-    return METRIC_NAMES.get(metric, metric)
 
 
 def mebibytes(size: float) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from peftkit.comparison.analysis import Findings, metric_name
+from peftkit.comparison.analysis import Findings
 from peftkit.comparison.results import ComparisonResults, RowResults
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
@@ -24,12 +24,13 @@ def pictures(
 ) -> dict[str, dict[str, Any]]:
     """Every picture that there is something to draw for, by its name."""
     names = [row.name for row in findings.rows]
-    metric = findings.metrics[0] if findings.metrics else ""
+    metric = findings.metrics[0] if findings.metrics else None
     found = {"memory": memory_picture(findings)}
     for along, title in (("tokens", "training tokens"), ("seconds", "seconds of training")):
-        found[f"validation-over-{along}"] = curve_picture(
-            results.rows, names, along, title, f"eval_{metric}", f"validation {metric_name(metric)}"
-        )
+        if metric is not None:
+            found[f"validation-over-{along}"] = curve_picture(
+                results.rows, names, along, title, f"eval_{metric.name}", f"validation {metric.title}"
+            )
         found[f"loss-over-{along}"] = curve_picture(results.rows, names, along, title, "loss", "training loss")
     for place, (name, counts) in enumerate(confusions.items()):
         found[f"confusion-{place + 1}"] = confusion_picture(name, counts)
@@ -58,7 +59,7 @@ def memory_picture(findings: Findings) -> dict[str, Any] | None:
     metric = findings.metrics[0]
     points: list[dict[str, Any]] = []
     for row in findings.rows:
-        score = row.scores.get(metric)
+        score = row.scores.get(metric.name)
         if score is None or score.mean is None:
             continue
         low, high = score.ci95 or (score.mean, score.mean)
@@ -68,28 +69,28 @@ def memory_picture(findings: Findings) -> dict[str, Any] | None:
         return None
     for point in points:
         point["front"] = not any(
-            other["memory"] <= point["memory"] and other["score"] >= point["score"]
+            other["memory"] <= point["memory"] and metric.rank(other["score"]) >= metric.rank(point["score"])
             and (other["memory"], other["score"]) != (point["memory"], point["score"])
             for other in points
         )  # fmt: skip
     whose = "allocated on the GPU" if findings.memory_kind == "allocated_peak" else "of the process"
     x = {"field": "memory", "type": "quantitative", "title": f"peak memory {whose}, MiB", "scale": {"zero": False}}
     y = {
-        "field": "score", "type": "quantitative", "title": f"test {metric_name(metric)}, 95 % interval",
+        "field": "score", "type": "quantitative", "title": f"test {metric.title}, 95 % interval",
         "scale": {"zero": False},
     }  # fmt: skip
     looks = _by_row([row.name for row in findings.rows])
     on_front = ", ".join(point["row"] for point in points if point["front"])
     tooltip = [
         {"field": "row", "title": "row"},
-        {"field": "score", "title": metric_name(metric), "format": ".4f"},
+        {"field": "score", "title": metric.title, "format": ".4f"},
         {"field": "low", "title": "from", "format": ".4f"},
         {"field": "high", "title": "to", "format": ".4f"},
         {"field": "memory", "title": "MiB", "format": ",.0f"},
     ]
     return {
         "$schema": SCHEMA,
-        "description": f"Test {metric_name(metric)} against peak memory. On the Pareto front: {on_front}.",
+        "description": f"Test {metric.title} against peak memory. On the Pareto front: {on_front}.",
         "data": {"values": points},
         **PICTURE_SIZE,
         "layer": [

@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import peftkit
-from peftkit.comparison.analysis import Findings, RowFindings, metric_name
+from peftkit.comparison.analysis import Findings, RowFindings
 from peftkit.comparison.report.predictions import Answers
 from peftkit.comparison.report.tables import Column, cost_columns, effort_columns, score_columns
 from peftkit.comparison.results import ComparisonResults
@@ -46,7 +46,7 @@ def page(
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("page.html.jinja").render(
         findings=findings,
-        metric=metric_name(findings.metrics[0]) if findings.metrics else "score",
+        metric=findings.metrics[0].title if findings.metrics else "score",
         tested=answers.tested,
         parts=parts,
         main=_table(findings, [*score_columns(findings), *cost_columns(findings)]),
@@ -122,7 +122,7 @@ def _trial_table(findings: Findings) -> dict[str, Any]:
                 _cell("none" if rank is None else str(rank), rank), _cell(told, score),
             ]  # fmt: skip
             rows.append({"cells": cells, "chosen": (rate, rank) == (row.learning_rate, row.r)})
-    metric = metric_name(findings.metrics[0]) if findings.metrics else "score"
+    metric = findings.metrics[0].title if findings.metrics else "score"
     heads = [_head("row"), _head("trial"), _head("learning rate"), _head("rank"), _head(f"validation {metric}")]
     return {"heads": heads, "rows": rows}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from peftkit.comparison.report.formatting import format_prediction, format_target
 from peftkit.comparison.results import ComparisonResults, read_predictions, read_task
 from peftkit.data.splits import reload_splits
 from peftkit.errors import UserError
@@ -77,13 +78,13 @@ def read_answers(results: ComparisonResults, examples: int, *, reload_data: bool
             numbers, references, answers = read_predictions(folder)
             if first is None:
                 first = (report, numbers, references)
-                right = [task.said_right(reference) for reference in references]
+                right = [format_target(task, reference) for reference in references]
             # Another test set has other rows, which can't stand beside these.
             if row.name not in said and (numbers, references) == first[1:]:
-                said[row.name] = [task.said(answer) for answer in answers]
-                hits[row.name] = list(map(task.is_right, answers, references))
-            confusions.setdefault(row.name, Counter()).update(task.confusions(answers, references))
-            by_seed.append(task.class_scores(answers, references))
+                said[row.name] = [format_prediction(answer) for answer in answers]
+                hits[row.name] = list(map(task.metrics.is_correct, answers, references))
+            confusions.setdefault(row.name, Counter()).update(task.metrics.confusion(answers, references))
+            by_seed.append(task.metrics.per_class(answers, references))
             for name, values in by_seed[-1].items():
                 class_rows.setdefault(name, int(values["rows"]))
         if by_seed and by_seed[0]:

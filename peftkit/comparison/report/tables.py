@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from peftkit.comparison.analysis import SHARES, Findings, RowFindings, mebibytes, metric_name
+from peftkit.comparison.analysis import SHARES, Findings, RowFindings, mebibytes
 from peftkit.comparison.results import ComparisonResults, read_method
 
 KINDS = {"process_peak": "process", "allocated_peak": "allocated", "reserved_peak": "reserved"}
@@ -34,10 +34,10 @@ def score_columns(findings: Findings) -> list[Column]:
     """A column a metric: the mean over seeds and its interval."""
     return [
         Column(
-            title=metric_name(metric),
+            title=metric.title,
             meaning="Mean over seeds on test; in brackets the 95 % interval.",
-            value=partial(_mean, metric),
-            shown=partial(_score, metric),
+            value=partial(_mean, metric.name),
+            shown=partial(_score, metric.name),
         )
         for metric in findings.metrics
     ]
@@ -223,7 +223,7 @@ def markdown(findings: Findings) -> str:
 
 def csv_text(results: ComparisonResults, findings: Findings) -> str:
     """A line a run, trials included, as CSV: what it was, how it ended, its scores and its cost."""
-    scores = [f"{split}_{metric}" for split in ("validation", "test") for metric in findings.metrics]
+    scores = [f"{split}_{metric.name}" for split in ("validation", "test") for metric in findings.metrics]
     fields = [
         "row", "kind", "quick", "seed", "status", "error", "learning_rate", "r", *scores, *KINDS, *SHARES, "total",
         "samples_per_second", "tokens_per_second", "tokens", "trainable", "total_weights",

@@ -15,6 +15,7 @@ from peftkit.export.comparison import ValidationComparison, VariantScores
 from peftkit.export.formats.base import ExportOptions
 from peftkit.export.merging import find_packed_weights, make_dequantizer, merge_in_memory, write_merged
 from peftkit.export.receipt import ExportSource, Receipt
+from peftkit.metrics.base import Metric
 from peftkit.models.adapters import is_mergeable
 from peftkit.models.inference import compute_outputs
 from peftkit.models.loading import OVERFLOW_IN_FLOAT16, load_finished_model
@@ -52,7 +53,9 @@ def write_merged_model(source: ExportSource, folder: Path, options: ExportOption
         if comparison is not None:
             rows.append(_score_folder(comparison, one.description, folder / one.name))
     merge = (
-        merges[0] if len(merges) == 1 else _select_merge(merges, rows[1:], options.merge, saved.task.main_metrics[0])
+        merges[0]
+        if len(merges) == 1
+        else _select_merge(merges, rows[1:], options.merge, saved.task.metrics.main_metrics[0])
     )
     for path in list((folder / merge.name).iterdir()):
         path.rename(folder / path.name)
@@ -137,12 +140,17 @@ def _list_merges(source: ExportSource, model: Any, options: ExportOptions) -> li
     return [_Merge(name=name, base=base, dtype=dtype, packed=packed, original_dtype=original) for name in names]
 
 
-def _select_merge(merges: Sequence[_Merge], rows: Sequence[VariantScores], merge: str, metric: str) -> _Merge:
+def _select_merge(merges: Sequence[_Merge], rows: Sequence[VariantScores], merge: str, metric: Metric) -> _Merge:
     """Select the merge by name, or the best on validation; among equals the one nearest to the unmerged model."""
     if merge != "best":
         return next(one for one in merges if one.name == merge)
     pairs = list(zip(merges, rows, strict=True))
-    return max(pairs, key=lambda pair: (pair[1].scores.get(metric, 0.0), -pair[1].divergence))[0]
+
+    def rank(pair: tuple[_Merge, VariantScores]) -> tuple[float, float]:
+        score = pair[1].scores.get(metric.name)
+        return 0.0 if score is None else metric.rank(score), -pair[1].divergence
+
+    return max(pairs, key=rank)[0]
 
 
 def _score_folder(comparison: ValidationComparison, name: str, folder: Path) -> VariantScores:

@@ -1,0 +1,163 @@
+"""Metric records and the metrics of a task.
+
+Predictions are mappings as `Task.decode` returns them, such as `{"label": "sports"}`; targets as `Task.targets` does.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from peftkit.errors import UserError
+from peftkit.metrics.bootstrap import Statistic, bootstrap_intervals
+
+Predictions = Sequence[Mapping[str, Any]]
+Targets = Sequence[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric: how it is computed, named, bounded and compared.
+
+    Attributes:
+        name: Its key in reports.
+        function: Returns the score of predictions and targets, or several scores by name; metrics with the same
+            function share one call.
+        title: Its name in tables; `name` by default.
+        bounds: The least and the greatest value.
+        direction: Whether a higher or a lower value is better.
+        hub_name: Its id on the Hugging Face Hub; `name` by default.
+        statistic: Returns the score as a function of row numbers, or several by name, for the bootstrap; by default
+            `function` is called on the rows drawn.
+        interval: Returns the 95 % interval where the bootstrap over rows is not used.
+    """
+
+    name: str
+    function: Callable[[Predictions, Targets], float | Mapping[str, float]]
+    title: str = ""
+    bounds: tuple[float, float] = (0.0, 1.0)
+    direction: Literal["higher", "lower"] = "higher"
+    hub_name: str = ""
+    statistic: Callable[[Predictions, Targets], Statistic | Mapping[str, Statistic]] | None = None
+    interval: Callable[[Predictions, Targets], list[float]] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.name)
+        object.__setattr__(self, "hub_name", self.hub_name or self.name)
+
+    def rank(self, value: float) -> float:
+        """Return a number that is greater for a better value."""
+        return value if self.direction == "higher" else -value
+
+    @property
+    def has_points(self) -> bool:
+        """Whether differences are given in points, hundredths of the scale."""
+        return self.bounds[1] == 1.0
+
+    def format_difference(self, value: float) -> str:
+        """Write a difference in points where the scale ends at 1, else as it is."""
+        return f"{100 * value:.1f}" if self.has_points else f"{value:.3g}"
+
+
+def _call_each(functions: Iterable[Any], *arguments: Any) -> dict[Any, Any]:
+    return {function: function(*arguments) for function in dict.fromkeys(functions)}
+
+
+def _resample(metric: Metric, predictions: Predictions, targets: Targets) -> Statistic:
+    def statistic(rows: Any) -> float:
+        score = metric.function([predictions[row] for row in rows], [targets[row] for row in rows])
+        return score[metric.name] if isinstance(score, Mapping) else score
+
+    return statistic
+
+
+def no_class_scores(predictions: Predictions, targets: Targets) -> Mapping[str, Mapping[str, float]]:
+    """Return no scores: the task has no classes."""
+    return {}
+
+
+def no_confusion(predictions: Predictions, targets: Targets) -> Mapping[tuple[str, str], int]:
+    """Return no counts: a row has no single class."""
+    return {}
+
+
+def no_class_counts(targets: Targets) -> Mapping[str, int]:
+    """Return no counts: the task has no classes."""
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricSet:
+    """The metrics of a task.
+
+    Attributes:
+        metrics: All metrics that a report has.
+        main: Names of those in tables; by the first one runs are tuned, compared and recommended.
+        is_correct: Whether a prediction as a whole equals its target.
+        per_class: `precision`, `recall`, `f1` and `rows` of each class.
+        confusion: Counts by target class and predicted class.
+        class_counts: How often each class is a target.
+        class_names: The classes of these labels.
+    """
+
+    metrics: tuple[Metric, ...]
+    main: tuple[str, ...]
+    is_correct: Callable[[Mapping[str, Any], Any], bool]
+    per_class: Callable[[Predictions, Targets], Mapping[str, Mapping[str, float]]] = no_class_scores
+    confusion: Callable[[Predictions, Targets], Mapping[tuple[str, str], int]] = no_confusion
+    class_counts: Callable[[Targets], Mapping[str, int]] = no_class_counts
+    class_names: Callable[[Sequence[str]], tuple[str, ...]] = tuple
+
+    @property
+    def main_metrics(self) -> tuple[Metric, ...]:
+        """The metrics in tables, the most important one first."""
+        by_name = {metric.name: metric for metric in self.metrics}
+        return tuple(by_name[name] for name in self.main)
+
+    def compute(self, predictions: Predictions, targets: Targets) -> dict[str, float]:
+        """Compute all metrics of one split."""
+        found = _call_each((metric.function for metric in self.metrics), predictions, targets)
+        scores: dict[str, float] = {}
+        for metric in self.metrics:
+            score = found[metric.function]
+            scores |= score if isinstance(score, Mapping) else {metric.name: score}
+        return scores
+
+    def statistics(self, predictions: Predictions, targets: Targets) -> dict[str, Statistic]:
+        """Return the main metrics as functions of row numbers: the first one, and those that define a statistic."""
+        chosen = [metric for metric in self.main_metrics if metric.statistic is not None]
+        found = _call_each((metric.statistic for metric in chosen), predictions, targets)
+        statistics: dict[str, Statistic] = {}
+        for place, metric in enumerate(self.main_metrics):
+            if metric.statistic is not None:
+                value = found[metric.statistic]
+                statistics[metric.name] = value[metric.name] if isinstance(value, Mapping) else value
+            elif place == 0:
+                statistics[metric.name] = _resample(metric, predictions, targets)
+        return statistics
+
+    def intervals(self, predictions: Predictions, targets: Targets) -> dict[str, list[float]]:
+        """Compute 95 % intervals of the main metrics, as `{name}_ci95`."""
+        found = {f"{m.name}_ci95": m.interval(predictions, targets) for m in self.main_metrics if m.interval}
+        statistics = self.statistics(predictions, targets)
+        drawn = {name: statistic for name, statistic in statistics.items() if f"{name}_ci95" not in found}
+        return bootstrap_intervals(drawn, len(targets)) | found
+
+
+_REGISTERED: dict[type, dict[str, Metric]] = {}
+
+
+def register_metric(metric: Metric, *, task: type) -> None:
+    """Add a metric to a task and its subclasses: reports have it, and `main_metric` may name it.
+
+    Registering a name again replaces the metric. Raises UserError for the name of a metric that the task has itself.
+    """
+    registered = _REGISTERED.setdefault(task, {})
+    names = {known.name for known in task().metrics.metrics} - set(registered)
+    if metric.name in names:
+        raise UserError(f"register_metric: {task.__name__} has a metric '{metric.name}'; use another name")
+    registered[metric.name] = metric
+
+
+def registered_metrics(task: type) -> tuple[Metric, ...]:
+    """Return the metrics registered for a task or a class that it inherits from."""
+    return tuple(metric for kind in task.__mro__ for metric in _REGISTERED.get(kind, {}).values())
