@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from peftkit.data.formats import BadRow, DataFormat, register_data_format
     from peftkit.export.formats.base import ExportFormat
     from peftkit.export.formats.registry import register_export_format
+    from peftkit.metrics.base import Metric, register_metric
     from peftkit.prediction.predictor import load
     from peftkit.recipe.method import Method, Quantization, full, lora, qlora
     from peftkit.recipe.schema import DataConfig, ModelConfig, Recipe
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         SequenceClassification,
         SequenceRegression,
         TokenClassification,
+        register_task,
     )
 
 __version__ = "0.1.0"
@@ -31,6 +33,7 @@ _HOMES = {
     "DataFormat": "data.formats",
     "ExportFormat": "export.formats.base",
     "Method": "recipe.method",
+    "Metric": "metrics.base",
     "ModelConfig": "recipe.schema",
     "MultiLabelClassification": "tasks",
     "Quantization": "recipe.method",
@@ -46,12 +49,15 @@ _HOMES = {
     "qlora": "recipe.method",
     "register_data_format": "data.formats",
     "register_export_format": "export.formats.registry",
+    "register_metric": "metrics.base",
+    "register_task": "tasks",
 }
 
 __all__ = [
-    "BadRow", "DataConfig", "DataFormat", "ExportFormat", "Method", "ModelConfig", "MultiLabelClassification",
+    "BadRow", "DataConfig", "DataFormat", "ExportFormat", "Method", "Metric", "ModelConfig", "MultiLabelClassification",
     "Quantization", "Recipe", "Seq2Seq", "SequenceClassification", "SequenceRegression", "TokenClassification",
-    "full", "load", "lora", "main", "qlora", "register_data_format", "register_export_format",
+    "full", "load", "lora", "main", "qlora", "register_data_format", "register_export_format", "register_metric",
+    "register_task",
 ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from peftkit.prediction.writers import check_top_k
 from peftkit.recipe.parser import dict_to_recipe
 from peftkit.runs.manifest import RECIPE, check_labels, check_tokenizer, read_manifest
 from peftkit.runs.saved import load_model, read_label_names, read_run
-from peftkit.tasks import TASKS, ColumnSpec, Task, restore_settings
+from peftkit.tasks import TASKS, ColumnSpec, Task, restore_settings, task_path
 from peftkit.tasks.word_alignment import GIVEN_TEXT, word_spans
 
 # The length when neither a recipe nor the tokenizer sets one.
@@ -185,7 +185,7 @@ def replace_columns(task: Any, columns: Mapping[str, str]) -> Task:
 def _read_task(manifest: Mapping[str, Any], folder: Path) -> Task:
     """Return the task of a manifest. Raises UserError for any other class, since a manifest may be someone else's."""
     path = manifest["task"].get("class_path")
-    if path not in [f"peftkit.tasks.{kind.__name__}" for kind in TASKS]:
+    if path not in map(task_path, TASKS):
         raise UserError(f"{folder}: its manifest names the task {path}, which is not a task of peftkit")
     return dict_to_recipe({"task": manifest["task"]}).task
 

@@ -26,11 +26,9 @@ from peftkit.recipe.serialization import (
     recipe_to_dict,
     to_plain,
 )
-from peftkit.tasks import TASKS, Task
+from peftkit.tasks import TASKS, Task, task_path
 
 TRUST = "--model.trust_remote_code"
-
-jsonargparse.set_parsing_settings(subclasses_enabled=[PeftConfig, *TASKS])
 
 
 class RecipeParser(ArgumentParser):
@@ -51,6 +49,8 @@ class RecipeParser(ArgumentParser):
 
 def build_parser(base: Recipe, prog: str) -> RecipeParser:
     """Build a parser of every field of a recipe, with the values of `base` as defaults."""
+    # For every parser, since a task can be registered at any time.
+    jsonargparse.set_parsing_settings(subclasses_enabled=[PeftConfig, *TASKS])
     parser = RecipeParser(
         prog=prog,
         usage=f"{prog} [--FIELD VALUE ...]",
@@ -191,10 +191,10 @@ def _check_class_paths(plain: Any, field: str = "") -> None:
 
 def _full_task(name: str) -> str:
     """Return `peftkit.tasks.NAME` for the bare NAME of a task, any other name unchanged. Raises UserError."""
-    names = [kind.__name__ for kind in TASKS]
+    names = {task.__name__: task_path(task) for task in TASKS}
     if "." not in name and name not in names:
-        raise UserError(f"task: '{name}' is not a task{suggest_nearest(name, names)}; one of {', '.join(names)}")
-    return name if "." in name else f"peftkit.tasks.{name}"
+        raise UserError(f"task: '{name}' is not a task{suggest_nearest(name, list(names))}; one of {', '.join(names)}")
+    return names.get(name, name)
 
 
 def _with_full_task(arguments: Sequence[str]) -> list[str]:

@@ -4,13 +4,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from peftkit import Method, Recipe, lora
+from peftkit import Method, Recipe, SequenceRegression, lora
 from peftkit.comparison.analysis import find
+from peftkit.comparison.grid import make_rows
+from peftkit.comparison.plan_file import get_run_folder
 from peftkit.comparison.report.tables import csv_text, markdown
 from peftkit.comparison.results import load_results
+from peftkit.comparison.runner import find_best_setting
+from peftkit.comparison.search import sample_settings
 from peftkit.errors import UserError
 from peftkit.metrics.classification import classification_metrics
-from peftkit.recipe.serialization import recipe_to_dict
+from peftkit.recipe.serialization import recipe_to_dict, to_class_dict
 from peftkit.runs.report import Report
 
 RIGHT = ["yes" if place % 2 else "no" for place in range(300)]
@@ -240,3 +244,50 @@ def test_a_missing_file_is_one_line(tmp_path):
     (tmp_path / "runs" / "full" / "seed-1" / "predictions.jsonl").unlink()
     with pytest.raises(UserError, match=r"predictions.jsonl: can't be read"):
         find(results)
+
+
+def make_error_run(folder, errors, mebibytes):
+    """A run of a regression judged by RMSE, whose predictions are off by `errors`."""
+    task = SequenceRegression(main_metric="rmse")
+    numbers = [place / 10 for place in range(len(errors))]
+    report = made_run(folder, answers=RIGHT, mebibytes=mebibytes)
+    rows = [
+        {"row": place, "reference": number, "score": number + error}
+        for place, (number, error) in enumerate(zip(numbers, errors, strict=True))
+    ]
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = task.metrics.compute(rows, numbers)
+    history = [{"step": 2, "eval_rmse": 0.2, "seconds": 3.0}, {"step": 4, "eval_rmse": 0.9, "seconds": 6.0}]
+    recipe = {**report.recipe, "task": to_class_dict(task)}
+    replace(report, recipe=recipe, metrics={"validation": scores, "test": scores}, history=history).write(folder)
+
+
+def test_the_row_with_the_lower_error_is_the_better_one(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, size, mebibytes in (("worse", 1.0, 400), ("better", 0.3, 500)):
+        make_error_run(tmp_path / "runs" / name / "seed-1", list(size * rng.standard_normal(200)), mebibytes)
+    plan = {"name": "made", "trials": 0, "seeds": [1], "quick": False, "jobs": 1, "processes": 1}
+    rows = [{"name": n, "folder": n, "values": {"method": n}, "recipe": {}, "trials": 0} for n in ("worse", "better")]
+    (tmp_path / "comparison.json").write_text(json.dumps({**plan, "over": {"method": []}, "rows": rows}))
+    found = find(load_results([tmp_path]))
+    assert [metric.name for metric in found.metrics] == ["rmse", "pearson", "spearman"]
+    assert found.recommended == "better"
+    pair = found.pairs[0]
+    assert (pair.first, pair.second) == ("better", "worse")
+    assert pair.significant
+    assert pair.difference < 0
+    assert "points" not in pair.sentence
+    assert pair.sentence.startswith("better is better than worse: -0.")
+    # The best look at validation is the one with the lowest error.
+    assert found.rows[0].cost["seconds_to_best"] == 3.0
+
+
+def test_the_trial_with_the_lower_error_is_taken(tmp_path):
+    row = make_rows(Recipe(task=SequenceRegression(main_metric="rmse")), {"method": ["lora"]})[0]
+    settings = sample_settings(row.recipe, row.values, 3)
+    for number, error in enumerate((0.5, 0.2, 0.9), start=1):
+        folder = get_run_folder(tmp_path, row.folder, trial=number)
+        report = made_run(folder, answers=RIGHT)
+        replace(report, status="trial", metrics={"validation": {"rmse": error}}).write(folder)
+    metric = row.recipe.task.metrics.main_metrics[0]
+    assert find_best_setting(tmp_path, row, settings, metric) == settings[1]

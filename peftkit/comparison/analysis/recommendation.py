@@ -79,6 +79,6 @@ def recommend(
     return chosen.name, (
         f"Take {chosen.name}: {name} {mean(chosen):.3f} where the best, {best.name}, has {mean(best):.3f}, no "
         f"significant difference, with {memory:.2f} times its memory and {seconds:.2f} times its training time "
-        f"({costs}); it gives up {lost}{points}, and {metric.format_difference(worst)} at the far end of the 95 % interval"
-        + (f", which is wide: {WIDE}." if metric.has_points and 100 * worst > FEW_POINTS else ".")
+        f"({costs}); it gives up {lost}{points}, and {metric.format_difference(worst)} at the far end of the 95 % "
+        "interval" + (f", which is wide: {WIDE}." if metric.has_points and 100 * worst > FEW_POINTS else ".")
     )
