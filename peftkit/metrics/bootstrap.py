@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from scipy.stats import bootstrap
 
 # A metric as a function of the numbers of the rows that count, each as often as it is named.
 Statistic = Callable[[np.ndarray], float]
@@ -24,6 +23,8 @@ def bootstrap_interval(statistic: Statistic, rows: int, *, seed: int = 0, n_resa
     """
     if rows < 2:
         return [statistic(np.arange(rows))] * 2
+    from scipy.stats import bootstrap
+
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
         scores = bootstrap(
             (np.arange(rows),), statistic, vectorized=False, n_resamples=n_resamples, method="percentile", rng=seed,

@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
-from sklearn.calibration import calibration_curve
 
 BINS = 15
 COLDEST, HOTTEST = 0.1, 10.0
@@ -17,6 +14,8 @@ def expected_calibration_error(confidences: Sequence[float], right: Sequence[boo
     Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 2, equation 3. `confidences` are the
     probabilities of the answers given, from 0 to 1.
     """
+    from sklearn.calibration import calibration_curve
+
     accuracies, means = calibration_curve(np.asarray(right, dtype=int), confidences, n_bins=BINS)
     # The curve leaves out bins without rows, and counts by the same edges as here.
     places = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidences)
@@ -29,6 +28,9 @@ def best_temperature(logits: np.ndarray, right: np.ndarray) -> float:
 
     `logits` is of shape (rows, classes); `right` holds the place of each row's right class. 1 where there is no row.
     """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
     if not len(right):
         return 1.0
     rows = np.arange(len(right))

@@ -1,57 +1,38 @@
-"""One label a row: accuracy and macro F1."""
+"""Metrics of one label a row: accuracy, macro F1, calibration error; scores of each class."""
 
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import evaluate
 import numpy as np
-from datasets import Features, Value
-from sklearn.metrics import accuracy_score, f1_score
 
 from peftkit.metrics.base import Metric, Predictions, Targets
 from peftkit.metrics.bootstrap import Statistic
 from peftkit.metrics.calibration import expected_calibration_error
+from peftkit.metrics.modules import compute_by_module
 
 SCIKIT_LEARN = "Pedregosa et al., Scikit-learn: Machine Learning in Python, JMLR 12, 2011"
 
 
-def _info(description: str) -> evaluate.MetricInfo:
-    return evaluate.MetricInfo(
-        description=description,
-        citation=SCIKIT_LEARN,
-        inputs_description="predictions and references: names of labels",
-        features=Features({"predictions": Value("string"), "references": Value("string")}),
-    )
+def _compute_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Compute `accuracy` and `f1_macro`, the unweighted mean over labels (scikit-learn), of one label a row."""
+    from sklearn.metrics import accuracy_score, f1_score
 
-
-class Accuracy(evaluate.Metric):
-    """Share of rows whose predicted label is the right one (scikit-learn's `accuracy_score`)."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _info("Share of rows whose predicted label is the right one")
-
-    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        return {"accuracy": float(accuracy_score(references, predictions))}
-
-
-class MacroF1(evaluate.Metric):
-    """Unweighted mean over labels of the F1 score (scikit-learn's `f1_score`, `average="macro"`)."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _info("Unweighted mean over labels of the F1 score")
-
-    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        return {"f1_macro": float(f1_score(references, predictions, average="macro", zero_division=0.0))}
+    return {
+        "accuracy": float(accuracy_score(references, predictions)),
+        "f1_macro": float(f1_score(references, predictions, average="macro", zero_division=0.0)),
+    }
 
 
 def classification_metrics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """`accuracy` and `f1_macro` of label names, one a row."""
-    return evaluate.combine([Accuracy(), MacroF1()]).compute(predictions=predictions, references=references)
+    """Compute `accuracy` and `f1_macro`, the unweighted mean over labels (scikit-learn), of one label a row."""
+    return compute_by_module(
+        _compute_scores, predictions, references, kinds=("string", "string"), citation=SCIKIT_LEARN
+    )
 
 
 def classification_statistics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Statistic]:
-    """`accuracy` and `f1_macro` of drawn rows."""
+    """Return `accuracy` and `f1_macro` as functions of row numbers."""
     names, ids = np.unique(np.asarray([*predictions, *references]), return_inverse=True)
     predicted, right = ids[: len(predictions)], ids[len(predictions) :]
 
@@ -68,16 +49,16 @@ def classification_statistics(predictions: Sequence[str], references: Sequence[s
 
 
 def class_scores(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, dict[str, float]]:
-    """`precision`, `recall`, `f1` and `rows` of each label, of one label a row or of lists of them.
+    """Compute `precision`, `recall`, `f1` and `rows` of each label, for one label or a list of labels a row.
 
-    By counts, which scikit-learn's own does not do for a single label; where nothing can be divided by, the score is 0.
+    A score whose denominator is 0 is 0.
     """
     given, right, hits = Counter[str](), Counter[str](), Counter[str]()
-    for said, gold in zip(predictions, references, strict=True):
-        answered, correct = ({labels} if isinstance(labels, str) else set(labels) for labels in (said, gold))
-        given.update(answered)
+    for prediction, reference in zip(predictions, references, strict=True):
+        found, correct = ({one} if isinstance(one, str) else set(one) for one in (prediction, reference))
+        given.update(found)
         right.update(correct)
-        hits.update(answered & correct)
+        hits.update(found & correct)
     return {
         name: {
             "precision": hits[name] / max(given[name], 1),

@@ -1,63 +1,62 @@
-"""Named entities: precision, recall and F1 of whole entities, over all and per type."""
+"""Metrics of named entities: precision, recall and F1 of whole entities, over all and per type."""
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
-import evaluate
 import numpy as np
-from datasets import Features, List, Value
-from seqeval.metrics import classification_report
-from seqeval.metrics.sequence_labeling import get_entities
 
 from peftkit.metrics.base import Metric, Predictions, Targets
 from peftkit.metrics.bootstrap import Statistic
+from peftkit.metrics.modules import compute_by_module
+
+SEQEVAL = "Nakayama, seqeval, 2018; after conlleval, Tjong Kim Sang and Buchholz 2000"
 
 
-class EntityScores(evaluate.Metric):
-    """An entity is right when its type and both its ends are (seqeval's `classification_report`, as CoNLL scores)."""
+def find_entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Return type, first and last word of each entity in BIO tags, by seqeval."""
+    from seqeval.metrics.sequence_labeling import get_entities
 
-    def _info(self) -> evaluate.MetricInfo:
-        tags = List(Value("string"))
-        return evaluate.MetricInfo(
-            description="Precision, recall and F1 of whole entities: micro average, macro F1, and per type",
-            citation="Nakayama, seqeval, 2018; after conlleval, Tjong Kim Sang and Buchholz 2000",
-            inputs_description="predictions and references: a list of BIO tags a row",
-            features=Features({"predictions": tags, "references": tags}),
-        )
+    return get_entities(list(tags))
 
-    def _compute(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, Any]:
-        if not any(get_entities(list(tags)) for tags in (*references, *predictions)):
-            return {"precision": 0.0, "recall": 0.0, "f1": 0.0, "f1_macro": 0.0}
-        report = classification_report(
-            [list(tags) for tags in references], [list(tags) for tags in predictions], output_dict=True, zero_division=0
-        )
-        micro = report.pop("micro avg")
-        scores = {
-            "precision": float(micro["precision"]),
-            "recall": float(micro["recall"]),
-            "f1": float(micro["f1-score"]),
-        }
-        scores["f1_macro"] = float(report.pop("macro avg")["f1-score"])
-        report.pop("weighted avg")
-        for kind, values in sorted(report.items()):
-            scores |= {f"{name}_{kind}": float(values[name]) for name in ("precision", "recall")}
-            scores[f"f1_{kind}"] = float(values["f1-score"])
-        return scores
+
+def _compute_scores(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Compute `precision`, `recall`, `f1`, `f1_macro`, and the first three per type, of BIO tags, one list a row."""
+    from seqeval.metrics import classification_report
+
+    if not any(find_entities(tags) for tags in (*references, *predictions)):
+        return {"precision": 0.0, "recall": 0.0, "f1": 0.0, "f1_macro": 0.0}
+    report = classification_report(
+        [list(tags) for tags in references], [list(tags) for tags in predictions], output_dict=True, zero_division=0
+    )
+    micro = report.pop("micro avg")
+    scores = {
+        "precision": float(micro["precision"]),
+        "recall": float(micro["recall"]),
+        "f1": float(micro["f1-score"]),
+    }
+    scores["f1_macro"] = float(report.pop("macro avg")["f1-score"])
+    report.pop("weighted avg")
+    for kind, values in sorted(report.items()):
+        scores |= {f"{name}_{kind}": float(values[name]) for name in ("precision", "recall")}
+        scores[f"f1_{kind}"] = float(values["f1-score"])
+    return scores
 
 
 def entity_metrics(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """`precision`, `recall`, `f1`, `f1_macro`, and the first three per type, of BIO tags, one list a row."""
-    return EntityScores().compute(predictions=predictions, references=references)
+    """Compute `precision`, `recall`, `f1`, `f1_macro`, and the first three per type, of BIO tags, one list a row.
+
+    An entity is correct when its type and both its ends are (seqeval's `classification_report`, as CoNLL scores).
+    """
+    return compute_by_module(_compute_scores, predictions, references, kinds=("strings", "strings"), citation=SEQEVAL)
 
 
 def entity_statistics(
     predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
 ) -> dict[str, Statistic]:
-    """The micro-averaged `f1` of drawn rows."""
+    """Return the micro-averaged `f1` as a function of row numbers."""
     counts = np.zeros((len(references), 2))
     for row, (predicted, right) in enumerate(zip(predictions, references, strict=True)):
-        found, gold = set(get_entities(list(predicted))), set(get_entities(list(right)))
+        found, gold = set(find_entities(predicted)), set(find_entities(right))
         counts[row] = 2 * len(found & gold), len(found) + len(gold)
 
     def micro_f1(rows: np.ndarray) -> float:
@@ -70,8 +69,10 @@ def entity_statistics(
 def entity_type_scores(
     predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
 ) -> dict[str, dict[str, float]]:
-    """`precision`, `recall`, `f1` of whole entities of each type, and as `rows` how many there are."""
-    if not any(get_entities(list(tags)) for tags in (*references, *predictions)):
+    """Compute `precision`, `recall` and `f1` of whole entities of each type, and their number as `rows`."""
+    from seqeval.metrics import classification_report
+
+    if not any(find_entities(tags) for tags in (*references, *predictions)):
         return {}
     report = classification_report(
         [list(tags) for tags in references], [list(tags) for tags in predictions], output_dict=True, zero_division=0
@@ -88,11 +89,11 @@ def entity_type_scores(
 def type_confusions(
     predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
 ) -> Counter[tuple[str, str]]:
-    """Words by the type that is right and the type that was answered; those outside of entities in both left out."""
+    """Count words by target type and predicted type, without those outside of entities in both."""
     pairs: Counter[tuple[str, str]] = Counter()
     for predicted, right in zip(predictions, references, strict=True):
         pairs.update(zip(map(_type, right), map(_type, predicted), strict=True))
-    # They would drown the rest.
+    # They outnumber all others.
     del pairs["O", "O"]
     return pairs
 

@@ -1,17 +1,17 @@
-"""Generated text beside what people wrote: ROUGE, BLEU, chrF, exact match."""
+"""Metrics of generated text: ROUGE, BLEU, chrF, exact match."""
 
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-import evaluate
 import numpy as np
-from datasets import Features, List, Value
-from rouge_score import rouge_scorer
-from sacrebleu.metrics import BLEU, CHRF
 
 from peftkit.metrics.base import Metric, Predictions, Targets
 from peftkit.metrics.bootstrap import RESAMPLES, Statistic
+from peftkit.metrics.modules import compute_by_module
+
+PAPERS = "Lin 2004 (ROUGE); Papineni et al. 2002 (BLEU); Popovic 2015 (chrF); Post 2018 (sacrebleu)"
+
 
 # How BLEU, and ROUGE with it, cut text into words; by sacrebleu's names.
 TOKENIZERS = ("13a", "intl", "zh", "char", "none")
@@ -19,9 +19,11 @@ ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 class _Words:
-    """One of sacrebleu's tokenizers, in the form that rouge-score asks for."""
+    """One of sacrebleu's tokenizers with the interface of rouge-score."""
 
     def __init__(self, tokenize: str) -> None:
+        from sacrebleu.metrics import BLEU
+
         self.words = BLEU(tokenize=tokenize).tokenizer
 
     def tokenize(self, text: str) -> list[str]:
@@ -29,7 +31,9 @@ class _Words:
 
 
 @lru_cache
-def _scorer(tokenize: str) -> rouge_scorer.RougeScorer:
+def _scorer(tokenize: str) -> Any:
+    from rouge_score import rouge_scorer
+
     # For "13a" rouge-score's own: letters and digits of ASCII, as published ROUGE has it; it sees no Chinese at all.
     return rouge_scorer.RougeScorer(list(ROUGE), tokenizer=None if tokenize == "13a" else _Words(tokenize))
 
@@ -37,7 +41,7 @@ def _scorer(tokenize: str) -> rouge_scorer.RougeScorer:
 def _rouge(predictions: Sequence[str], references: Sequence[Sequence[str]], tokenize: str) -> np.ndarray:
     """F-measures of shape (rows, 4): with several references the best one counts."""
     scorer = _scorer(tokenize)
-    rows = (scorer.score_multi(list(right), said) for said, right in zip(predictions, references, strict=True))
+    rows = (scorer.score_multi(list(right), text) for text, right in zip(predictions, references, strict=True))
     return np.array([[row[kind].fmeasure for kind in ROUGE] for row in rows])
 
 
@@ -47,47 +51,42 @@ def _streams(references: Sequence[Sequence[str]]) -> Any:
     return [[row[place] if place < len(row) else None for row in references] for place in range(most)]
 
 
-class TextScores(evaluate.Metric):
-    """ROUGE F-measures of 0 to 1 (rouge-score, no stemmer), BLEU and chrF2 of 0 to 100 (sacrebleu), exact match.
+def _compute_scores(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str = "13a"
+) -> dict[str, float]:
+    """Compute ROUGE F-measures of 0 to 1, BLEU and chrF2 of 0 to 100, and exact match of one text a row."""
+    from sacrebleu.metrics import BLEU, CHRF
 
-    `tokenize` is sacrebleu's name of the tokenizer; ROUGE uses it too, unless it is `13a`.
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="ROUGE-1, ROUGE-2, ROUGE-L, ROUGE-Lsum, BLEU, chrF2 and exact match",
-            citation="Lin 2004 (ROUGE); Papineni et al. 2002 (BLEU); Popovic 2015 (chrF); Post 2018 (sacrebleu)",
-            inputs_description="predictions: a text a row; references: one or more texts a row",
-            features=Features({"predictions": Value("string"), "references": List(Value("string"))}),
-        )
-
-    def _compute(
-        self, predictions: Sequence[str], references: Sequence[Sequence[str]], tokenize: str = "13a"
-    ) -> dict[str, float]:
-        means = _rouge(predictions, references, tokenize).mean(0)
-        streams = _streams(references)
-        exact = [
-            said.strip() in {one.strip() for one in right} for said, right in zip(predictions, references, strict=True)
-        ]
-        return {
-            **dict(zip(ROUGE, map(float, means), strict=True)),
-            "bleu": float(BLEU(tokenize=tokenize).corpus_score(list(predictions), streams).score),
-            "chrf": float(CHRF().corpus_score(list(predictions), streams).score),
-            "exact_match": float(np.mean(exact)),
-        }
+    means = _rouge(predictions, references, tokenize).mean(0)
+    streams = _streams(references)
+    exact = [
+        text.strip() in {one.strip() for one in right} for text, right in zip(predictions, references, strict=True)
+    ]
+    return {
+        **dict(zip(ROUGE, map(float, means), strict=True)),
+        "bleu": float(BLEU(tokenize=tokenize).corpus_score(list(predictions), streams).score),
+        "chrf": float(CHRF().corpus_score(list(predictions), streams).score),
+        "exact_match": float(np.mean(exact)),
+    }
 
 
 def text_metrics(
     predictions: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str = "13a"
 ) -> dict[str, float]:
-    """`rouge1`, `rouge2`, `rougeL`, `rougeLsum`, `bleu`, `chrf` and `exact_match` of texts, one a row."""
-    return TextScores().compute(predictions=predictions, references=references, tokenize=tokenize)
+    """Compute ROUGE F-measures of 0 to 1, BLEU and chrF2 of 0 to 100, and exact match of one text a row.
+
+    ROUGE is rouge-score's without stemmer, BLEU and chrF are sacrebleu's. `tokenize` is sacrebleu's name of the
+    tokenizer; ROUGE uses it too, unless it is `13a`.
+    """
+    return compute_by_module(
+        _compute_scores, predictions, references, kinds=("string", "strings"), citation=PAPERS, tokenize=tokenize
+    )
 
 
 def text_statistics(
     predictions: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str = "13a"
 ) -> dict[str, Statistic]:
-    """`rougeL` of drawn rows."""
+    """Return `rougeL` as a function of row numbers."""
     longest = _rouge(predictions, references, tokenize)[:, ROUGE.index("rougeL")]
     return {"rougeL": lambda rows: float(longest[rows].mean())}
 
@@ -100,6 +99,8 @@ def bleu_interval(
     n_resamples: int = RESAMPLES,
 ) -> list[float]:
     """95 % bootstrap interval of BLEU over rows: no mean over rows, so sacrebleu resamples its counts (Koehn 2004)."""
+    from sacrebleu.metrics import BLEU
+
     bleu = BLEU(tokenize=tokenize).corpus_score(list(predictions), _streams(references), n_bootstrap=n_resamples)
     return [float(bleu._mean - bleu._ci), float(bleu._mean + bleu._ci)]
 

@@ -1,54 +1,49 @@
-"""A number a row: correlations and errors."""
+"""Metrics of one number a row: correlations and errors."""
 
 import math
 import warnings
 from collections.abc import Sequence
 
-import evaluate
 import numpy as np
-from datasets import Features, Value
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
 from peftkit.metrics.base import Metric, Predictions, Targets
 from peftkit.metrics.bootstrap import Statistic
+from peftkit.metrics.modules import compute_by_module
 
-
-class RegressionScores(evaluate.Metric):
-    """Pearson's and Spearman's correlation (SciPy), root mean squared and mean absolute error (scikit-learn)."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Pearson's and Spearman's correlation, root mean squared error, mean absolute error",
-            citation="Virtanen et al., SciPy 1.0, Nature Methods 17, 2020",
-            inputs_description="predictions and references: a number a row",
-            features=Features({"predictions": Value("float64"), "references": Value("float64")}),
-        )
-
-    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
-        predicted, right = np.asarray(predictions), np.asarray(references)
-        return {
-            "pearson": _pearson(predicted, right),
-            "spearman": _spearman(predicted, right),
-            "rmse": float(root_mean_squared_error(right, predicted)),
-            "mae": float(mean_absolute_error(right, predicted)),
-        }
+SCIPY = "Virtanen et al., SciPy 1.0, Nature Methods 17, 2020"
 
 
 def _pearson(predicted: np.ndarray, right: np.ndarray) -> float:
-    # A constant has no correlation: NaN, which a report holds as null.
+    from scipy.stats import pearsonr
+
+    # The correlation of a constant is NaN, in a report null.
     with warnings.catch_warnings(action="ignore"):
         return float(pearsonr(predicted, right).statistic) if len(right) > 1 else float("nan")
 
 
 def _spearman(predicted: np.ndarray, right: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
     with warnings.catch_warnings(action="ignore"):
         return float(spearmanr(predicted, right).statistic) if len(right) > 1 else float("nan")
 
 
+def _compute_scores(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+    """Compute `pearson`, `spearman` (SciPy), `rmse` and `mae` (scikit-learn) of one number a row."""
+    from sklearn.metrics import mean_absolute_error, root_mean_squared_error
+
+    predicted, right = np.asarray(predictions), np.asarray(references)
+    return {
+        "pearson": _pearson(predicted, right),
+        "spearman": _spearman(predicted, right),
+        "rmse": float(root_mean_squared_error(right, predicted)),
+        "mae": float(mean_absolute_error(right, predicted)),
+    }
+
+
 def regression_metrics(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
-    """`pearson`, `spearman`, `rmse` and `mae` of numbers, one a row."""
-    return RegressionScores().compute(predictions=predictions, references=references)
+    """Compute `pearson`, `spearman` (SciPy), `rmse` and `mae` (scikit-learn) of one number a row."""
+    return compute_by_module(_compute_scores, predictions, references, kinds=("number", "number"), citation=SCIPY)
 
 
 def regression_statistics(predictions: Sequence[float], references: Sequence[float]) -> dict[str, Statistic]:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from peftkit.metrics.bootstrap import AT_ONCE, Statistic
 
@@ -15,6 +14,8 @@ def seed_interval(scores: Sequence[float]) -> list[float] | None:
     """95 % interval `[low, high]` of the mean over seeds, by Student's t (Student 1908); None of fewer than two."""
     if len(scores) < 2:
         return None
+    from scipy import stats
+
     mean, error = float(np.mean(scores)), float(stats.sem(scores))
     if error == 0.0:
         return [mean, mean]

@@ -8,20 +8,18 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, List, Value
-from scipy.sparse import csc_matrix
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from peftkit.errors import UserError
 from peftkit.metrics.base import MetricSet
 from peftkit.metrics.classification import class_scores
 from peftkit.metrics.multi_label import METRICS
+from peftkit.metrics.thresholds import find_best_threshold
 from peftkit.tasks.base import EncodedSplit, ModelSpec, TrainerSpec
 from peftkit.tasks.default import at, reduced_loss
 from peftkit.tasks.labels import check_label_names, distinct_names, label_name, numbers_by_name, unknown_label
 from peftkit.tasks.text import TextTask, text_classifier
 
-# A label of few rows may score best at a threshold that answers it everywhere; no threshold lies outside.
-LOWEST, HIGHEST = 0.05, 0.95
 # Of more labels, evaluation keeps a row's most probable so many: the probabilities of all would fill the memory.
 MOST_KEPT = 256
 
@@ -167,6 +165,8 @@ class MultiLabelClassification(TextTask):
         Candidates lie half-way between neighbouring probabilities. A label gets 0.5 where no row has it, and where no
         candidate beats answering it in every row: then it has not been learned.
         """
+        from scipy.sparse import csc_matrix
+
         labels, rows_count = split.labels, len(split.outputs)
         probabilities, ids = _split_probabilities(split.outputs)
         row_numbers = np.repeat(np.arange(rows_count), ids.shape[1])
@@ -176,7 +176,7 @@ class MultiLabelClassification(TextTask):
         for place, name in enumerate(labels):
             rows, mine = (slice(matrix.indptr[place], matrix.indptr[place + 1]) for matrix in (given, right))
             has = np.isin(given.indices[rows], right.indices[mine])
-            found[name] = _best_threshold(given.data[rows], has, len(right.indices[mine]), rows_count)
+            found[name] = find_best_threshold(given.data[rows], has, len(right.indices[mine]), rows_count)
         return replace(self, thresholds=found | numbers_by_name(self.thresholds, labels, "thresholds"))
 
     def _given(self, probabilities: np.ndarray, ids: np.ndarray, labels: Sequence[str]) -> list[str]:
@@ -217,22 +217,3 @@ def _indicators(rows: Sequence[Sequence[int]], labels: int) -> np.ndarray:
     for place, ids in enumerate(rows):
         found[place, list(ids)] = True
     return found
-
-
-def _best_threshold(probabilities: np.ndarray, right: np.ndarray, positives: int, rows: int) -> float:
-    """The candidate with the best F1; of equals the one in the middle. Of all `rows`, `positives` have the label."""
-    if not right.any():
-        return 0.5
-    probabilities = probabilities.astype(np.float64)
-    order = np.argsort(-probabilities, kind="stable")
-    sorted_p = probabilities[order]
-    hits = np.cumsum(right[order])
-    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + positives)
-    # Answering the first k rows needs a threshold between the k-th probability and the next, if they differ.
-    below = np.append(sorted_p[1:], 0.0)
-    candidates = (sorted_p + below) / 2
-    allowed = (sorted_p > below) & (candidates >= LOWEST) & (candidates <= HIGHEST)
-    if not allowed.any() or f1[allowed].max() <= 2 * positives / (rows + positives):
-        return 0.5
-    best = np.flatnonzero(allowed & (f1 >= f1[allowed].max()))
-    return round(float(candidates[best[len(best) // 2]]), 6)

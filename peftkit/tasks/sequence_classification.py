@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
-from scipy.special import softmax
 
 from peftkit.errors import UserError
 from peftkit.metrics.base import MetricSet
@@ -158,6 +157,8 @@ class SequenceClassification(TextTask):
                 {"label": labels[int(row.argmax())], "probabilities": dict(zip(labels, map(float, row), strict=True))}
                 for row in split.outputs
             ]
+        from scipy.special import softmax
+
         logits, ids = _split_logits(split.outputs)
         best = logits.argmax(-1)[:, None]
         confidences = np.take_along_axis(softmax(logits / (self.temperature or 1.0), axis=-1), best, -1)[:, 0]

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
-from seqeval.metrics.sequence_labeling import get_entities
 from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
@@ -17,7 +16,7 @@ from transformers import (
 
 from peftkit.errors import UserError
 from peftkit.metrics.base import MetricSet
-from peftkit.metrics.entities import METRICS, entity_type_scores, type_confusions
+from peftkit.metrics.entities import METRICS, entity_type_scores, find_entities, type_confusions
 from peftkit.tasks.base import ColumnSpec, EncodedSplit, ModelSpec, OutputKind, TrainerSpec
 from peftkit.tasks.default import IGNORED, DefaultTask, at, kind_of
 from peftkit.tasks.labels import check_label_names, label_name, unknown_label
@@ -56,10 +55,10 @@ class TokenClassification(DefaultTask):
         return self.build_metrics(
             METRICS,
             main=("f1", "precision", "recall"),
-            is_correct=lambda prediction, target: set(get_entities(prediction["tags"])) == set(get_entities(target)),
+            is_correct=lambda prediction, target: set(find_entities(prediction["tags"])) == set(find_entities(target)),
             per_class=lambda predictions, targets: entity_type_scores([one["tags"] for one in predictions], targets),
             confusion=lambda predictions, targets: type_confusions([one["tags"] for one in predictions], targets),
-            class_counts=lambda targets: Counter(kind for tags in targets for kind, _, _ in get_entities(list(tags))),
+            class_counts=lambda targets: Counter(kind for tags in targets for kind, _, _ in find_entities(tags)),
             class_names=lambda labels: tuple(dict.fromkeys(label[2:] for label in labels if label != OUTSIDE)),
         )
 
@@ -156,7 +155,7 @@ class TokenClassification(DefaultTask):
         cut = total = 0
         for counts, tags in zip(self._word_lengths(rows, tokenizer), targets, strict=True):
             held = [(first, end) for first, end, _, _ in parts(counts, budget, self.stride)]
-            for _, begin, last in get_entities(list(tags)):
+            for _, begin, last in find_entities(tags):
                 total += 1
                 whole = any(first <= begin and last < end and sum(counts[first:end]) <= budget for first, end in held)
                 cut += not whole or not all(counts[begin : last + 1])
@@ -245,7 +244,7 @@ class TokenClassification(DefaultTask):
                 "tags": found,
                 "entities": [
                     {"type": kind, "first_word": first, "last_word": last, "text": " ".join(words[first : last + 1])}
-                    for kind, first, last in get_entities(found)
+                    for kind, first, last in find_entities(found)
                 ],
             }
             for found, words in zip(tags, rows, strict=True)

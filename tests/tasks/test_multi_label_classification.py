@@ -11,9 +11,9 @@ from peftkit import MultiLabelClassification, lora, qlora
 from peftkit.data.demo.docstrings import load_docstrings
 from peftkit.errors import UserError
 from peftkit.export.exporter import export
+from peftkit.metrics.thresholds import HIGHEST, LOWEST
 from peftkit.prediction.batch import predict
 from peftkit.tasks import multi_label_classification
-from peftkit.tasks.multi_label_classification import HIGHEST, LOWEST
 from peftkit.training.run import run
 from tests.tasks.encoded import encoded_split
 

@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from seqeval.metrics.sequence_labeling import get_entities
-
+from peftkit.metrics.entities import find_entities
 from peftkit.tasks import Task
 
 
@@ -26,7 +25,7 @@ def format_target(task: Task, target: Any) -> str:
     if not isinstance(target, list):
         return str(target)
     if task.output_kind == "tokens":
-        return _format_entities((kind, f"words {first} to {last}") for kind, first, last in get_entities(target))
+        return _format_entities((kind, f"words {first} to {last}") for kind, first, last in find_entities(target))
     return " | ".join(target) if task.output_kind == "text" else _format_labels(target)
 
 
