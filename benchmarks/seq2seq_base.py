@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5For
 from peftkit import DataConfig, ModelConfig, Recipe, Seq2Seq, full
 from peftkit.data.demo.docstrings import LIBRARIES, extract_prose, find_documented, hash_module, parse_modules
 from peftkit.data.demo.summaries import extract_summaries
-from peftkit.metrics.generation import text_metrics
+from peftkit.metrics.generation import score_texts
 from peftkit.system.logging import set_up_logging
 from peftkit.training.run import run
 
@@ -168,7 +168,7 @@ def main() -> None:
     print(report.data["rows"], report.times, report.environment["gpus"] or report.environment["cpu"])
     for job in ("restore", "summarize"):
         mine = [answer for answer, row in zip(answers, rows, strict=True) if row["source"].startswith(job)]
-        scores = text_metrics([answer["text"] for answer in mine], [answer["reference"] for answer in mine])
+        scores = score_texts([answer["text"] for answer in mine], [answer["reference"] for answer in mine])
         print(f"{job}: {len(mine)} test rows, " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
 
 

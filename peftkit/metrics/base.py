@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from peftkit.errors import UserError
-from peftkit.metrics.bootstrap import Statistic, bootstrap_intervals
+from peftkit.metrics.bootstrap import Statistic, compute_intervals
 
 Predictions = Sequence[Mapping[str, Any]]
 Targets = Sequence[Any]
@@ -50,7 +50,7 @@ class Metric:
 
     @property
     def has_points(self) -> bool:
-        """Whether differences are given in points, hundredths of the scale."""
+        """Whether differences are written in points, hundredths of a scale that ends at 1."""
         return self.bounds[1] == 1.0
 
     def format_difference(self, value: float) -> str:
@@ -140,7 +140,7 @@ class MetricSet:
         found = {f"{m.name}_ci95": m.interval(predictions, targets) for m in self.main_metrics if m.interval}
         statistics = self.statistics(predictions, targets)
         drawn = {name: statistic for name, statistic in statistics.items() if f"{name}_ci95" not in found}
-        return bootstrap_intervals(drawn, len(targets)) | found
+        return compute_intervals(drawn, len(targets)) | found
 
 
 _REGISTERED: dict[type, dict[str, Metric]] = {}
@@ -158,6 +158,6 @@ def register_metric(metric: Metric, *, task: type) -> None:
     registered[metric.name] = metric
 
 
-def registered_metrics(task: type) -> tuple[Metric, ...]:
+def find_registered_metrics(task: type) -> tuple[Metric, ...]:
     """Return the metrics registered for a task or a class that it inherits from."""
     return tuple(metric for kind in task.__mro__ for metric in _REGISTERED.get(kind, {}).values())

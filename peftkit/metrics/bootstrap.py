@@ -1,4 +1,4 @@
-"""How far a score might move with another test set of the same size."""
+"""Bootstrap confidence intervals over rows."""
 
 import math
 import warnings
@@ -6,20 +6,20 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-# A metric as a function of the numbers of the rows that count, each as often as it is named.
+# A metric as a function of row numbers, drawn with replacement.
 Statistic = Callable[[np.ndarray], float]
 
 RESAMPLES = 1000
-# Row numbers drawn at a time: bounds the memory.
+# Row numbers drawn at a time, to bound memory.
 AT_ONCE = 1_000_000
 
 
-def bootstrap_interval(statistic: Statistic, rows: int, *, seed: int = 0, n_resamples: int = RESAMPLES) -> list[float]:
-    """95 % interval `[low, high]` of `statistic`, which takes row numbers drawn with replacement from `rows`.
+def compute_interval(statistic: Statistic, rows: int, *, seed: int = 0, n_resamples: int = RESAMPLES) -> list[float]:
+    """Compute the 95 % interval `[low, high]` of `statistic` over row numbers drawn from `rows`.
 
-    Percentile bootstrap over rows (Efron and Tibshirani 1993, chapter 13), by `scipy.stats.bootstrap`, seeded. It
-    knows nothing of another training seed. With fewer than two rows both ends are the score itself. Resamples without
-    a score, such as the correlation of a constant, are left out; without any score both ends are NaN.
+    Percentile bootstrap over rows (Efron and Tibshirani 1993, chapter 13), by `scipy.stats.bootstrap`, seeded; the
+    variance between training seeds is not part of it. With fewer than two rows both ends are the score. Resamples
+    without a score, such as the correlation of a constant, are left out; without any score both ends are NaN.
     """
     if rows < 2:
         return [statistic(np.arange(rows))] * 2
@@ -34,11 +34,11 @@ def bootstrap_interval(statistic: Statistic, rows: int, *, seed: int = 0, n_resa
     return [float(end) for end in np.percentile(scores, [2.5, 97.5])] if len(scores) else [math.nan, math.nan]
 
 
-def bootstrap_intervals(
+def compute_intervals(
     statistics: Mapping[str, Statistic], rows: int, *, seed: int = 0, n_resamples: int = RESAMPLES
 ) -> dict[str, list[float]]:
-    """The interval of each statistic, as `{name}_ci95: [low, high]`."""
+    """Compute the interval of each statistic, as `{name}_ci95: [low, high]`."""
     return {
-        f"{name}_ci95": bootstrap_interval(statistic, rows, seed=seed, n_resamples=n_resamples)
+        f"{name}_ci95": compute_interval(statistic, rows, seed=seed, n_resamples=n_resamples)
         for name, statistic in statistics.items()
     }

@@ -1,4 +1,4 @@
-"""How far a probability can be believed, and the temperature that mends it."""
+"""Calibration: expected calibration error and temperature scaling."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ BINS = 15
 COLDEST, HOTTEST = 0.1, 10.0
 
 
-def expected_calibration_error(confidences: Sequence[float], right: Sequence[bool]) -> float:
-    """Mean over rows of the gap between confidence and accuracy, by 15 bins of equal width.
+def compute_calibration_error(confidences: Sequence[float], right: Sequence[bool]) -> float:
+    """Compute the mean gap between confidence and accuracy over 15 bins of equal width.
 
     Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 2, equation 3. `confidences` are the
     probabilities of the answers given, from 0 to 1.
@@ -23,8 +23,8 @@ def expected_calibration_error(confidences: Sequence[float], right: Sequence[boo
     return float(np.sum(counts[counts > 0] * np.abs(accuracies - means)) / len(confidences))
 
 
-def best_temperature(logits: np.ndarray, right: np.ndarray) -> float:
-    """The temperature, from 0.1 to 10, under which the right classes are most probable (Guo et al., section 4.2).
+def fit_temperature(logits: np.ndarray, right: np.ndarray) -> float:
+    """Fit the temperature, from 0.1 to 10, that maximizes the likelihood (Guo et al., section 4.2).
 
     `logits` is of shape (rows, classes); `right` holds the place of each row's right class. 1 where there is no row.
     """

@@ -8,7 +8,7 @@ import numpy as np
 
 from peftkit.metrics.base import Metric, Predictions, Targets
 from peftkit.metrics.bootstrap import Statistic
-from peftkit.metrics.calibration import expected_calibration_error
+from peftkit.metrics.calibration import compute_calibration_error
 from peftkit.metrics.modules import compute_by_module
 
 SCIKIT_LEARN = "Pedregosa et al., Scikit-learn: Machine Learning in Python, JMLR 12, 2011"
@@ -24,14 +24,14 @@ def _compute_scores(predictions: Sequence[str], references: Sequence[str]) -> di
     }
 
 
-def classification_metrics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def score_labels(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Compute `accuracy` and `f1_macro`, the unweighted mean over labels (scikit-learn), of one label a row."""
     return compute_by_module(
         _compute_scores, predictions, references, kinds=("string", "string"), citation=SCIKIT_LEARN
     )
 
 
-def classification_statistics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Statistic]:
+def make_label_statistics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Statistic]:
     """Return `accuracy` and `f1_macro` as functions of row numbers."""
     names, ids = np.unique(np.asarray([*predictions, *references]), return_inverse=True)
     predicted, right = ids[: len(predictions)], ids[len(predictions) :]
@@ -48,7 +48,7 @@ def classification_statistics(predictions: Sequence[str], references: Sequence[s
     return {"accuracy": accuracy, "f1_macro": macro_f1}
 
 
-def class_scores(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, dict[str, float]]:
+def score_classes(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, dict[str, float]]:
     """Compute `precision`, `recall`, `f1` and `rows` of each label, for one label or a list of labels a row.
 
     A score whose denominator is 0 is 0.
@@ -71,15 +71,15 @@ def class_scores(predictions: Sequence[Any], references: Sequence[Any]) -> dict[
 
 
 def _score(predictions: Predictions, targets: Targets) -> dict[str, float]:
-    scores = classification_metrics([prediction["label"] for prediction in predictions], targets)
+    scores = score_labels([prediction["label"] for prediction in predictions], targets)
     if all("confidence" in prediction for prediction in predictions):
         right = [prediction["label"] == target for prediction, target in zip(predictions, targets, strict=True)]
-        scores["ece"] = expected_calibration_error([prediction["confidence"] for prediction in predictions], right)
+        scores["ece"] = compute_calibration_error([prediction["confidence"] for prediction in predictions], right)
     return scores
 
 
 def _statistics(predictions: Predictions, targets: Targets) -> dict[str, Statistic]:
-    return classification_statistics([prediction["label"] for prediction in predictions], targets)
+    return make_label_statistics([prediction["label"] for prediction in predictions], targets)
 
 
 METRICS = (

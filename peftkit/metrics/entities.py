@@ -42,7 +42,7 @@ def _compute_scores(predictions: Sequence[Sequence[str]], references: Sequence[S
     return scores
 
 
-def entity_metrics(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def score_entities(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Compute `precision`, `recall`, `f1`, `f1_macro`, and the first three per type, of BIO tags, one list a row.
 
     An entity is correct when its type and both its ends are (seqeval's `classification_report`, as CoNLL scores).
@@ -50,7 +50,7 @@ def entity_metrics(predictions: Sequence[Sequence[str]], references: Sequence[Se
     return compute_by_module(_compute_scores, predictions, references, kinds=("strings", "strings"), citation=SEQEVAL)
 
 
-def entity_statistics(
+def make_entity_statistics(
     predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
 ) -> dict[str, Statistic]:
     """Return the micro-averaged `f1` as a function of row numbers."""
@@ -66,7 +66,7 @@ def entity_statistics(
     return {"f1": micro_f1}
 
 
-def entity_type_scores(
+def score_entity_types(
     predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
 ) -> dict[str, dict[str, float]]:
     """Compute `precision`, `recall` and `f1` of whole entities of each type, and their number as `rows`."""
@@ -86,7 +86,7 @@ def entity_type_scores(
     }  # fmt: skip
 
 
-def type_confusions(
+def count_type_confusions(
     predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
 ) -> Counter[tuple[str, str]]:
     """Count words by target type and predicted type, without those outside of entities in both."""
@@ -103,11 +103,11 @@ def _type(tag: str) -> str:
 
 
 def _score(predictions: Predictions, targets: Targets) -> dict[str, float]:
-    return entity_metrics([prediction["tags"] for prediction in predictions], targets)
+    return score_entities([prediction["tags"] for prediction in predictions], targets)
 
 
 def _statistics(predictions: Predictions, targets: Targets) -> dict[str, Statistic]:
-    return entity_statistics([prediction["tags"] for prediction in predictions], targets)
+    return make_entity_statistics([prediction["tags"] for prediction in predictions], targets)
 
 
 METRICS = (

@@ -70,7 +70,7 @@ def _compute_scores(
     }
 
 
-def text_metrics(
+def score_texts(
     predictions: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str = "13a"
 ) -> dict[str, float]:
     """Compute ROUGE F-measures of 0 to 1, BLEU and chrF2 of 0 to 100, and exact match of one text a row.
@@ -83,7 +83,7 @@ def text_metrics(
     )
 
 
-def text_statistics(
+def make_text_statistics(
     predictions: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str = "13a"
 ) -> dict[str, Statistic]:
     """Return `rougeL` as a function of row numbers."""
@@ -91,7 +91,7 @@ def text_statistics(
     return {"rougeL": lambda rows: float(longest[rows].mean())}
 
 
-def bleu_interval(
+def compute_bleu_interval(
     predictions: Sequence[str],
     references: Sequence[Sequence[str]],
     *,
@@ -106,17 +106,17 @@ def bleu_interval(
 
 
 @lru_cache
-def generation_metrics(tokenize: str) -> tuple[Metric, ...]:
+def make_generation_metrics(tokenize: str) -> tuple[Metric, ...]:
     """Return the metrics of generated text whose words are separated by one of sacrebleu's tokenizers."""
 
     def score(predictions: Predictions, targets: Targets) -> dict[str, float]:
-        return text_metrics([prediction["text"] for prediction in predictions], targets, tokenize=tokenize)
+        return score_texts([prediction["text"] for prediction in predictions], targets, tokenize=tokenize)
 
     def statistics(predictions: Predictions, targets: Targets) -> dict[str, Statistic]:
-        return text_statistics([prediction["text"] for prediction in predictions], targets, tokenize=tokenize)
+        return make_text_statistics([prediction["text"] for prediction in predictions], targets, tokenize=tokenize)
 
     def interval(predictions: Predictions, targets: Targets) -> list[float]:
-        return bleu_interval([prediction["text"] for prediction in predictions], targets, tokenize=tokenize)
+        return compute_bleu_interval([prediction["text"] for prediction in predictions], targets, tokenize=tokenize)
 
     return (
         Metric(name="rouge1", title="ROUGE-1", function=score),

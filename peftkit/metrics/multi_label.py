@@ -38,7 +38,7 @@ def _compute_scores(predictions: Sequence[Sequence[str]], references: Sequence[S
     }
 
 
-def multi_label_metrics(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def score_label_lists(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Compute `f1_macro`, `f1_micro` and `exact_match` (scikit-learn) of lists of label names, one list a row.
 
     Macro F1 is over the labels that some row has or was predicted.
@@ -48,7 +48,7 @@ def multi_label_metrics(predictions: Sequence[Sequence[str]], references: Sequen
     )
 
 
-def multi_label_statistics(
+def make_label_list_statistics(
     predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
 ) -> dict[str, Statistic]:
     """Return `f1_macro` and `f1_micro` as functions of row numbers."""
@@ -71,11 +71,11 @@ def multi_label_statistics(
 
 
 def _score(predictions: Predictions, targets: Targets) -> dict[str, float]:
-    return multi_label_metrics([prediction["labels"] for prediction in predictions], targets)
+    return score_label_lists([prediction["labels"] for prediction in predictions], targets)
 
 
 def _statistics(predictions: Predictions, targets: Targets) -> dict[str, Statistic]:
-    return multi_label_statistics([prediction["labels"] for prediction in predictions], targets)
+    return make_label_list_statistics([prediction["labels"] for prediction in predictions], targets)
 
 
 METRICS = (

@@ -41,12 +41,12 @@ def _compute_scores(predictions: Sequence[float], references: Sequence[float]) -
     }
 
 
-def regression_metrics(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+def score_numbers(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
     """Compute `pearson`, `spearman` (SciPy), `rmse` and `mae` (scikit-learn) of one number a row."""
     return compute_by_module(_compute_scores, predictions, references, kinds=("number", "number"), citation=SCIPY)
 
 
-def regression_statistics(predictions: Sequence[float], references: Sequence[float]) -> dict[str, Statistic]:
+def make_number_statistics(predictions: Sequence[float], references: Sequence[float]) -> dict[str, Statistic]:
     """Return `pearson`, `spearman`, `rmse` and `mae` as functions of row numbers."""
     predicted, right = np.asarray(predictions), np.asarray(references)
     return {
@@ -58,11 +58,11 @@ def regression_statistics(predictions: Sequence[float], references: Sequence[flo
 
 
 def _score(predictions: Predictions, targets: Targets) -> dict[str, float]:
-    return regression_metrics([prediction["score"] for prediction in predictions], targets)
+    return score_numbers([prediction["score"] for prediction in predictions], targets)
 
 
 def _statistics(predictions: Predictions, targets: Targets) -> dict[str, Statistic]:
-    return regression_statistics([prediction["score"] for prediction in predictions], targets)
+    return make_number_statistics([prediction["score"] for prediction in predictions], targets)
 
 
 def _correlation(name: str, title: str, hub_name: str) -> Metric:

@@ -1,4 +1,4 @@
-"""Is one better than the other? Scores over seeds, and the same test rows drawn for both."""
+"""Significance tests: intervals over seeds, paired bootstrap, correction for multiple tests."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from peftkit.metrics.bootstrap import AT_ONCE, Statistic
 ALPHA = 0.05
 
 
-def seed_interval(scores: Sequence[float]) -> list[float] | None:
-    """95 % interval `[low, high]` of the mean over seeds, by Student's t (Student 1908); None of fewer than two."""
+def compute_seed_interval(scores: Sequence[float]) -> list[float] | None:
+    """Compute the 95 % interval of the mean over seeds by Student's t; None for fewer than two."""
     if len(scores) < 2:
         return None
     from scipy import stats
@@ -23,8 +23,8 @@ def seed_interval(scores: Sequence[float]) -> list[float] | None:
     return [float(low), float(high)]
 
 
-def resampled(runs: Sequence[Statistic], rows: int, *, n_resamples: int, seed: int = 0) -> np.ndarray:
-    """The score of each run on rows drawn with replacement, of shape (runs, n_resamples).
+def resample_scores(runs: Sequence[Statistic], rows: int, *, n_resamples: int, seed: int = 0) -> np.ndarray:
+    """Compute the score of each run on rows drawn with replacement, (runs, n_resamples).
 
     The draws are those of `scipy.stats.bootstrap` with the same seed; equal `rows` and `seed` draw equal rows.
     """
@@ -40,7 +40,7 @@ def resampled(runs: Sequence[Statistic], rows: int, *, n_resamples: int, seed: i
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """By how much the first is over the second.
+    """The difference of two methods, first less second.
 
     Attributes:
         mean: Of their scores on all rows, over seeds.
@@ -53,10 +53,10 @@ class Difference:
     p_value: float
 
 
-def paired_difference(
+def compare_paired_scores(
     first: np.ndarray, second: np.ndarray, means: tuple[float, float], *, seed: int = 0
 ) -> Difference:
-    """The difference of two methods from their `resampled` scores, each of shape (seeds, n_resamples), and its test.
+    """Compute the difference of two methods and its p-value from resampled scores, each (seeds, n_resamples).
 
     Paired percentile bootstrap over rows (Efron and Tibshirani 1993, chapters 13 and 16): a resample draws the same
     rows for both. It draws seeds too, of each method apart, so that a lucky seed is not taken for a better method.
@@ -80,8 +80,8 @@ def paired_difference(
     return Difference(mean=mean, ci95=[float(low), float(high)], p_value=float(min(1.0, 2 * min(below, above))))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for so many tests at once, by Holm's step-down method (Holm 1979)."""
+def adjust_p_values(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for multiple tests by Holm's step-down method (Holm 1979)."""
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, place in enumerate(np.argsort(p_values, kind="stable")):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))

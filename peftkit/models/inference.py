@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from peftkit.tasks import EncodedSplit, Task
-from peftkit.tasks.default import IGNORED, first_output
+from peftkit.tasks.default import IGNORED, get_first_output
 
 BATCH_SIZE = 32
 # Logits over a vocabulary are large: limits of a held-out batch of generated text.
@@ -37,7 +37,7 @@ def infer_rows(
     inputs = encoded.remove_columns("labels") if "labels" in encoded.column_names else encoded
     for places in _group_by_length(encoded):
         batch = _move_inputs(collator([inputs[place] for place in places]), model.device)
-        found = model.generate(**batch) if task.output_kind == "text" else first_output(model(**batch).logits)
+        found = model.generate(**batch) if task.output_kind == "text" else get_first_output(model(**batch).logits)
         for place, output in zip(places, task.postprocess(found, detail=detail).cpu().numpy(), strict=True):
             outputs[place] = output
     return _stack_rows(outputs)
@@ -88,7 +88,7 @@ def select_inputs(
 @torch.no_grad()
 def compute_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Compute logits in float32, returned on the CPU."""
-    return first_output(model(**_move_inputs(batch, model.device)).logits).float().cpu()
+    return get_first_output(model(**_move_inputs(batch, model.device)).logits).float().cpu()
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def compute_outputs(
     `device` is that of the computation if the weights are elsewhere; `options` are keywords of `generate`.
     """
     batch = _move_inputs(batch, device or model.device)
-    found = {"logits": first_output(model(**batch).logits).float().cpu()}
+    found = {"logits": get_first_output(model(**batch).logits).float().cpu()}
     if "decoder_input_ids" in batch and hasattr(model, "generate"):
         source = {name: tensor for name, tensor in batch.items() if not name.startswith("decoder_")}
         found["generated"] = model.generate(**source, do_sample=False, **options).cpu()

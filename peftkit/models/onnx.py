@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from peftkit.errors import UserError
-from peftkit.tasks.default import first_output
+from peftkit.tasks.default import get_first_output
 
 FILE = "model.onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "transformers.exporters")
@@ -132,7 +132,7 @@ def _return_logits(model: Any) -> Iterator[None]:
     own = dict(vars(model))
     training = [module for module in model.modules() if module.training]
     forward = model.forward
-    model.forward = lambda **inputs: {"logits": first_output(forward(**inputs).logits)}
+    model.forward = lambda **inputs: {"logits": get_first_output(forward(**inputs).logits)}
     model.eval()
     try:
         yield

@@ -20,8 +20,8 @@ from peftkit.prediction.writers import check_top_k
 from peftkit.recipe.parser import dict_to_recipe
 from peftkit.runs.manifest import RECIPE, check_labels, check_tokenizer, read_manifest
 from peftkit.runs.saved import load_model, read_label_names, read_run
-from peftkit.tasks import TASKS, ColumnSpec, Task, restore_settings, task_path
-from peftkit.tasks.word_alignment import GIVEN_TEXT, word_spans
+from peftkit.tasks import TASKS, ColumnSpec, Task, get_task_path, restore_settings
+from peftkit.tasks.word_alignment import GIVEN_TEXT, find_word_spans
 
 # The length when neither a recipe nor the tokenizer sets one.
 MOST_TOKENS = 512
@@ -170,7 +170,7 @@ def make_row(columns: ColumnSpec, value: Any) -> dict[str, Any]:
     if columns.has_words:
         if not isinstance(value, str):
             return {columns.inputs[0]: list(value)}
-        return {columns.inputs[0]: [value[start:end] for start, end in word_spans(value)], GIVEN_TEXT: value}
+        return {columns.inputs[0]: [value[start:end] for start, end in find_word_spans(value)], GIVEN_TEXT: value}
     texts = value if isinstance(value, list | tuple) else [value]
     if len(texts) != len(columns.inputs):
         raise UserError(f"expected {len(columns.inputs)} texts ({', '.join(columns.inputs)}), got {len(texts)}")
@@ -185,7 +185,7 @@ def replace_columns(task: Any, columns: Mapping[str, str]) -> Task:
 def _read_task(manifest: Mapping[str, Any], folder: Path) -> Task:
     """Return the task of a manifest. Raises UserError for any other class, since a manifest may be someone else's."""
     path = manifest["task"].get("class_path")
-    if path not in map(task_path, TASKS):
+    if path not in map(get_task_path, TASKS):
         raise UserError(f"{folder}: its manifest names the task {path}, which is not a task of peftkit")
     return dict_to_recipe({"task": manifest["task"]}).task
 

@@ -26,7 +26,7 @@ from peftkit.recipe.serialization import (
     recipe_to_dict,
     to_plain,
 )
-from peftkit.tasks import TASKS, Task, task_path
+from peftkit.tasks import TASKS, Task, get_task_path
 
 TRUST = "--model.trust_remote_code"
 
@@ -191,7 +191,7 @@ def _check_class_paths(plain: Any, field: str = "") -> None:
 
 def _full_task(name: str) -> str:
     """Return `peftkit.tasks.NAME` for the bare NAME of a task, any other name unchanged. Raises UserError."""
-    names = {task.__name__: task_path(task) for task in TASKS}
+    names = {task.__name__: get_task_path(task) for task in TASKS}
     if "." not in name and name not in names:
         raise UserError(f"task: '{name}' is not a task{suggest_nearest(name, list(names))}; one of {', '.join(names)}")
     return names.get(name, name)

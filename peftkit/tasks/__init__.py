@@ -14,7 +14,7 @@ from peftkit.tasks.base import (
     restore_settings,
 )
 from peftkit.tasks.multi_label_classification import MultiLabelClassification
-from peftkit.tasks.registry import TASKS, register_task, task_path
+from peftkit.tasks.registry import TASKS, get_task_path, register_task
 from peftkit.tasks.seq2seq import Seq2Seq
 from peftkit.tasks.sequence_classification import SequenceClassification
 from peftkit.tasks.sequence_regression import SequenceRegression
@@ -33,7 +33,7 @@ __all__ = [
     "TokenClassification",
     "TrainerSpec",
     "collect_settings",
+    "get_task_path",
     "register_task",
     "restore_settings",
-    "task_path",
 ]

@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset
 
 from peftkit.errors import UserError
-from peftkit.metrics.base import Metric, MetricSet, registered_metrics
+from peftkit.metrics.base import Metric, MetricSet, find_registered_metrics
 from peftkit.tasks.base import EncodedSplit, TrainerSpec
 
-# The label of a token that neither loss nor score counts.
+# The label of a token that loss and metrics ignore.
 IGNORED = -100
 Self = TypeVar("Self", bound="DefaultTask")
 
@@ -41,7 +41,7 @@ class DefaultTask:
 
     def build_metrics(self, metrics: tuple[Metric, ...], main: tuple[str, ...], **parts: Any) -> MetricSet:
         """Return the metric set with registered metrics added and `main_metric` first. Raises UserError."""
-        every = (*metrics, *registered_metrics(type(self)))
+        every = (*metrics, *find_registered_metrics(type(self)))
         if self.main_metric is not None:
             names = [metric.name for metric in every]
             if self.main_metric not in names:
@@ -61,28 +61,28 @@ class DefaultTask:
 
 
 def find_text_problems(dataset: Dataset, column: str, where: str, first: int = 0) -> Iterator[str]:
-    """A line for each row of a column whose text is missing, empty or no text; `first` is the first row's number."""
+    """Yield one line per row of a column whose cell is missing, empty or not a string; rows count from `first`."""
     for row, text in enumerate(dataset[column], first):
         if not isinstance(text, str) or not text.strip():
-            found = "empty" if isinstance(text, str) else f"{kind_of(text)}, not text"
-            yield f"{at(where, row, column)}: {found}; correct it or remove the row"
+            found = "empty" if isinstance(text, str) else f"{name_type(text)}, not text"
+            yield f"{locate_cell(where, row, column)}: {found}; correct it or remove the row"
 
 
-def kind_of(value: Any) -> str:
-    """What a value that was not expected is, in a word of the data's."""
+def name_type(value: Any) -> str:
+    """Return the type of an unexpected value as the data names it."""
     return "null" if value is None else type(value).__name__
 
 
-def at(where: str, row: int, column: str) -> str:
-    """Where in the data something is, for an error's one line."""
+def locate_cell(where: str, row: int, column: str) -> str:
+    """Return the place of a cell for an error message."""
     return f"{where}, row {row} (from 0), column '{column}'"
 
 
-def reduced_loss(losses: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
-    """The mean, or the share of a mean over all micro-batches and ranks that the Trainer asks for."""
+def reduce_losses(losses: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
+    """Return the mean, or the sum divided by the number of items of the whole optimizer step."""
     return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
 
 
-def first_output(output: Any) -> Any:
-    """The logits of a model that returns them alone or first of several."""
+def get_first_output(output: Any) -> Any:
+    """Return the logits, alone or first of several outputs."""
     return output[0] if isinstance(output, tuple | list) else output

@@ -1,4 +1,4 @@
-"""Labels by name: as the data has them, as the data set declares them, or as the recipe orders them."""
+"""Label names: from the data, the dataset's features, or the recipe; class weights."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +11,8 @@ from datasets import ClassLabel
 from peftkit.errors import UserError
 
 
-def distinct_names(values: Iterable[Any]) -> tuple[str, ...]:
-    """The values as names, sorted: by size where all are numbers, also written ones, else by alphabet."""
+def sort_names(values: Iterable[Any]) -> tuple[str, ...]:
+    """Return the distinct values as names, sorted by number where all are numbers, else alphabetically."""
     found = {str(value) for value in values if not is_missing(value)}
     sizes = {name: _size(name) for name in found}
     if None in sizes.values():
@@ -21,12 +21,12 @@ def distinct_names(values: Iterable[Any]) -> tuple[str, ...]:
 
 
 def check_label_names(names: Sequence[str], values: Iterable[Any], feature: Any, column: str) -> tuple[str, ...]:
-    """The recipe's `label_names`. Raises UserError where one stands twice or values of train could mean two of them."""
+    """Return the recipe's `label_names`. Raises UserError for repeated names and for ambiguous values in train."""
     if len(set(names)) < len(names):
-        raise UserError(f"task.label_names: a name stands twice among {', '.join(names)}")
+        raise UserError(f"task.label_names: a name is repeated in {', '.join(names)}; remove it")
     present = [value for value in values if not is_missing(value)]
     own = {value for value in present if _own_name(value, feature) in names}
-    numbers = {value for value in present if value not in own and label_name(value, feature, names) in names}
+    numbers = {value for value in present if value not in own and get_label_name(value, feature, names) in names}
     if own and numbers:
         raise UserError(
             f"task.label_names: train, column '{column}', has '{min(own, key=str)}', which is a name among them, and "
@@ -35,10 +35,10 @@ def check_label_names(names: Sequence[str], values: Iterable[Any], feature: Any,
     return tuple(names)
 
 
-def label_name(value: Any, feature: Any, label_names: Sequence[str]) -> str | None:
-    """A value's name; None for no label, and for the -1 by which hub data sets mark one.
+def get_label_name(value: Any, feature: Any, label_names: Sequence[str]) -> str | None:
+    """Return the name of a value; None for a missing label, which Hub datasets mark by -1.
 
-    A value whose own name is among `label_names` has that name, whatever their order; any other is a number of one.
+    A value whose name is in `label_names` has that name; any other number is an index into them.
     """
     if is_missing(value) or (isinstance(feature, ClassLabel) and value < 0):
         return None
@@ -50,12 +50,12 @@ def label_name(value: Any, feature: Any, label_names: Sequence[str]) -> str | No
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell holds no label: null, or nothing but space."""
+    """Return whether a cell holds no label: null or white space."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def unknown_label(name: str, label_names: Sequence[str]) -> str:
-    """What is wrong with a label that is none of the known ones."""
+def describe_unknown_label(name: str, label_names: Sequence[str]) -> str:
+    """Return what is wrong with an unknown label."""
     return f"label '{name}' {'is not among task.label_names' if label_names else 'does not occur in train'}"
 
 
@@ -64,7 +64,7 @@ def _own_name(value: Any, feature: Any) -> str:
 
 
 def _number(value: Any) -> int | None:
-    """The number that may stand for a name; as text too, as in a CSV."""
+    """Return the index of a name, also from text as in a CSV."""
     if isinstance(value, str):
         return int(value) if value.strip().isdecimal() else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
@@ -77,8 +77,8 @@ def _size(name: str) -> float | None:
         return None
 
 
-def numbers_by_name(numbers: Mapping[Any, Any], labels: Sequence[str], field: str) -> dict[str, float]:
-    """A recipe's numbers by label, whose names YAML may have read as numbers. Raises UserError."""
+def read_numbers_by_label(numbers: Mapping[Any, Any], labels: Sequence[str], field: str) -> dict[str, float]:
+    """Return a recipe's numbers by label name; YAML may have read names as numbers. Raises UserError."""
     found = {}
     for name, number in numbers.items():
         if str(name) not in labels:
@@ -89,12 +89,12 @@ def numbers_by_name(numbers: Mapping[Any, Any], labels: Sequence[str], field: st
     return found
 
 
-def class_weight_tensor(weights: str | Mapping[str, float], counts: np.ndarray, labels: Sequence[str]) -> torch.Tensor:
-    """A weight a label: as given by name (1 where not), or `balanced`: rows / (labels x rows of the label).
+def make_class_weights(weights: str | Mapping[str, float], counts: np.ndarray, labels: Sequence[str]) -> torch.Tensor:
+    """Return a weight per label: by name (default 1), or `balanced`: rows / (labels x rows of the label).
 
-    The second as scikit-learn's `compute_class_weight` has it; its mean over the rows is 1. Raises UserError.
+    `balanced` equals scikit-learn's `compute_class_weight`; its mean over the rows is 1. Raises UserError.
     """
     if not isinstance(weights, str):
-        given = numbers_by_name(weights, labels, "class_weights")
+        given = read_numbers_by_label(weights, labels, "class_weights")
         return torch.tensor([given.get(name, 1.0) for name in labels])
     return torch.tensor(counts.sum() / (len(labels) * np.maximum(counts, 1)), dtype=torch.float32)

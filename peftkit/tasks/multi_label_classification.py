@@ -1,4 +1,4 @@
-"""A text, or a pair of texts, has any number of labels."""
+"""Task: predict any number of labels for a text or a pair of texts."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,20 +12,26 @@ from transformers import PreTrainedTokenizerBase, Trainer
 
 from peftkit.errors import UserError
 from peftkit.metrics.base import MetricSet
-from peftkit.metrics.classification import class_scores
+from peftkit.metrics.classification import score_classes
 from peftkit.metrics.multi_label import METRICS
 from peftkit.metrics.thresholds import find_best_threshold
 from peftkit.tasks.base import EncodedSplit, ModelSpec, TrainerSpec
-from peftkit.tasks.default import at, reduced_loss
-from peftkit.tasks.labels import check_label_names, distinct_names, label_name, numbers_by_name, unknown_label
-from peftkit.tasks.text import TextTask, text_classifier
+from peftkit.tasks.default import locate_cell, reduce_losses
+from peftkit.tasks.labels import (
+    check_label_names,
+    describe_unknown_label,
+    get_label_name,
+    read_numbers_by_label,
+    sort_names,
+)
+from peftkit.tasks.text import TextTask, make_text_classifier
 
-# Of more labels, evaluation keeps a row's most probable so many: the probabilities of all would fill the memory.
+# With more labels, evaluation stores only the largest probabilities of a row.
 MOST_KEPT = 256
 
 
 class _Trainer(Trainer):
-    """The library's, but of a split's right answers it does not keep a number for every row and label."""
+    """A Trainer that does not collect the references of evaluation, a number for every row and label."""
 
     def prediction_step(self, *words: Any, **fields: Any) -> Any:
         loss, logits, labels = super().prediction_step(*words, **fields)
@@ -34,17 +40,17 @@ class _Trainer(Trainer):
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLabelClassification(TextTask):
-    """Any number of labels for a text or for a pair of texts; a threshold per label is chosen on validation.
+    """Any number of labels for a text or a pair of texts; a threshold per label is fitted on validation.
 
     Args:
         text: Column of the text.
         text_pair: Column of the second text, when rows are pairs.
         label: Column of the labels: a list of names or numbers, or one string with `separator` between names.
-        separator: What stands between names in a string.
-        label_names: The order of the names; or, where the data has numbers, the names in the order of those.
+        separator: Separator of the names in a string.
+        label_names: The names in the order of their ids.
         max_length: Tokens kept of a text or a pair.
-        class_weights: `balanced`, so that a label's rows count as much as all others, or a weight by name of the label.
-        thresholds: Probability from which a label is given, by name; chosen on validation for those not named.
+        class_weights: `balanced` for an equal weight of rows with and without a label, or a weight by label name.
+        thresholds: Probability from which a label is predicted, by name; by default fitted on validation.
     """
 
     separator: str = ","
@@ -61,14 +67,14 @@ class MultiLabelClassification(TextTask):
             METRICS,
             main=("f1_macro", "f1_micro"),
             is_correct=lambda prediction, target: sorted(prediction["labels"]) == sorted(target),
-            per_class=lambda predictions, targets: class_scores([one["labels"] for one in predictions], targets),
+            per_class=lambda predictions, targets: score_classes([one["labels"] for one in predictions], targets),
             class_counts=lambda targets: Counter(name for names in targets for name in names),
         )
 
     @property
     def model(self) -> ModelSpec:
         """A multi-label classifier; its config stores the thresholds."""
-        return text_classifier(
+        return make_text_classifier(
             "multi_label_classification",
             lambda config: config.problem_type == "multi_label_classification",
             {"thresholds": "thresholds"},
@@ -82,7 +88,7 @@ class MultiLabelClassification(TextTask):
                 yield list(value) if isinstance(value, list | tuple) else None if value is None else [value]
 
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
-        """Names as the recipe or the data set declares them, else the values found in training data, sorted."""
+        """Return the names that the recipe or the dataset declares, else the sorted values of the training rows."""
         feature = getattr(train.features[self.label], "feature", None)
         values = {one for row in self._values(train) for one in row or () if not isinstance(one, list | dict)}
         if self.label_names:
@@ -90,21 +96,21 @@ class MultiLabelClassification(TextTask):
         elif isinstance(feature, ClassLabel):
             names = tuple(feature.names)
         else:
-            names = distinct_names(values)
+            names = sort_names(values)
         if not names:
             raise UserError(f"train, column '{self.label}': no label found")
-        numbers_by_name(self.thresholds, names, "thresholds")
+        read_numbers_by_label(self.thresholds, names, "thresholds")
         return names
 
     def check_labels(self, rows: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
         """Yield one line per row without a list of labels, or with an unknown or a repeated one."""
         known = set(labels)
         for row, names in enumerate(self.targets(rows, labels)):
-            place, fix = at(where, row, self.label), "correct it or remove the row"
+            place, fix = locate_cell(where, row, self.label), "correct it or remove the row"
             if names is None:
                 yield f"{place}: no list of labels (an empty list is right); {fix}"
             elif unknown := [name for name in names if name not in known]:
-                yield f"{place}: {unknown_label(unknown[0], self.label_names)}; {fix}"
+                yield f"{place}: {describe_unknown_label(unknown[0], self.label_names)}; {fix}"
             elif twice := [name for name, count in Counter(names).items() if count > 1]:
                 yield f"{place}: label '{twice[0]}' stands twice; a list of names or ids is read, not a row of 0 and 1"
 
@@ -115,7 +121,7 @@ class MultiLabelClassification(TextTask):
         return encoded.add_column("labels", right, feature=List(Value("int64")))
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
-        """Pads to the longest row of the batch; labels become 0 and 1, of shape (rows, labels)."""
+        """Return a collator that pads to the longest row and turns label ids into 0 and 1, (rows, labels)."""
         pad = super().collator(tokenizer, model)
 
         def collate(rows: list[Any]) -> Any:
@@ -128,21 +134,21 @@ class MultiLabelClassification(TextTask):
         return collate
 
     def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
-        """Binary cross entropy with a weight on the rows that have the label; None without class weights."""
+        """Return binary cross entropy with a weight on rows with the label; None without class weights."""
         if self.class_weights is None:
             return None
         if isinstance(self.class_weights, str):
             counts = np.bincount([one for row in train["labels"] for one in row], minlength=len(labels))
             positive = torch.tensor((len(train) - counts) / np.maximum(counts, 1), dtype=torch.float32)
         else:
-            given = numbers_by_name(self.class_weights, labels, "class_weights")
+            given = read_numbers_by_label(self.class_weights, labels, "class_weights")
             positive = torch.tensor([given.get(name, 1.0) for name in labels])
 
         def weighted(outputs: Any, right: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
             losses = torch.nn.functional.binary_cross_entropy_with_logits(
                 outputs["logits"].float(), right.float(), reduction="none", pos_weight=positive.to(right.device)
             )
-            return reduced_loss(losses, num_items_in_batch)
+            return reduce_losses(losses, num_items_in_batch)
 
         return weighted
 
@@ -163,7 +169,7 @@ class MultiLabelClassification(TextTask):
         """Return the task with the threshold of each label that scores best by F1, between 0.05 and 0.95.
 
         Candidates lie half-way between neighbouring probabilities. A label gets 0.5 where no row has it, and where no
-        candidate beats answering it in every row: then it has not been learned.
+        candidate beats predicting it in every row.
         """
         from scipy.sparse import csc_matrix
 
@@ -177,10 +183,10 @@ class MultiLabelClassification(TextTask):
             rows, mine = (slice(matrix.indptr[place], matrix.indptr[place + 1]) for matrix in (given, right))
             has = np.isin(given.indices[rows], right.indices[mine])
             found[name] = find_best_threshold(given.data[rows], has, len(right.indices[mine]), rows_count)
-        return replace(self, thresholds=found | numbers_by_name(self.thresholds, labels, "thresholds"))
+        return replace(self, thresholds=found | read_numbers_by_label(self.thresholds, labels, "thresholds"))
 
     def _given(self, probabilities: np.ndarray, ids: np.ndarray, labels: Sequence[str]) -> list[str]:
-        # 0.5 for a model that was trained elsewhere and brings no thresholds.
+        # 0.5 for a model trained elsewhere, without thresholds.
         named = [(int(index), p) for index, p in zip(ids, probabilities, strict=True)]
         return [labels[index] for index, p in sorted(named) if p >= self.thresholds.get(labels[index], 0.5)]
 
@@ -198,7 +204,7 @@ class MultiLabelClassification(TextTask):
         """Return the names of each row's labels; None where the list is missing."""
         feature = getattr(rows.features[self.label], "feature", None)
         return [
-            None if row is None else [str(label_name(value, feature, self.label_names)) for value in row]
+            None if row is None else [str(get_label_name(value, feature, self.label_names)) for value in row]
             for row in self._values(rows)
         ]
 
@@ -212,7 +218,7 @@ def _split_probabilities(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _indicators(rows: Sequence[Sequence[int]], labels: int) -> np.ndarray:
-    """Ids to true and false, of shape (rows, labels)."""
+    """Convert ids to true and false, (rows, labels)."""
     found = np.zeros((len(rows), labels), dtype=bool)
     for place, ids in enumerate(rows):
         found[place, list(ids)] = True

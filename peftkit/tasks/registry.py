@@ -29,15 +29,15 @@ def register_task(task: Any) -> Any:
     fields = getattr(task, "__dataclass_fields__", {"": dataclasses.field()}).values()
     if any(one.init and one.default is one.default_factory is dataclasses.MISSING for one in fields):
         raise UserError(f"register_task: {task!r} is not a data class with a default for every field; add defaults")
-    path, name = task_path(task), str(task.__name__)
-    others = [known for known in TASKS if task_path(known) != path]
+    path, name = get_task_path(task), str(task.__name__)
+    others = [known for known in TASKS if get_task_path(known) != path]
     if any(known.__name__ == name for known in others):
         raise UserError(f"register_task: another task is named '{name}'; rename the class")
     TASKS[:] = [*others, task]
     return task
 
 
-def task_path(task: Any) -> str:
+def get_task_path(task: Any) -> str:
     """Return the path of a task's class in saved recipes; `peftkit.tasks.NAME` for those of the package."""
     own = task.__module__.partition(".")[0] == "peftkit"
     return f"{'peftkit.tasks' if own else task.__module__}.{task.__qualname__}"

@@ -1,4 +1,4 @@
-"""A text becomes another text: summarization, translation, data to text."""
+"""Task: generate a text from a text, as in summarization and translation."""
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,12 +19,12 @@ from transformers import (
 
 from peftkit.errors import UserError
 from peftkit.metrics.base import MetricSet
-from peftkit.metrics.generation import TOKENIZERS, generation_metrics
+from peftkit.metrics.generation import TOKENIZERS, make_generation_metrics
 from peftkit.tasks.base import ColumnSpec, EncodedSplit, ModelSpec, OutputKind, TrainerSpec, set_pad_token
-from peftkit.tasks.default import IGNORED, DefaultTask, at, find_text_problems
+from peftkit.tasks.default import IGNORED, DefaultTask, find_text_problems, locate_cell
 from peftkit.tasks.token_loss import Seq2SeqTokenTrainer
 
-# Keywords of generation that the library does not check before it generates.
+# Keywords of generation that transformers does not check before it generates.
 COUNTS = {
     "num_beams", "num_return_sequences", "max_new_tokens", "min_new_tokens", "max_length", "min_length", "top_k",
     "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
@@ -40,14 +40,14 @@ class Seq2Seq(DefaultTask):
     Args:
         source: Column of the source text.
         target: Column of the target text.
-        references_column: Column with all right targets of a row, a list; they count in scores, not in training.
-            Where the list is empty, or train has no such column, the target counts.
-        source_prefix: What stands before every source text, such as `summarize: ` for T5.
-        max_source_length: Tokens kept of a source; memory of activations grows with it.
-        max_target_length: Tokens kept of a target in training, and the most that are generated.
+        references_column: Column with a list of all reference texts of a row, for scores only. Where the list is
+            empty, or the column is missing in train, the target is the reference.
+        source_prefix: Text before every source, such as `summarize: ` for T5.
+        max_source_length: Most tokens of a source; memory of activations grows with it.
+        max_target_length: Most tokens of a target in training and of a generated text.
         generation: Keywords of `transformers.GenerationConfig`, such as num_beams or no_repeat_ngram_size.
-        tokenize: How BLEU and ROUGE cut text into words, by sacrebleu's names: 13a, intl, zh (Chinese), char, none.
-            With 13a, ROUGE uses its own, which knows letters and digits of ASCII.
+        tokenize: sacrebleu's tokenizer for BLEU and ROUGE: 13a, intl, zh (Chinese), char, none. With 13a ROUGE uses
+            its default one, which reads letters and digits of ASCII.
     """
 
     source: str = "source"
@@ -89,7 +89,7 @@ class Seq2Seq(DefaultTask):
             raise UserError(f"task.generation: {error}") from error
 
     def _generation(self) -> dict[str, Any]:
-        # Both limits at once would make the library guess which one is meant.
+        # With both limits transformers has to guess which one applies.
         limit = {} if "max_length" in self.generation else {"max_new_tokens": self.max_target_length}
         return {**limit, **self.generation}
 
@@ -97,7 +97,7 @@ class Seq2Seq(DefaultTask):
     def metrics(self) -> MetricSet:
         """ROUGE, BLEU, chrF and exact match with any of the references."""
         return self.build_metrics(
-            generation_metrics(self.tokenize),
+            make_generation_metrics(self.tokenize),
             main=("rougeL", "bleu"),
             is_correct=lambda prediction, target: prediction["text"].strip() in {text.strip() for text in target},
         )
@@ -123,7 +123,7 @@ class Seq2Seq(DefaultTask):
         )
 
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
-        """A text has no labels."""
+        """Return no labels."""
         return ()
 
     def validate(self, rows: Dataset, labels: Sequence[str] | None, where: str, first: int = 0) -> Iterator[str]:
@@ -135,7 +135,8 @@ class Seq2Seq(DefaultTask):
         if self.references_column is not None and self.references_column in rows.column_names:
             for row, right in enumerate(rows[self.references_column]):
                 if right is not None and not (isinstance(right, list) and all(isinstance(one, str) for one in right)):
-                    yield f"{at(where, row, self.references_column)}: not a list of texts; correct it or remove the row"
+                    place = locate_cell(where, row, self.references_column)
+                    yield f"{place}: not a list of texts; correct it or remove the row"
 
     def token_lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
         """Count the tokens of each source, prefix included, and of each target before truncation."""
@@ -183,7 +184,7 @@ class Seq2Seq(DefaultTask):
         return encoded.add_column("labels", targets["input_ids"])
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
-        """Pads sources with the pad token and targets with -100, and shifts targets for the decoder."""
+        """Return a collator that pads sources and targets and shifts targets for the decoder."""
         return DataCollatorForSeq2Seq(tokenizer, model=model, label_pad_token_id=IGNORED)
 
     def postprocess(self, logits: torch.Tensor, *, detail: bool = False) -> torch.Tensor:
@@ -204,7 +205,7 @@ class Seq2Seq(DefaultTask):
 
 
 def _validated(settings: GenerationConfig) -> None:
-    """Raise UserError for settings that contradict each other: the library would refuse to save them after training."""
+    """Raise UserError for contradicting settings, which transformers would refuse to save after training."""
     try:
         settings.validate(strict=True)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A text, or a pair of texts, belongs to one of several classes."""
+"""Task: predict one label for a text or a pair of texts."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,20 +11,20 @@ from datasets import ClassLabel, Dataset
 
 from peftkit.errors import UserError
 from peftkit.metrics.base import MetricSet
-from peftkit.metrics.calibration import best_temperature
-from peftkit.metrics.classification import METRICS, class_scores
+from peftkit.metrics.calibration import fit_temperature
+from peftkit.metrics.classification import METRICS, score_classes
 from peftkit.tasks.base import ColumnSpec, EncodedSplit, ModelSpec, TrainerSpec
-from peftkit.tasks.default import at, reduced_loss
+from peftkit.tasks.default import locate_cell, reduce_losses
 from peftkit.tasks.labels import (
     check_label_names,
-    class_weight_tensor,
-    distinct_names,
-    label_name,
-    unknown_label,
+    describe_unknown_label,
+    get_label_name,
+    make_class_weights,
+    sort_names,
 )
-from peftkit.tasks.text import TextTask, text_classifier
+from peftkit.tasks.text import TextTask, make_text_classifier
 
-# Of more labels, evaluation keeps a row's largest logits so many: the logits of all would fill the memory.
+# With more labels, evaluation stores only the largest logits of a row.
 MOST_KEPT = 64
 
 
@@ -34,12 +34,12 @@ class SequenceClassification(TextTask):
 
     Args:
         text: Column of the text.
-        text_pair: Column of the second text, when rows are pairs; the tokenizer joins them in its own way.
+        text_pair: Column of the second text, when rows are pairs.
         label: Column of the label, a name or a number.
-        label_names: The order of the names; or, where the data has numbers, the names in the order of those.
-        max_length: Tokens kept of a text or a pair; memory of activations grows with it.
-        class_weights: `balanced`, so that every class counts alike in the loss, or a weight by name of the label.
-        temperature: What logits are divided by before they become probabilities; chosen on validation when not given.
+        label_names: The names in the order of their ids.
+        max_length: Most tokens of a text or a pair; memory of activations grows with it.
+        class_weights: `balanced` for an equal weight of all classes in the loss, or a weight by label name.
+        temperature: Divisor of logits before softmax; by default fitted on validation.
     """
 
     label_names: list[str] = field(default_factory=list)
@@ -56,7 +56,7 @@ class SequenceClassification(TextTask):
     @property
     def model(self) -> ModelSpec:
         """A classifier; its config stores the temperature."""
-        return text_classifier(
+        return make_text_classifier(
             "single_label_classification",
             lambda config: config.num_labels > 1 and config.problem_type in (None, "single_label_classification"),
             {"temperature": "calibration_temperature"},
@@ -69,7 +69,7 @@ class SequenceClassification(TextTask):
             METRICS,
             main=("accuracy", "f1_macro"),
             is_correct=lambda prediction, target: prediction["label"] == target,
-            per_class=lambda predictions, targets: class_scores([one["label"] for one in predictions], targets),
+            per_class=lambda predictions, targets: score_classes([one["label"] for one in predictions], targets),
             confusion=lambda predictions, targets: Counter(
                 zip(targets, (one["label"] for one in predictions), strict=True)
             ),
@@ -82,7 +82,7 @@ class SequenceClassification(TextTask):
         return replace(super().columns, stratify=self.label)
 
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
-        """Names as the recipe or the data set declares them, else the values found in training data, sorted."""
+        """Return the names that the recipe or the dataset declares, else the sorted values of the training rows."""
         feature = train.features[self.label]
         values = [value for value in train[self.label] if not isinstance(value, list | dict)]
         if self.label_names:
@@ -90,7 +90,7 @@ class SequenceClassification(TextTask):
         elif isinstance(feature, ClassLabel):
             names = tuple(feature.names)
         else:
-            names = distinct_names(values)
+            names = sort_names(values)
         if values and len(names) < 2:
             where = "task.label_names" if self.label_names else f"train, column '{self.label}'"
             raise UserError(f"{where}: {len(names)} label found; a classifier needs at least 2")
@@ -100,14 +100,14 @@ class SequenceClassification(TextTask):
         """Yield one line per row whose label is missing or unknown."""
         known, names = set(labels), self.targets(rows, labels)
         for row, (value, name) in enumerate(zip(rows[self.label], names, strict=True)):
-            place = at(where, row, self.label)
+            place = locate_cell(where, row, self.label)
             if isinstance(value, list | dict):
                 yield f"{place}: {type(value).__name__}, not one label; for several take MultiLabelClassification"
             elif name is None:
                 yield f"{place}: no label; remove it or name another split"
             elif name not in known:
                 hint = ", or take SequenceRegression for numbers" if isinstance(value, float) else ""
-                yield f"{place}: {unknown_label(name, self.label_names)}; correct it or remove the row{hint}"
+                yield f"{place}: {describe_unknown_label(name, self.label_names)}; correct it or remove the row{hint}"
 
     def encode_labels(self, encoded: Dataset, rows: Dataset, labels: Sequence[str]) -> Dataset:
         """Return the encoded rows with the id of each row's label."""
@@ -115,15 +115,15 @@ class SequenceClassification(TextTask):
         return encoded.add_column("labels", [ids[name] for name in self.targets(rows, labels)])
 
     def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
-        """Cross entropy times the weight of the right class; None without class weights."""
+        """Return cross entropy weighted by the class of the target; None without class weights."""
         if self.class_weights is None:
             return None
-        weights = class_weight_tensor(self.class_weights, np.bincount(train["labels"], minlength=len(labels)), labels)
+        weights = make_class_weights(self.class_weights, np.bincount(train["labels"], minlength=len(labels)), labels)
 
         def weighted(outputs: Any, right: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
             logits = outputs["logits"].float()
             losses = torch.nn.functional.cross_entropy(logits, right, reduction="none", label_smoothing=label_smoothing)
-            return reduced_loss(losses * weights.to(losses.device)[right], num_items_in_batch)
+            return reduce_losses(losses * weights.to(losses.device)[right], num_items_in_batch)
 
         return weighted
 
@@ -147,7 +147,7 @@ class SequenceClassification(TextTask):
         logits, ids = _split_logits(split.outputs)
         here = ids == np.asarray(split.encoded["labels"][:])[:, None]
         rows = here.any(-1)
-        return replace(self, temperature=best_temperature(logits[rows], here[rows].argmax(-1)))
+        return replace(self, temperature=fit_temperature(logits[rows], here[rows].argmax(-1)))
 
     def decode(self, split: EncodedSplit, *, detail: bool = False) -> list[Mapping[str, Any]]:
         """Return `label` and its probability `confidence` of each row; with `detail` every label's probability."""
@@ -171,7 +171,7 @@ class SequenceClassification(TextTask):
     def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
         """Return the name of each row's label; None where it is missing."""
         feature = rows.features[self.label]
-        return [label_name(value, feature, self.label_names) for value in rows[self.label]]
+        return [get_label_name(value, feature, self.label_names) for value in rows[self.label]]
 
 
 def _split_logits(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""A text, or a pair of texts, has a number."""
+"""Task: predict a number for a text or a pair of texts."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +11,8 @@ from datasets import Dataset
 from peftkit.metrics.base import MetricSet
 from peftkit.metrics.regression import METRICS
 from peftkit.tasks.base import EncodedSplit, ModelSpec
-from peftkit.tasks.default import at
-from peftkit.tasks.text import TextTask, text_classifier
+from peftkit.tasks.default import locate_cell
+from peftkit.tasks.text import TextTask, make_text_classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class SequenceRegression(TextTask):
         text: Column of the text.
         text_pair: Column of the second text, when rows are pairs.
         label: Column of the number.
-        max_length: Tokens kept of a text or a pair.
+        max_length: Most tokens of a text or a pair; the rest is truncated.
     """
 
     @property
@@ -38,7 +38,7 @@ class SequenceRegression(TextTask):
     @property
     def model(self) -> ModelSpec:
         """A model of one number."""
-        return text_classifier(
+        return make_text_classifier(
             "regression",
             lambda config: (
                 (config.num_labels == 1 and config.problem_type is None) or config.problem_type == "regression"
@@ -46,7 +46,7 @@ class SequenceRegression(TextTask):
         )
 
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
-        """One output, called as its column."""
+        """Return one name, that of the column."""
         return (self.label,)
 
     def check_labels(self, rows: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
@@ -54,7 +54,8 @@ class SequenceRegression(TextTask):
         for row, value in enumerate(rows[self.label]):
             if not math.isfinite(_number(value)):
                 shown = "null" if value is None else f"'{value}'"
-                yield f"{at(where, row, self.label)}: {shown} is not a finite number; correct it or remove the row"
+                place = locate_cell(where, row, self.label)
+                yield f"{place}: {shown} is not a finite number; correct it or remove the row"
 
     def encode_labels(self, encoded: Dataset, rows: Dataset, labels: Sequence[str]) -> Dataset:
         """Return the encoded rows with the number of each."""
@@ -74,7 +75,7 @@ class SequenceRegression(TextTask):
 
 
 def _number(value: Any) -> float:
-    """The number; also of its text, as a CSV has it where one cell of the column is empty; NaN for anything else."""
+    """Return the number of a cell or of its text; NaN for anything else."""
     try:
         return math.nan if value is None or isinstance(value, bool) else float(value)
     except (ValueError, TypeError):

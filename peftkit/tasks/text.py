@@ -1,4 +1,4 @@
-"""What every task has in common that reads a text, or a pair of texts, as a whole."""
+"""Base of the tasks that read a text, or a pair of texts, as a whole."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from peftkit.tasks.default import DefaultTask, find_text_problems
 
 @dataclass(frozen=True, kw_only=True)
 class TextTask(DefaultTask):
-    """A text or a pair of texts in, one row of outputs of a classifier's head out."""
+    """A text or a pair of texts in, the outputs of one classification head out."""
 
     text: str = "text"
     text_pair: str | None = None
@@ -72,11 +72,11 @@ class TextTask(DefaultTask):
         raise NotImplementedError
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
-        """Pads to the longest row of the batch."""
+        """Return a collator that pads to the longest row of the batch."""
         return DataCollatorWithPadding(tokenizer)
 
 
-def text_classifier(
+def make_text_classifier(
     problem_type: ProblemType, matches: Callable[[Any], bool], config_fields: Mapping[str, str] | None = None
 ) -> ModelSpec:
     """Return the model of a text task; `matches` tells from a checkpoint's config whether its head is the task's."""

@@ -1,4 +1,4 @@
-"""Each word of a text has a tag: named entities in the BIO scheme."""
+"""Task: predict a tag for each word, such as named entities in the BIO scheme."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,12 +16,20 @@ from transformers import (
 
 from peftkit.errors import UserError
 from peftkit.metrics.base import MetricSet
-from peftkit.metrics.entities import METRICS, entity_type_scores, find_entities, type_confusions
+from peftkit.metrics.entities import METRICS, count_type_confusions, find_entities, score_entity_types
 from peftkit.tasks.base import ColumnSpec, EncodedSplit, ModelSpec, OutputKind, TrainerSpec
-from peftkit.tasks.default import IGNORED, DefaultTask, at, kind_of
-from peftkit.tasks.labels import check_label_names, label_name, unknown_label
+from peftkit.tasks.default import IGNORED, DefaultTask, locate_cell, name_type
+from peftkit.tasks.labels import check_label_names, describe_unknown_label, get_label_name
 from peftkit.tasks.token_loss import TokenTrainer
-from peftkit.tasks.word_alignment import GIVEN_TEXT, OUTSIDE, joined_spans, parts, placed, repaired, word_spans
+from peftkit.tasks.word_alignment import (
+    GIVEN_TEXT,
+    OUTSIDE,
+    find_joined_spans,
+    find_word_spans,
+    locate_entity,
+    repair_tags,
+    split_into_parts,
+)
 
 NO_WORD = -1
 
@@ -33,10 +41,10 @@ class TokenClassification(DefaultTask):
     Args:
         tokens: Column of the words, a list of strings.
         tags: Column of their tags, a list of names such as B-person, I-person and O, or of numbers.
-        label_names: The order of the tags; or, where the data has numbers, the tags in the order of those.
+        label_names: The tags in the order of their ids.
         max_length: Tokens of one part, special ones included; memory of activations grows with it.
-        stride: Tokens by which neighbouring parts overlap; a word counts in the part where it has more context.
-        repair: Read an I- tag that continues nothing as the B- that it should be, instead of refusing the row.
+        stride: Tokens by which neighbouring parts overlap; a word is read from the part where it has more context.
+        repair: Read an I- tag that continues no entity as B-, instead of refusing the row.
     """
 
     tokens: str = "tokens"
@@ -56,8 +64,8 @@ class TokenClassification(DefaultTask):
             METRICS,
             main=("f1", "precision", "recall"),
             is_correct=lambda prediction, target: set(find_entities(prediction["tags"])) == set(find_entities(target)),
-            per_class=lambda predictions, targets: entity_type_scores([one["tags"] for one in predictions], targets),
-            confusion=lambda predictions, targets: type_confusions([one["tags"] for one in predictions], targets),
+            per_class=lambda predictions, targets: score_entity_types([one["tags"] for one in predictions], targets),
+            confusion=lambda predictions, targets: count_type_confusions([one["tags"] for one in predictions], targets),
             class_counts=lambda targets: Counter(kind for tags in targets for kind, _, _ in find_entities(tags)),
             class_names=lambda labels: tuple(dict.fromkeys(label[2:] for label in labels if label != OUTSIDE)),
         )
@@ -83,15 +91,15 @@ class TokenClassification(DefaultTask):
         )
 
     def _names(self, dataset: Dataset) -> list[list[str] | None]:
-        """The tags by name, a list a row; None where there is none."""
+        """Return the tag names of each row; None where they are missing."""
         feature = getattr(dataset.features[self.tags], "feature", None)
         return [
-            [str(label_name(tag, feature, self.label_names)) for tag in row] if isinstance(row, list) else None
+            [str(get_label_name(tag, feature, self.label_names)) for tag in row] if isinstance(row, list) else None
             for row in dataset[self.tags]
         ]
 
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
-        """`O`, then B- and I- of each type of entity; as the recipe or the data set orders them if it does."""
+        """Return the tags in the order of recipe or dataset, else `O`, then B- and I- of each entity type."""
         feature = getattr(train.features[self.tags], "feature", None)
         found = {tag for row in self._names(train) for tag in row or ()}
         declared: tuple[str, ...] = ()
@@ -101,7 +109,7 @@ class TokenClassification(DefaultTask):
         elif isinstance(feature, ClassLabel):
             declared = tuple(feature.names)
         if declared:
-            # A tag that is repaired may be one that no row had.
+            # Repair may produce a tag that no row has.
             begun = (f"B{tag[1:]}" for tag in declared if tag.startswith("I-")) if self.repair else ()
             return tuple(dict.fromkeys((*declared, *begun)))
         kinds = sorted({tag[2:] for tag in found if _is_bio(tag) and tag != OUTSIDE})
@@ -115,27 +123,27 @@ class TokenClassification(DefaultTask):
         """Yield one line per row without words, or whose tags do not fit the words, BIO or the training split."""
         for row, words in enumerate(rows[self.tokens], first):
             if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-                found = "no words" if not words else f"{kind_of(words)}, not a list of words"
-                yield f"{at(where, row, self.tokens)}: {found}; correct it or remove the row"
+                found = "no words" if not words else f"{name_type(words)}, not a list of words"
+                yield f"{locate_cell(where, row, self.tokens)}: {found}; correct it or remove the row"
         if labels is not None:
             yield from self._tag_problems(rows, labels, where)
 
     def _tag_problems(self, rows: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
         known, fix = set(labels), "correct it or remove the row"
         for row, (words, tags) in enumerate(zip(rows[self.tokens], self._names(rows), strict=True)):
-            place = at(where, row, self.tags)
+            place = locate_cell(where, row, self.tags)
             if tags is None:
                 yield f"{place}: no list of tags; {fix}"
                 continue
             if isinstance(words, list) and len(words) != len(tags):
                 yield f"{place}: {len(tags)} tags for {len(words)} words; {fix}"
-            tags = repaired(tags) if self.repair else tags
+            tags = repair_tags(tags) if self.repair else tags
             for position, (before, tag) in enumerate(zip([OUTSIDE, *tags], tags, strict=False)):
                 if not _is_bio(tag):
                     yield f"{place}, word {position}: '{tag}' is no BIO tag, which are B-, I- and O; {fix}"
                     break
                 if tag not in known:
-                    yield f"{place}, word {position}: {unknown_label(tag, self.label_names)}; {fix}"
+                    yield f"{place}, word {position}: {describe_unknown_label(tag, self.label_names)}; {fix}"
                     break
                 if tag.startswith("I-") and before[1:] != tag[1:]:
                     more = "correct it, or read it as the beginning of an entity with task.repair true"
@@ -154,7 +162,7 @@ class TokenClassification(DefaultTask):
         budget = self.max_length - tokenizer.num_special_tokens_to_add(False)
         cut = total = 0
         for counts, tags in zip(self._word_lengths(rows, tokenizer), targets, strict=True):
-            held = [(first, end) for first, end, _, _ in parts(counts, budget, self.stride)]
+            held = [(first, end) for first, end, _, _ in split_into_parts(counts, budget, self.stride)]
             for _, begin, last in find_entities(tags):
                 total += 1
                 whole = any(first <= begin and last < end and sum(counts[first:end]) <= budget for first, end in held)
@@ -162,7 +170,7 @@ class TokenClassification(DefaultTask):
         return cut, total
 
     def _word_lengths(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        """Tokens of each word, a list a row."""
+        """Count the tokens of each word, a list a row."""
         rows = [list(words) for words in dataset[self.tokens]]
         encoded = tokenizer(rows, is_split_into_words=True, add_special_tokens=False, verbose=False)
         found = []
@@ -194,7 +202,7 @@ class TokenClassification(DefaultTask):
         for document, (words, counts) in enumerate(
             zip(dataset[self.tokens], self._word_lengths(dataset, tokenizer), strict=True)
         ):
-            for first, end, own_first, own_end in parts(counts, self.max_length - special, self.stride):
+            for first, end, own_first, own_end in split_into_parts(counts, self.max_length - special, self.stride):
                 encoded = tokenizer(
                     words[first:end], is_split_into_words=True, truncation=True, max_length=self.max_length
                 )
@@ -211,7 +219,7 @@ class TokenClassification(DefaultTask):
         return Dataset.from_dict(columns)
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
-        """Pads tokens and tags to the longest part of the batch."""
+        """Return a collator that pads tokens and tags to the longest part."""
         pad = DataCollatorForTokenClassification(tokenizer)
 
         def collate(rows: list[Any]) -> Any:
@@ -261,14 +269,14 @@ class TokenClassification(DefaultTask):
                     scores[document][word] = float(part[place, 1])
         texts = split.rows[GIVEN_TEXT] if GIVEN_TEXT in split.rows.column_names else [None] * len(split.rows)
         for prediction, words, text, found in zip(predictions, split.rows[self.tokens], texts, scores, strict=True):
-            spans = joined_spans(words) if text is None else word_spans(text)
+            spans = find_joined_spans(words) if text is None else find_word_spans(text)
             text = " ".join(words) if text is None else text
             for entity in prediction["entities"]:
-                entity |= placed(entity["first_word"], entity["last_word"], text, spans, found)
+                entity |= locate_entity(entity["first_word"], entity["last_word"], text, spans, found)
 
     def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
         """Return the tags of each row."""
-        return [repaired(tags or []) if self.repair else tags for tags in self._names(rows)]
+        return [repair_tags(tags or []) if self.repair else tags for tags in self._names(rows)]
 
 
 def _is_bio(tag: str) -> bool:

@@ -1,4 +1,4 @@
-"""The Trainer for tasks whose loss is a mean over tokens: each labelled token of an optimizer step counts alike."""
+"""Trainers whose loss is the mean over all labelled tokens of an optimizer step."""
 
 from typing import Any
 
@@ -9,11 +9,10 @@ from peftkit.tasks.default import IGNORED
 
 
 class _TokenMean(Trainer):
-    """A micro-batch's mean counts by its share of the labelled tokens of all micro-batches and ranks of its step.
+    """Weights the mean of a micro-batch by its share of the step's labelled tokens, over all ranks.
 
-    The mean of means that the library takes would weigh a token of a batch with few of them more, and so depend on
-    how the same rows are spread over ranks and micro-batches. The loss itself stays the model's own, or the smoothed
-    one. With `average_tokens_across_devices` false the ranks' means are averaged as they are.
+    The plain Trainer averages the means, which gives tokens of a batch with few of them a greater weight and makes the
+    loss depend on how rows are distributed. With `average_tokens_across_devices` false the means of ranks are averaged.
     """
 
     loss_is_scaled_for_ga = True
@@ -21,7 +20,7 @@ class _TokenMean(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor]:
-        """The micro-batches of a step, and how many labelled tokens all ranks have in it."""
+        """Return the micro-batches of a step and the number of its labelled tokens on all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         tokens = torch.as_tensor(sum(_labelled(batch) for batch in batches), device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
@@ -31,23 +30,23 @@ class _TokenMean(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean over the tokens of `inputs`, in training times their share of the step's tokens."""
+        """Return the mean over the tokens of `inputs`, in training times their share of the step's tokens."""
         here = _labelled(inputs)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if num_items_in_batch is not None:
             # Gradients of the ranks are averaged afterwards.
             ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            # Of no tokens the mean is no number.
+            # The mean of no tokens is NaN.
             loss = torch.where(here > 0, loss, 0.0) * here * ranks / num_items_in_batch.clamp(min=1)
         return (loss, outputs) if return_outputs else loss
 
 
 class TokenTrainer(_TokenMean):
-    """For tags of tokens."""
+    """The Trainer of token classification."""
 
 
 class Seq2SeqTokenTrainer(_TokenMean, Seq2SeqTrainer):
-    """For generated texts."""
+    """The Trainer of generation."""
 
 
 def _labelled(batch: dict[str, Any]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Words and their tags: where words stand, BIO put right, and a long text cut into parts that overlap."""
+"""Words and tags: word positions, BIO repair, and splitting a long text into overlapping parts."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -10,21 +10,21 @@ OUTSIDE = "O"
 GIVEN_TEXT = "text as given"
 
 
-def word_spans(text: str) -> list[tuple[int, int]]:
-    """Where the words of a text begin and end: runs of letters and digits, and each other character but spaces."""
+def find_word_spans(text: str) -> list[tuple[int, int]]:
+    """Find start and end of each word: runs of letters and digits, and any other character but spaces."""
     return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
 
 
-def joined_spans(words: Sequence[str]) -> list[tuple[int, int]]:
-    """Where words begin and end when a space is put between each."""
+def find_joined_spans(words: Sequence[str]) -> list[tuple[int, int]]:
+    """Find start and end of each word in the words joined by spaces."""
     starts = accumulate((len(word) + 1 for word in words), initial=0)
     return [(start, start + len(word)) for start, word in zip(starts, words, strict=False)]
 
 
-def placed(
+def locate_entity(
     first: int, last: int, text: str, spans: Sequence[tuple[int, int]], scores: Sequence[float]
 ) -> dict[str, Any]:
-    """Where words `first` to `last` stand in the text, the text there, and the mean of their scores."""
+    """Return start, end and text of words `first` to `last`, and their mean score."""
     start, end = spans[first][0], spans[last][1]
     return {
         "start": start,
@@ -34,19 +34,19 @@ def placed(
     }
 
 
-def repaired(tags: Sequence[str]) -> list[str]:
-    """The tags, with B- for each I- that continues nothing."""
+def repair_tags(tags: Sequence[str]) -> list[str]:
+    """Return the tags with B- for each I- that continues no entity."""
     return [
         f"B{tag[1:]}" if tag.startswith("I-") and before[1:] != tag[1:] else tag
         for before, tag in zip([OUTSIDE, *tags], tags, strict=False)
     ]
 
 
-def parts(counts: Sequence[int], budget: int, stride: int) -> Iterator[tuple[int, int, int, int]]:
-    """Cut a text of words with `counts` tokens into parts of at most `budget` tokens: (first, end, own_first, own_end).
+def split_into_parts(counts: Sequence[int], budget: int, stride: int) -> Iterator[tuple[int, int, int, int]]:
+    """Split words with `counts` tokens into parts of at most `budget`: (first, end, own_first, own_end).
 
     Neighbouring parts share up to `stride` tokens; of the words they share, the earlier part owns the first half and
-    the later part the second, so every word is owned once. A word longer than a part has a part of its own.
+    the later part the second, so every word is owned once. A word longer than a part gets a separate part.
     """
     before = [0, *accumulate(counts)]
     first = own_first = 0
@@ -60,7 +60,7 @@ def parts(counts: Sequence[int], budget: int, stride: int) -> Iterator[tuple[int
         following = end
         while following - 1 > first and before[end] - before[following - 1] <= min(stride, budget - 1):
             following -= 1
-        # The next part must reach further than this one.
+        # The next part must end after this one.
         while before[end + 1] - before[following] > budget and following < end:
             following += 1
         middle = following

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from peftkit.data.splits import Splits
 from peftkit.system.logging import is_rank_zero
 from peftkit.tasks import EncodedSplit, Task
-from peftkit.tasks.default import first_output
+from peftkit.tasks.default import get_first_output
 from peftkit.training.preparation import PreparedData
 
 
@@ -34,7 +34,7 @@ class Scoring:
 
     def _split(self, name: str, outputs: Any) -> EncodedSplit:
         # With several ranks the last batch is padded with rows from the start of the split.
-        found, encoded = np.asarray(first_output(outputs)), self.encoded[name]
+        found, encoded = np.asarray(get_first_output(outputs)), self.encoded[name]
         assert len(found) >= len(encoded), f"evaluation of {name} returned {len(found)} of {len(encoded)} rows"
         return EncodedSplit(
             outputs=found[: len(encoded)], encoded=encoded, rows=self.splits.rows[name], tokenizer=self.tokenizer,

@@ -29,7 +29,7 @@ from peftkit.checkpoints.trainer import PortableCheckpointTrainer
 from peftkit.recipe.schema import Recipe
 from peftkit.system.files import redact_home_in_text
 from peftkit.system.logging import is_rank_zero
-from peftkit.tasks.default import first_output
+from peftkit.tasks.default import get_first_output
 from peftkit.training.batch_size import ConstantGlobalBatchTrainer
 
 TENSORBOARD = "tensorboard"
@@ -91,7 +91,7 @@ def build_trainer(
         compute_loss_func=task.loss(encoded["train"], labels, arguments.label_smoothing_factor),
         compute_metrics=compute_metrics,
         # Encoder-decoder classifiers return hidden states too, which would fill the memory.
-        preprocess_logits_for_metrics=lambda logits, _: task.postprocess(first_output(logits)),
+        preprocess_logits_for_metrics=lambda logits, _: task.postprocess(get_first_output(logits)),
         callbacks=list(callbacks),
     )
     if trainer.pop_callback(TensorBoardCallback) is not None:

@@ -13,7 +13,7 @@ from peftkit.comparison.results import load_results
 from peftkit.comparison.runner import find_best_setting
 from peftkit.comparison.search import sample_settings
 from peftkit.errors import UserError
-from peftkit.metrics.classification import classification_metrics
+from peftkit.metrics.classification import score_labels
 from peftkit.recipe.serialization import recipe_to_dict, to_class_dict
 from peftkit.runs.report import Report
 
@@ -36,7 +36,7 @@ def made_run(folder, *, answers, seed=1, method=None, mebibytes=1000, train=10.0
         for row, (right, answer) in enumerate(zip(RIGHT, answers, strict=True))
     ]
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n")
-    scores = classification_metrics(answers, RIGHT)
+    scores = score_labels(answers, RIGHT)
     report = Report(
         name="x", method=method.name, status="complete", recipe=recipe_to_dict(recipe), seed=seed,
         environment={"cpu": "a processor", "cores": 2, "gpus": [], "packages": {}, "processes": processes},

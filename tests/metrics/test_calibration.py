@@ -5,7 +5,7 @@ import pytest
 from scipy.special import softmax
 
 from peftkit import SequenceClassification
-from peftkit.metrics.calibration import best_temperature, expected_calibration_error
+from peftkit.metrics.calibration import compute_calibration_error, fit_temperature
 from peftkit.tasks import collect_settings
 from tests.tasks.encoded import encoded_split
 
@@ -14,9 +14,9 @@ def test_the_error_is_the_gap_of_each_bin_by_its_rows():
     # Ten answers at 0.95 of which nine are right, ten at 0.65 of which three are: gaps of 0.05 and 0.35.
     confidences = [0.95] * 10 + [0.65] * 10
     right = [True] * 9 + [False] + [True] * 3 + [False] * 7
-    assert expected_calibration_error(confidences, right) == pytest.approx((0.05 + 0.35) / 2)
-    assert expected_calibration_error([1.0, 1.0], [True, True]) == 0.0
-    assert expected_calibration_error([1.0, 0.0], [False, False]) == pytest.approx(0.5)
+    assert compute_calibration_error(confidences, right) == pytest.approx((0.05 + 0.35) / 2)
+    assert compute_calibration_error([1.0, 1.0], [True, True]) == 0.0
+    assert compute_calibration_error([1.0, 0.0], [False, False]) == pytest.approx(0.5)
 
 
 def test_it_is_the_sum_over_bins_that_the_paper_writes():
@@ -28,16 +28,16 @@ def test_it_is_the_sum_over_bins_that_the_paper_writes():
         mine = (confidences > low) & (confidences <= high)
         if mine.any():
             found += mine.mean() * abs(right[mine].mean() - confidences[mine].mean())
-    assert expected_calibration_error(confidences, right) == pytest.approx(found)
+    assert compute_calibration_error(confidences, right) == pytest.approx(found)
 
 
 def test_the_temperature_undoes_what_made_the_logits_too_sure():
     random = np.random.default_rng(1)
     logits = random.normal(size=(20_000, 4)) * 1.5
     right = np.array([random.choice(4, p=row) for row in softmax(logits, axis=-1)])
-    assert best_temperature(logits, right) == pytest.approx(1.0, abs=0.05)
-    assert best_temperature(logits * 3, right) == pytest.approx(3.0, abs=0.15)
-    assert best_temperature(np.zeros((0, 4)), np.zeros(0, dtype=int)) == 1.0
+    assert fit_temperature(logits, right) == pytest.approx(1.0, abs=0.05)
+    assert fit_temperature(logits * 3, right) == pytest.approx(3.0, abs=0.15)
+    assert fit_temperature(np.zeros((0, 4)), np.zeros(0, dtype=int)) == 1.0
 
 
 def test_the_task_takes_it_from_validation_and_puts_it_into_what_it_says():

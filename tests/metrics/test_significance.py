@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from peftkit.metrics.classification import classification_statistics
-from peftkit.metrics.significance import holm, paired_difference, resampled, seed_interval
+from peftkit.metrics.classification import make_label_statistics
+from peftkit.metrics.significance import adjust_p_values, compare_paired_scores, compute_seed_interval, resample_scores
 
 RIGHT = ["a"] * 400
 ROWS = np.arange(400)
@@ -16,10 +16,10 @@ def answers(share, seed):
 
 def difference(one, other, n_resamples=2000):
     """Of two methods, each a list of answers a seed."""
-    runs = [[classification_statistics(said, RIGHT)["accuracy"] for said in method] for method in (one, other)]
+    runs = [[make_label_statistics(said, RIGHT)["accuracy"] for said in method] for method in (one, other)]
     means = tuple(float(np.mean([run(ROWS) for run in method])) for method in runs)
-    drawn = (resampled(method, 400, n_resamples=n_resamples) for method in runs)
-    return paired_difference(*drawn, means)
+    drawn = (resample_scores(method, 400, n_resamples=n_resamples) for method in runs)
+    return compare_paired_scores(*drawn, means)
 
 
 def test_the_paired_bootstrap_is_scipys_on_the_same_numbers():
@@ -71,14 +71,14 @@ def test_methods_that_err_on_the_same_rows_are_told_apart_by_few():
 
 
 def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    assert holm([]) == []
+    assert adjust_p_values([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert adjust_p_values([0.5, 0.9]) == [1.0, 1.0]
+    assert adjust_p_values([]) == []
 
 
 def test_the_interval_over_seeds_is_students():
     scores = [0.80, 0.84, 0.85]
     theirs = stats.ttest_1samp(scores, 0).confidence_interval(0.95)
-    assert seed_interval(scores) == pytest.approx([theirs.low, theirs.high])
-    assert seed_interval([0.8]) is None
-    assert seed_interval([0.8, 0.8]) == [0.8, 0.8]
+    assert compute_seed_interval(scores) == pytest.approx([theirs.low, theirs.high])
+    assert compute_seed_interval([0.8]) is None
+    assert compute_seed_interval([0.8, 0.8]) == [0.8, 0.8]

@@ -18,7 +18,7 @@ from peftkit.metrics.base import MetricSet
 from peftkit.recipe.parser import parse_recipe, read_recipe
 from peftkit.recipe.serialization import recipe_to_dict
 from peftkit.tasks import TASKS, EncodedSplit, ModelSpec
-from peftkit.tasks.text import TextTask, text_classifier
+from peftkit.tasks.text import TextTask, make_text_classifier
 from peftkit.training.run import run
 
 
@@ -33,7 +33,7 @@ class Grading(TextTask):
 
     @property
     def model(self) -> ModelSpec:
-        return text_classifier("multi_label_classification", lambda config: False)
+        return make_text_classifier("multi_label_classification", lambda config: False)
 
     @property
     def metrics(self) -> MetricSet:

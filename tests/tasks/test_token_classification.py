@@ -12,7 +12,7 @@ from peftkit.errors import UserError
 from peftkit.export.exporter import export
 from peftkit.models.loading import load_tokenizer
 from peftkit.prediction.batch import predict
-from peftkit.tasks.token_classification import parts, repaired
+from peftkit.tasks.token_classification import repair_tags, split_into_parts
 from peftkit.training.run import run
 from tests.tasks.encoded import encoded_split
 
@@ -34,7 +34,7 @@ def test_every_word_is_owned_once_by_a_part_that_fits():
         budget, stride = chance.randrange(4, 20), chance.randrange(0, 12)
         owned = []
         ends = []
-        for first, end, own_first, own_end in parts(counts, budget, stride):
+        for first, end, own_first, own_end in split_into_parts(counts, budget, stride):
             assert first <= own_first <= own_end <= end
             assert sum(counts[first:end]) <= budget or end == first + 1
             owned += range(own_first, own_end)
@@ -44,7 +44,7 @@ def test_every_word_is_owned_once_by_a_part_that_fits():
 
 
 def test_an_entity_across_a_cut_is_seen_whole_by_the_next_part():
-    found = list(parts([1] * 100, 30, 10))
+    found = list(split_into_parts([1] * 100, 30, 10))
     # Any 5 words in a row lie whole in some part that owns their middle.
     for start in range(95):
         middle = start + 2
@@ -115,7 +115,7 @@ def test_tags_that_are_not_bio_are_named(tags, said):
 
 
 def test_tags_can_be_repaired():
-    assert repaired(["I-a", "I-a", "O", "I-b", "I-a"]) == ["B-a", "I-a", "O", "B-b", "B-a"]
+    assert repair_tags(["I-a", "I-a", "O", "I-b", "I-a"]) == ["B-a", "I-a", "O", "B-b", "B-a"]
     task = TokenClassification(repair=True)
     data = Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [["O", "I-PER"]]})
     assert not list(task.validate(data, LABELS, "f"))

@@ -9,7 +9,7 @@ import numpy as np
 from peftkit.comparison.analysis.types import RowFindings, Score
 from peftkit.comparison.results import RowResults, read_method
 from peftkit.metrics.base import Metric
-from peftkit.metrics.significance import seed_interval
+from peftkit.metrics.significance import compute_seed_interval
 from peftkit.recipe.method import default_learning_rate
 from peftkit.runs.report import Report
 
@@ -28,7 +28,7 @@ def _score(reports: Sequence[Report], metric: Metric) -> Score:
     per_seed = [float(value) for value in found if value is not None]
     if not per_seed:
         return Score(per_seed=[], mean=None, ci95=None)
-    ci95 = seed_interval(per_seed)
+    ci95 = compute_seed_interval(per_seed)
     if ci95 is None:
         over_rows = reports[0].metrics["test"].get(f"{metric.name}_ci95")
         ci95 = None if over_rows is None or None in over_rows else list(over_rows)

@@ -10,7 +10,7 @@ import numpy as np
 from peftkit.comparison.analysis.types import Pair, RowFindings, is_score
 from peftkit.comparison.results import RowResults, read_predictions, read_task
 from peftkit.metrics.base import Metric
-from peftkit.metrics.significance import ALPHA, holm, paired_difference, resampled
+from peftkit.metrics.significance import ALPHA, adjust_p_values, compare_paired_scores, resample_scores
 
 # At the least; of many pairs so many more that the smallest p-value, adjusted for all, is half of what is significant.
 RESAMPLES = 2000
@@ -41,12 +41,12 @@ def all_pairs(
             continue
         for name in (one, other):
             if name not in drawn:
-                drawn[name] = resampled(statistics[name], len(tested[name][0]), n_resamples=wanted)
+                drawn[name] = resample_scores(statistics[name], len(tested[name][0]), n_resamples=wanted)
         means = {name: scored[name].scores[metrics[0].name].mean or 0.0 for name in (one, other)}
         if metrics[0].rank(means[other]) > metrics[0].rank(means[one]):
             one, other = other, one
-        found.append((one, other, paired_difference(drawn[one], drawn[other], (means[one], means[other]))))
-    adjusted = holm([difference.p_value for *_, difference in found])
+        found.append((one, other, compare_paired_scores(drawn[one], drawn[other], (means[one], means[other]))))
+    adjusted = adjust_p_values([difference.p_value for *_, difference in found])
     pairs = []
     for (one, other, difference), p_adjusted in zip(found, adjusted, strict=True):
         significant = p_adjusted < ALPHA
