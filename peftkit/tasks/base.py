@@ -1,4 +1,4 @@
-"""The Task protocol: what a run needs of a task."""
+"""The Task protocol and the records that describe a task."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -129,10 +129,10 @@ class EncodedSplit:
 
 
 class Task(Protocol):
-    """What a run asks of a task; implemented by the frozen data classes of this package.
+    """A task: its columns, model, trainer and metrics, and the steps from rows to predictions.
 
-    Rows are the data set's; what a model reads is *encoded* (a long document may be several encoded rows). An answer
-    is what is told of a row: a mapping of the task's own words, such as `label`, `tags` or `text`.
+    Implemented by frozen data classes, whose methods must have these signatures: the recipe parser compares them.
+    Rows are those of the dataset. A long text of words may become several encoded rows.
     """
 
     @property
@@ -161,7 +161,7 @@ class Task(Protocol):
         ...
 
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
-        """The labels, in the order of their ids; none for a task without labels. Raises UserError."""
+        """Return the label names in the order of their ids; none for a task without labels. Raises UserError."""
         ...
 
     def validate(self, rows: Dataset, labels: Sequence[str] | None, where: str, first: int = 0) -> Iterator[str]:
@@ -180,11 +180,11 @@ class Task(Protocol):
         ...
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
-        """What makes a padded batch of encoded rows."""
+        """Return the function that makes a padded batch of encoded rows."""
         ...
 
     def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
-        """The Trainer's `compute_loss_func` on encoded training rows; None for the model's own loss."""
+        """Return the Trainer's `compute_loss_func` for encoded training rows; None for the model's own loss."""
         ...
 
     def postprocess(self, logits: torch.Tensor, *, detail: bool = False) -> torch.Tensor:

@@ -26,8 +26,8 @@ def register_task(task: Any) -> Any:
     name it `module.qualname`, so its module must be imported before they are read. Registering a path again replaces
     the class. Raises UserError for another kind of class and for a name that another task has.
     """
-    fields = getattr(task, "__dataclass_fields__", {"": dataclasses.field()}).values()
-    if any(one.init and one.default is one.default_factory is dataclasses.MISSING for one in fields):
+    fields = dataclasses.fields(task) if hasattr(task, "__dataclass_fields__") else None
+    if fields is None or any(one.init and one.default is one.default_factory is dataclasses.MISSING for one in fields):
         raise UserError(f"register_task: {task!r} is not a data class with a default for every field; add defaults")
     path, name = get_task_path(task), str(task.__name__)
     others = [known for known in TASKS if get_task_path(known) != path]
