@@ -97,6 +97,8 @@ def parse_fields(
     parser = build_parser(base, prog)
     add_options(parser)
     arguments = _with_full_task(arguments)
+    if task := next((value for value in map(_task_of, arguments, ["", *arguments]) if value), None):
+        _set_default_task(parser, task, list_differences(base.task))
     given = {argument.removeprefix("--").split("=")[0] for argument in arguments if argument.startswith("--")}
     named = {name.split(".")[1]: None for name in sorted(given) if name.startswith("training.")}
     # A value that equals the default of the library stays in the recipe when the user wrote it.
@@ -168,11 +170,28 @@ def dict_to_recipe(plain: Mapping[str, Any]) -> Recipe:
         plain["task"] = {**task, "class_path": _full_task(name)}
     elif isinstance(task, str):
         plain["task"] = _full_task(task)
+    if task := plain.get("task"):
+        _set_default_task(parser, task.get("class_path") if isinstance(task, Mapping) else task, {})
     try:
         config = parser.parse_object(plain, defaults=True)
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(shorten_parser_error(str(error), names)) from None
     return _to_recipe(config, base)
+
+
+def _task_of(argument: str, previous: str) -> str:
+    """Return the task that `--task=NAME`, or `--task` and then this argument, names; empty for other arguments."""
+    return argument if previous == "--task" else argument.removeprefix("--task=") * argument.startswith("--task=")
+
+
+def _set_default_task(parser: ArgumentParser, path: Any, fields: Mapping[str, Any]) -> None:
+    """Make the class of a path the default task: jsonargparse keeps the default task's values in another class."""
+    module, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
+    task: Any = getattr(sys.modules.get(module), name, None)
+    if task in TASKS:
+        known = {f.name for f in dataclasses.fields(task)}
+        values = {name: value for name, value in fields.items() if name in known}
+        parser.set_defaults({"task": {"class_path": path, "init_args": values}})
 
 
 def _check_class_paths(plain: Any, field: str = "") -> None:
