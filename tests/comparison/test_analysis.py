@@ -211,7 +211,7 @@ def test_loose_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path):
     with pytest.raises(UserError, match="no report"):
         load_results([tmp_path])
     made_run(tmp_path / "again", answers=said(0.8, 1), seed=1)
-    with pytest.raises(UserError, match="with the same seed"):
+    with pytest.raises(UserError, match="same recipe and seed"):
         load_results([tmp_path / "lora-1", tmp_path / "again"])
     made_run(tmp_path / "elsewhere", answers=said(0.8, 1), seed=1, processes=2)
     names = [row.name for row in load_results([tmp_path / "lora-1", tmp_path / "elsewhere"]).rows]
