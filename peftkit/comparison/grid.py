@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from peftkit.comparison.options import METHOD, check_learning_rates
 from peftkit.errors import UserError
-from peftkit.recipe.method import default_learning_rate, find_method
+from peftkit.recipe.method import find_method, get_default_learning_rate
 from peftkit.recipe.parser import parse_recipe, read_recipe
 from peftkit.recipe.schema import Recipe
 from peftkit.system.files import redact_home
@@ -100,7 +100,7 @@ def _set_method(recipe: Recipe, method_or_file: str, rates: Mapping[str, float])
             training.pop("learning_rate", None)
     if method.name in rates:
         training["learning_rate"] = rates[method.name]
-    training.setdefault("learning_rate", default_learning_rate(method))
+    training.setdefault("learning_rate", get_default_learning_rate(method))
     return replace(recipe, method=method, training=training), method.name
 
 

@@ -98,7 +98,7 @@ def gather_peak_memory() -> list[dict[str, int]]:
 
 
 @contextmanager
-def lost_rank_errors() -> Iterator[None]:
+def raise_lost_rank_errors() -> Iterator[None]:
     """Turn the errors that libraries raise when another rank is gone into LostRankError, with this rank and a fix."""
     try:
         yield

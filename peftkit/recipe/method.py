@@ -92,7 +92,7 @@ def qlora(*, quantization: Quantization | None = None, **config: Any) -> Method:
     return Method(name="qlora", peft=lora(**config).peft, quantization=quantization or Quantization())
 
 
-def default_learning_rate(method: Method) -> float:
+def get_default_learning_rate(method: Method) -> float:
     """Return the learning rate of a recipe without one: 5e-5 for all weights, 1e-3 for an adapter."""
     return FULL_LEARNING_RATE if method.peft is None else ADAPTER_LEARNING_RATE
 

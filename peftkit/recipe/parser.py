@@ -40,7 +40,7 @@ class RecipeParser(ArgumentParser):
         """Raise UserError instead of printing usage; parsers of nested classes behave as in the library."""
         if not self.exit_on_error:
             return super().error(message, ex)
-        raise UserError(shorten_parser_error(message, _field_names(self)))
+        raise UserError(shorten_parser_error(message, _list_field_names(self)))
 
     def format_help(self, formatter: Any = None) -> str:
         """Return the help of the library, then the fields of the recipe's `peft` config and task."""
@@ -67,7 +67,7 @@ def build_parser(base: Recipe, prog: str) -> RecipeParser:
     for action in parser._actions:
         if action.dest.startswith("training."):
             action.help = known.get(action.dest.removeprefix("training."), "a setting of the Trainer")
-    parser.set_defaults(_flat_defaults(base))
+    parser.set_defaults(_flatten_defaults(base))
     if "peft" in (plain := recipe_to_dict(base)["method"]):
         parser.method_help += format_fields_help(
             type(base.method.peft), "method.peft", plain["peft"].get("init_args", {})
@@ -96,8 +96,8 @@ def parse_fields(
     dict_to_recipe(recipe_to_dict(base))
     parser = build_parser(base, prog)
     add_options(parser)
-    arguments = _with_full_task(arguments)
-    if task := next((value for value in map(_task_of, arguments, ["", *arguments]) if value), None):
+    arguments = _complete_task_arguments(arguments)
+    if task := next((value for value in map(_find_task, arguments, ["", *arguments]) if value), None):
         _set_default_task(parser, task, list_differences(base.task))
     given = {argument.removeprefix("--").split("=")[0] for argument in arguments if argument.startswith("--")}
     named = {name.split(".")[1]: None for name in sorted(given) if name.startswith("training.")}
@@ -157,7 +157,7 @@ def dict_to_recipe(plain: Mapping[str, Any]) -> Recipe:
     training = plain.get("training") or {}
     base = Recipe(training=dict.fromkeys(training) if isinstance(training, Mapping) else {})
     parser = build_parser(Recipe(), "recipe")
-    names = _field_names(parser)
+    names = _list_field_names(parser)
     # The parser names only the outermost unknown part; fields of classes and mappings it checks well.
     inside: tuple[str, ...] = ("task.", "method.peft.", "method.quantization.", "data.data_files.")
     inside += tuple(f"{name}." for name in names if name.startswith("training."))
@@ -167,9 +167,9 @@ def dict_to_recipe(plain: Mapping[str, Any]) -> Recipe:
     _check_class_paths(plain)
     plain = dict(plain)
     if isinstance(task := plain.get("task"), Mapping) and isinstance(name := task.get("class_path"), str):
-        plain["task"] = {**task, "class_path": _full_task(name)}
+        plain["task"] = {**task, "class_path": _complete_task(name)}
     elif isinstance(task, str):
-        plain["task"] = _full_task(task)
+        plain["task"] = _complete_task(task)
     if task := plain.get("task"):
         _set_default_task(parser, task.get("class_path") if isinstance(task, Mapping) else task, {})
     try:
@@ -179,7 +179,7 @@ def dict_to_recipe(plain: Mapping[str, Any]) -> Recipe:
     return _to_recipe(config, base)
 
 
-def _task_of(argument: str, previous: str) -> str:
+def _find_task(argument: str, previous: str) -> str:
     """Return the task that `--task=NAME`, or `--task` and then this argument, names; empty for other arguments."""
     return argument if previous == "--task" else argument.removeprefix("--task=") * argument.startswith("--task=")
 
@@ -208,7 +208,7 @@ def _check_class_paths(plain: Any, field: str = "") -> None:
                 )
 
 
-def _full_task(name: str) -> str:
+def _complete_task(name: str) -> str:
     """Return `peftkit.tasks.NAME` for the bare NAME of a task, any other name unchanged. Raises UserError."""
     names = {task.__name__: get_task_path(task) for task in TASKS}
     if "." not in name and name not in names:
@@ -216,13 +216,13 @@ def _full_task(name: str) -> str:
     return names.get(name, name)
 
 
-def _with_full_task(arguments: Sequence[str]) -> list[str]:
+def _complete_task_arguments(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with the task in full, for `--task NAME` and `--task=NAME`."""
     full, follows = [], False
     for argument in arguments:
         if argument.startswith("--task="):
-            argument = f"--task={_full_task(argument.removeprefix('--task='))}"
-        full.append(_full_task(argument) if follows else argument)
+            argument = f"--task={_complete_task(argument.removeprefix('--task='))}"
+        full.append(_complete_task(argument) if follows else argument)
         follows = argument == "--task"
     return full
 
@@ -237,17 +237,17 @@ def _to_recipe(config: Namespace, base: Recipe) -> Recipe:
         name=config.name,
         model=ModelConfig(**config.model.as_dict()),
         data=DataConfig(**config.data.as_dict()),
-        task=_instance(config.task, "task"),
+        task=_create_instance(config.task, "task"),
         method=Method(
             name=method.name,
-            peft=None if method.peft is None else _instance(method.peft, "method.peft"),
+            peft=None if method.peft is None else _create_instance(method.peft, "method.peft"),
             quantization=None if method.quantization is None else Quantization(**method.quantization.as_dict()),
         ),
         training=training,
     )
 
 
-def _instance(config: Namespace, where: str) -> Any:
+def _create_instance(config: Namespace, where: str) -> Any:
     """Create the object of `class_path`, passing the arguments that differ from the defaults."""
     module, _, name = config.class_path.rpartition(".")
     kind = getattr(importlib.import_module(module), name)
@@ -263,7 +263,7 @@ def _instance(config: Namespace, where: str) -> Any:
         raise UserError(f"{where}: {name}: {' '.join(str(error).split())}") from None
 
 
-def _flat_defaults(recipe: Recipe) -> dict[str, Any]:
+def _flatten_defaults(recipe: Recipe) -> dict[str, Any]:
     """Return the values of the recipe by dotted name; task, peft config and quantization as one value each."""
     plain = recipe_to_dict(recipe)
     flat: dict[str, Any] = {"name": recipe.name, "task": plain["task"]}
@@ -276,7 +276,7 @@ def _flat_defaults(recipe: Recipe) -> dict[str, Any]:
     return flat
 
 
-def _field_names(parser: ArgumentParser) -> list[str]:
+def _list_field_names(parser: ArgumentParser) -> list[str]:
     """List every dotted name that the parser accepts, with those of the task, peft config and quantization."""
     names = [action.dest for action in parser._actions if action.dest not in ("help", "print_shtab")]
     defaults = parser.get_defaults()

@@ -11,7 +11,7 @@ from transformers.integrations import get_available_reporting_integrations, get_
 from peftkit.distributed.deepspeed import check_quantized_storage, read_deepspeed_config
 from peftkit.distributed.process_group import has_several_ranks, join_process_group
 from peftkit.errors import UserError
-from peftkit.recipe.method import default_learning_rate
+from peftkit.recipe.method import get_default_learning_rate
 from peftkit.recipe.schema import Recipe
 from peftkit.system.logging import logger
 
@@ -61,7 +61,7 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
         "activation_checkpointing_kwargs": {"use_reentrant": False},
     }
     if "learning_rate" not in given:
-        chosen["learning_rate"] = default_learning_rate(recipe.method)
+        chosen["learning_rate"] = get_default_learning_rate(recipe.method)
         logger.info(
             "training.learning_rate not set: using %g, the default of %s", chosen["learning_rate"], recipe.method.name
         )

@@ -30,7 +30,7 @@ def fingerprint(parameter: torch.nn.Parameter) -> bytes:
     return hashlib.blake2b(raw.data, digest_size=16).digest()
 
 
-def _any_rank(names: set[str]) -> set[str]:
+def _unite_ranks(names: set[str]) -> set[str]:
     """Return the names that at least one rank has."""
     return set().union(*gather_from_ranks(names))
 
@@ -61,26 +61,26 @@ class TrainingAudit:
         self.start = {name: fingerprint(parameter) for name, parameter in self.parameters.items()}
         self.gradients: dict[str, torch.Tensor] = {}
         self.hooks = [
-            self.parameters[name].register_hook(lambda gradient, name=name: self._see(name, gradient))
+            self.parameters[name].register_hook(lambda gradient, name=name: self._record_gradient(name, gradient))
             for name in sorted(self.trainable)
         ]
         self.passed_at: int | None = None
 
-    def _see(self, name: str, gradient: torch.Tensor) -> None:
+    def _record_gradient(self, name: str, gradient: torch.Tensor) -> None:
         # Stays on the device and is read only in `step`, so that a GPU need not wait for each tensor.
         good = torch.isfinite(gradient).all() & (gradient != 0).any()
         self.gradients[name] = self.gradients[name] | good if name in self.gradients else good
 
-    def _changed(self, names: set[str]) -> set[str]:
-        return _any_rank({name for name in names if fingerprint(self.parameters[name]) != self.start[name]})
+    def _find_changed(self, names: set[str]) -> set[str]:
+        return _unite_ranks({name for name in names if fingerprint(self.parameters[name]) != self.start[name]})
 
-    def _problems(self) -> list[str]:
+    def _find_problems(self) -> list[str]:
         """List the problems found so far; empty when every tensor is as expected."""
-        had_gradient = _any_rank({name for name, good in self.gradients.items() if bool(good)})
-        moved = self._changed(self.trainable) | self.coarse
+        had_gradient = _unite_ranks({name for name, good in self.gradients.items() if bool(good)})
+        moved = self._find_changed(self.trainable) | self.coarse
         finite = {name for name in self.trainable if bool(torch.isfinite(_shard(self.parameters[name])).all())}
-        broken = _any_rank(self.trainable - finite)
-        changed = self._changed(set(self.parameters) - self.trainable)
+        broken = _unite_ranks(self.trainable - finite)
+        changed = self._find_changed(set(self.parameters) - self.trainable)
         return [
             f"{what}: {_list_some(names)}"
             for what, names in (
@@ -101,7 +101,7 @@ class TrainingAudit:
         done = global_step - self.begun_at
         if self.passed_at is not None or done < FIRST_CHECK:
             return
-        problems = self._problems()
+        problems = self._find_problems()
         if not problems:
             self.passed_at = global_step
             self.detach()
@@ -117,7 +117,7 @@ class TrainingAudit:
         that did not move are counted, not failed.
         """
         self.detach()
-        problems = self._problems()
+        problems = self._find_problems()
         done = global_step - self.begun_at
         short = done < FIRST_CHECK
         if restored:
@@ -135,7 +135,7 @@ class TrainingAudit:
             "end_step": global_step,
             "trainable_tensors": len(self.trainable),
             "frozen_tensors": len(self.parameters) - len(self.trainable),
-            "unmoved_in_16_bits": len(self.coarse) - len(self._changed(self.coarse)),
+            "unmoved_in_16_bits": len(self.coarse) - len(self._find_changed(self.coarse)),
         }
 
     def detach(self) -> None:

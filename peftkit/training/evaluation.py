@@ -45,17 +45,17 @@ class Scoring:
         """Return the scoring with the task calibrated on its outputs for validation."""
         return replace(self, task=self.task.calibrate(self._split("validation", outputs)))
 
-    def predictions(self, split: str, outputs: Any) -> list[Mapping[str, Any]]:
+    def predict(self, split: str, outputs: Any) -> list[Mapping[str, Any]]:
         """Return a prediction for each row of the split."""
         return self.task.decode(self._split(split, outputs))
 
-    def references(self, split: str) -> list[Any]:
+    def find_references(self, split: str) -> list[Any]:
         """Return the reference of each row."""
         return self.task.targets(self.splits.rows[split], self.splits.labels)
 
     def score(self, split: str, predictions: list[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the metrics of the split; for test with their intervals."""
-        references = self.references(split)
+        references = self.find_references(split)
         found: dict[str, Any] = dict(self.task.metrics.compute(predictions, references))
         return found | self.task.metrics.intervals(predictions, references) if split == "test" else found
 
@@ -92,14 +92,15 @@ def evaluate(task: Task, data: PreparedData, trainer: Any, splits: Sequence[str]
         return None
     scoring = Scoring(task=task, splits=data.splits, encoded=data.encoded, tokenizer=data.tokenizer)
     calibrated = scoring.calibrate(outputs["validation"].predictions)
-    predictions = {split: calibrated.predictions(split, outputs[split].predictions) for split in splits}
+    predictions = {split: calibrated.predict(split, outputs[split].predictions) for split in splits}
     metrics = {
         split: _loss(outputs[split].metrics or {}, split) | calibrated.score(split, predictions[split])
         for split in splits
     }
     return Evaluation(
         task=calibrated.task, predictions=predictions, metrics=metrics,
-        references=calibrated.references("test") if "test" in splits else [], seconds=time.perf_counter() - started,
+        references=calibrated.find_references("test") if "test" in splits else [],
+        seconds=time.perf_counter() - started,
     )  # fmt: skip
 
 

@@ -52,11 +52,11 @@ class FailureReporter:
                 "seed": self.report.recipe["training"].get("seed"), "memory": {"process_peak": process_peak_bytes()},
                 "times": {"total": process_age()}, "history": [dict(row) for row in self.clock.history],
             }  # fmt: skip
-        report = replace(self.report, status=status_of_error(error), error=redact_home_in_text(line), **measured)
+        report = replace(self.report, status=find_status(error), error=redact_home_in_text(line), **measured)
         report.write(self.folder)
 
 
-def status_of_error(error: BaseException) -> str:
+def find_status(error: BaseException) -> str:
     """Return the status of a run that ended with this error, as `Report.status` lists them."""
     if is_out_of_memory(error):
         return "out_of_memory"

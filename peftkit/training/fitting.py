@@ -50,7 +50,7 @@ def fit(
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, Any]:
         calibrated = scoring.calibrate(prediction.predictions)
-        return calibrated.score("validation", calibrated.predictions("validation", prediction.predictions))
+        return calibrated.score("validation", calibrated.predict("validation", prediction.predictions))
 
     audit = AuditCallback()
     about = None if start is None else checkpoint.read_manifest(start)

@@ -35,12 +35,17 @@ def build_report(
         sizes["merged"] = loaded.base_parameters * FLOAT32_BYTES
     checks = dataclasses.asdict(data.checks)
     checks["warnings"] = [redact_home_in_text(warning) for warning in checks["warnings"]]
+    token_lengths = measure_longest_rows(task, data.encoded["train"])
     train_runtime, collate_seconds = fitted.train_metrics["train_runtime"], trainer.data_collator.seconds
     train_seconds = train_runtime - clock.evaluated
     return replace(
         report,
         status="trial" if folder is None else "complete",
-        data={**data.splits.describe(), "checks": checks, "token_lengths": longest_rows(task, data.encoded["train"])},
+        data={
+            **data.splits.describe(),
+            "checks": checks,
+            "token_lengths": measure_longest_rows(task, data.encoded["train"]),
+        },
         seed=data.arguments.seed,
         batch={
             "per_device_train_batch_size": trainer._train_batch_size,
@@ -70,7 +75,7 @@ def build_report(
     )
 
 
-def longest_rows(task: Task, encoded: Dataset) -> dict[str, int]:
+def measure_longest_rows(task: Task, encoded: Dataset) -> dict[str, int]:
     """Return the number of tokens of the longest encoded row, by the field of the task that limits it."""
     table = encoded.with_format("arrow")
     columns = zip(task.columns.max_lengths, ("input_ids", "labels"), strict=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 from peftkit.checkpoints import manifest as checkpoint
 from peftkit.distributed.deepspeed import choose_default_config, is_deepspeed_launcher
-from peftkit.distributed.process_group import leave_process_group, lost_rank_errors, rank_count, wait_for_ranks
+from peftkit.distributed.process_group import leave_process_group, raise_lost_rank_errors, rank_count, wait_for_ranks
 from peftkit.planning.auto_deepspeed import resolve_deepspeed
 from peftkit.recipe.schema import Recipe, check_name
 from peftkit.recipe.serialization import recipe_to_dict
@@ -78,7 +78,7 @@ def run(
     resolved = resolve(recipe, trial=trial, resume=resume)
     clock = ClockCallback(progress)
     with FailureReporter(resolved.folder, resolved.report, clock) as reporter:
-        with writer.stage_run_folder(resolved.folder) as temporary, lost_rank_errors():
+        with writer.stage_run_folder(resolved.folder) as temporary, raise_lost_rank_errors():
             saved = _train_and_save(resolved, clock, temporary)
             reporter.report = saved.report
             # The other ranks need not wait for the verification.

@@ -60,8 +60,8 @@ class HomelessWriter(tensorboardX.SummaryWriter):
         super().add_text(tag, redact_home_in_text(text_string), *args, **kwargs)
 
 
-def _resumable(kind: type[Trainer]) -> Any:
-    return type(f"Resumable{kind.__name__}", (ConstantGlobalBatchTrainer, PortableCheckpointTrainer, kind), {})
+def _make_portable(kind: type[Trainer]) -> Any:
+    return type(f"Portable{kind.__name__}", (ConstantGlobalBatchTrainer, PortableCheckpointTrainer, kind), {})
 
 
 def build_trainer(
@@ -81,7 +81,7 @@ def build_trainer(
     keeps the TensorBoard curves up to there.
     """
     task = recipe.task
-    trainer: PortableCheckpointTrainer = _resumable(task.trainer.trainer_class)(
+    trainer: PortableCheckpointTrainer = _make_portable(task.trainer.trainer_class)(
         model=cast(PreTrainedModel, model),
         args=arguments,
         data_collator=TimedCollator(task.collator(tokenizer, model), model),

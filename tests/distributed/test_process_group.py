@@ -14,7 +14,7 @@ from peftkit.distributed.deepspeed import (
     clear_stale_locks,
     read_deepspeed_config,
 )
-from peftkit.distributed.process_group import lost_rank_errors
+from peftkit.distributed.process_group import raise_lost_rank_errors
 from peftkit.errors import LostRankError, UserError
 
 FOUR_SENTENCES = Path(__file__).resolve().parents[2] / "recipes" / "four_sentences.yaml"
@@ -86,7 +86,7 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] "
 def test_a_rank_that_is_lost_is_told_in_one_line(said, reason, monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(LostRankError) as found, lost_rank_errors():
+    with pytest.raises(LostRankError) as found, raise_lost_rank_errors():
         raise RuntimeError(said)
     told = str(found.value)
     assert told.startswith(f"the connection to the other ranks was lost: {reason} (rank 3 of 4, host ")
@@ -97,7 +97,7 @@ def test_a_rank_that_is_lost_is_told_in_one_line(said, reason, monkeypatch):
 @pytest.mark.parametrize(("said", "ranks"), [("mat1 and mat2 do not fit", "4"), ("Connection reset by peer", "1")])
 def test_no_other_error_is_taken_for_a_lost_rank(said, ranks, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", ranks)
-    with pytest.raises(RuntimeError, match=said), lost_rank_errors():
+    with pytest.raises(RuntimeError, match=said), raise_lost_rank_errors():
         raise RuntimeError(said)
 
 

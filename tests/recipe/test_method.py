@@ -3,7 +3,7 @@ from peft import IA3Config, PrefixTuningConfig
 
 from peftkit import Method, Quantization, SequenceClassification, full, lora
 from peftkit.errors import UserError
-from peftkit.recipe.method import default_learning_rate, find_method
+from peftkit.recipe.method import find_method, get_default_learning_rate
 
 TASK = SequenceClassification(max_length=32)
 LABELS = ("a", "b", "c")
@@ -36,5 +36,5 @@ def test_a_method_without_adapter_cannot_be_quantized():
 
 
 def test_adapters_start_from_a_higher_learning_rate():
-    assert default_learning_rate(full()) < default_learning_rate(lora())
-    assert default_learning_rate(Method(name="p", peft=PrefixTuningConfig(num_virtual_tokens=4))) == 1e-3
+    assert get_default_learning_rate(full()) < get_default_learning_rate(lora())
+    assert get_default_learning_rate(Method(name="p", peft=PrefixTuningConfig(num_virtual_tokens=4))) == 1e-3

@@ -10,7 +10,7 @@ from peftkit.comparison.analysis.types import RowFindings, Score
 from peftkit.comparison.results import RowResults, read_method
 from peftkit.metrics.base import Metric
 from peftkit.metrics.significance import compute_seed_interval
-from peftkit.recipe.method import default_learning_rate
+from peftkit.recipe.method import get_default_learning_rate
 from peftkit.runs.report import Report
 
 SHARES = ("start_up", "data", "train", "evaluate")
@@ -105,7 +105,7 @@ def _tried(report: Report, metric: str) -> dict[str, Any]:
     method = read_method(report)
     rank = None if hasattr(method.peft, "init_r") else getattr(method.peft, "r", None)
     return {
-        "learning_rate": float(report.recipe["training"].get("learning_rate") or default_learning_rate(method)),
+        "learning_rate": float(report.recipe["training"].get("learning_rate") or get_default_learning_rate(method)),
         "r": rank if isinstance(rank, int) and rank > 0 else None,
         "score": report.metrics.get("validation", {}).get(metric),
         "status": report.status,
