@@ -10,11 +10,11 @@ from pathlib import Path
 
 from peftkit.data.splits import load_splits
 from peftkit.models.loading import load_tokenizer
-from peftkit.planning.planner import arguments_of, read_config
-from peftkit.planning.run_estimate import longest
+from peftkit.planning.planner import make_arguments, read_config
 from peftkit.planning.tracing import trace
-from peftkit.planning.zero import placement_of, rank_memory
+from peftkit.planning.zero import estimate_rank_memory, parse_placement
 from peftkit.recipe.parser import dict_to_recipe
+from peftkit.training.report_builder import measure_longest_rows
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # What ds_configs/zero2.json left to DeepSpeed when this was measured.
@@ -29,16 +29,16 @@ def planned(row: dict, data: Path) -> int:
     splits = load_splits(recipe.data, recipe.task)
     encoded = recipe.task.encode(splits.train, load_tokenizer(recipe.model, recipe.task), splits.labels)
     config = recipe.training.get("deepspeed")
-    arguments = arguments_of(recipe)
+    arguments = make_arguments(recipe)
     memory = trace(
-        read_config(recipe.model), replace(recipe.task, **longest(recipe, encoded)), recipe.method, arguments,
+        read_config(recipe.model), replace(recipe.task, **measure_longest_rows(recipe.task, encoded)), recipe.method, arguments,
         labels=splits.labels, dtype=recipe.model.dtype, rows=(arguments.per_device_train_batch_size,), on_gpu=True,
         deepspeed=config is not None,
     )  # fmt: skip
-    placement = placement_of(config)
+    placement = parse_placement(config)
     if placement.stage == 2:
         placement = replace(placement, bucket=BUCKET_THEN)
-    return rank_memory(memory, memory.steps[0], placement, 1).peak
+    return estimate_rank_memory(memory, memory.steps[0], placement, 1).peak
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def measure(recipe: Any) -> dict[str, int]:
     from peftkit.models import adapters
     from peftkit.models.loading import load_base, load_tokenizer
     from peftkit.planning.dummy_batch import make_dummy_batch
-    from peftkit.planning.meta_model import held_bytes
+    from peftkit.planning.meta_model import sum_model_bytes
     from peftkit.system.environment import count_optimizer_bytes
     from peftkit.training.arguments import build_training_arguments
     from peftkit.training.trainer import build_trainer
@@ -86,7 +86,7 @@ def measure(recipe: Any) -> dict[str, int]:
     trainer = build_trainer(
         recipe, model, arguments, tokenizer, {"train": rows, "validation": rows}, labels, lambda _: {}, []
     )
-    start = held_bytes(model)
+    start = sum_model_bytes(model)
     # What is freed while it is counted would count less than nothing.
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -101,17 +101,17 @@ def measure(recipe: Any) -> dict[str, int]:
 
 def planned(recipe: Any, model: str) -> dict[str, int]:
     """What the plan says of it."""
-    from peftkit.planning.planner import arguments_of
+    from peftkit.planning.planner import make_arguments
     from peftkit.planning.tracing import trace
-    from peftkit.planning.zero import PLACEMENTS, rank_memory
+    from peftkit.planning.zero import PLACEMENTS, estimate_rank_memory
 
-    arguments = arguments_of(recipe)
+    arguments = make_arguments(recipe)
     rows = [recipe.training["per_device_train_batch_size"]]
     found = trace(
         config_of(model), recipe.task, recipe.method, arguments, labels=("a", "b"), dtype="float32", rows=rows,
         on_gpu=False,
     )  # fmt: skip
-    return dataclasses.asdict(rank_memory(found, found.steps[0], PLACEMENTS[0], 1))
+    return dataclasses.asdict(estimate_rank_memory(found, found.steps[0], PLACEMENTS[0], 1))
 
 
 def case(words: argparse.Namespace) -> None:

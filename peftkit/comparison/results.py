@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from peftkit.comparison.estimates import read_estimates
 from peftkit.comparison.plan_file import PLAN_FILE, get_run_folder, read_plan
 from peftkit.errors import UserError
 from peftkit.recipe.method import Method
@@ -28,6 +29,7 @@ class RowResults:
         runs: Reports of the runs, by run folder.
         expected: Number of runs of a finished comparison.
         expected_trials: Number of trials of a finished comparison.
+        estimate: Estimated memory of a run; empty without one.
     """
 
     name: str
@@ -36,6 +38,7 @@ class RowResults:
     runs: Mapping[Path, Report]
     expected: int
     expected_trials: int = 0
+    estimate: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def complete(self) -> dict[Path, Report]:
@@ -75,7 +78,7 @@ def load_results(folders: Sequence[Path]) -> ComparisonResults:
 
 
 def _load_comparison(folder: Path) -> ComparisonResults:
-    plan = read_plan(folder)
+    plan, estimates = read_plan(folder), read_estimates(folder)
     rows = []
     for row in plan["rows"]:
         folders = {
@@ -89,7 +92,7 @@ def _load_comparison(folder: Path) -> ComparisonResults:
         rows.append(
             RowResults(
                 name=row["name"], values=row["values"], trials=list(reports["trials"].values()), runs=reports["runs"],
-                expected=len(plan["seeds"]), expected_trials=row["trials"],
+                expected=len(plan["seeds"]), expected_trials=row["trials"], estimate=estimates.get(row["name"], {}),
             )
         )  # fmt: skip
     return ComparisonResults(name=plan["name"], rows=rows, plan=plan, folder=folder)

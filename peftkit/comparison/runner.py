@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from peftkit.checkpoints.manifest import find_last_complete
+from peftkit.comparison.estimates import write_estimates
 from peftkit.comparison.grid import ComparisonRow, make_rows
 from peftkit.comparison.options import Budget
 from peftkit.comparison.plan_file import (
@@ -69,6 +70,7 @@ def compare(
             write_json(folder / PLAN_FILE, plan)
         try:
             _run_rows(folder, rows, budget, slots)
+            write_estimates(folder)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted; repeat the command to continue") from None
     return folder

@@ -1,4 +1,4 @@
-"""What the recipe leaves open about sharding, resolve_deepspeed before training arguments are made."""
+"""DeepSpeed settings that the recipe leaves open, resolved before training arguments are made."""
 
 import os
 from dataclasses import replace
@@ -10,9 +10,9 @@ from peftkit.distributed.deepspeed import get_weight_dtype
 from peftkit.distributed.process_group import rank_count
 from peftkit.errors import UserError
 from peftkit.planning.hardware import CPU, GPU
-from peftkit.planning.planner import arguments_of, plan
-from peftkit.planning.selection import least
-from peftkit.planning.zero import placement_of
+from peftkit.planning.planner import make_arguments, plan
+from peftkit.planning.selection import find_smallest
+from peftkit.planning.zero import parse_placement
 from peftkit.recipe.schema import Recipe
 from peftkit.system.logging import logger
 
@@ -26,13 +26,13 @@ def resolve_deepspeed(recipe: Recipe) -> Recipe:
     """
     if recipe.training.get("deepspeed") == AUTO:
         words = {name: value for name, value in recipe.training.items() if name != "deepspeed"}
-        if (config := _chosen(recipe)) is not None:
+        if (config := _choose_config(recipe)) is not None:
             words["deepspeed"] = config
         recipe = replace(recipe, training=words)
-    return _shardable(recipe)
+    return _make_shardable(recipe)
 
 
-def _chosen(recipe: Recipe) -> str | None:
+def _choose_config(recipe: Recipe) -> str | None:
     ranks = rank_count()
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks)
     on_gpu = torch.cuda.is_available() and not recipe.training.get("use_cpu")
@@ -43,17 +43,17 @@ def _chosen(recipe: Recipe) -> str | None:
     hardware = replace(hardware, devices_per_host=here)
     found = plan(
         recipe, ranks=ranks, hardware=hardware, on_gpu=on_gpu,
-        checkpointing=(bool(arguments_of(recipe).activation_checkpointing),),
+        checkpointing=(bool(make_arguments(recipe).activation_checkpointing),),
     )  # fmt: skip
-    row = found.rows[least(found.rows, hardware) if found.chosen is None else found.chosen]
+    row = found.rows[find_smallest(found.rows, hardware) if found.chosen is None else found.chosen]
     logger.info("deepspeed auto, %d rank%s: %s", ranks, "s" * (ranks > 1), found.why)
     return None if row.placement == "none" else f"ds_configs/{row.placement}.json"
 
 
-def _shardable(recipe: Recipe) -> Recipe:
+def _make_shardable(recipe: Recipe) -> Recipe:
     """ZeRO-3 shards float types alone: packed bits are stored as the type of the weights beside them."""
     quantization, name = recipe.method.quantization, recipe.training.get("deepspeed")
-    if quantization is None or name is None or placement_of(name).stage < 3:
+    if quantization is None or name is None or parse_placement(name).stage < 3:
         return recipe
     right = get_weight_dtype(recipe)
     if right == AUTO:

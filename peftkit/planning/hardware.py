@@ -1,4 +1,4 @@
-"""What is known, measured or assumed of the devices that a plan is for."""
+"""Hardware of a plan: assumed values, and a measurement of this machine."""
 
 import time
 from dataclasses import dataclass, replace
@@ -9,11 +9,11 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """Devices and what lies between them; bytes, bytes a second, operations a second.
+    """Devices and their connections, in bytes, bytes a second and operations a second.
 
     Attributes:
         memory: Memory of a device.
-        reserved: What of it is not for tensors: the libraries, the driver's context, fragments.
+        reserved: Memory not available to tensors: libraries, the driver's context, fragments.
         flops: Operations that training reaches on a device, not the data sheet's peak.
         launch: Seconds from one operator of PyTorch to the next, at the least.
         memory_bandwidth: Of a device.
@@ -42,26 +42,26 @@ GPU = Hardware(
     memory=24 * 2**30, reserved=2**30, flops=40e12, launch=5e-6, memory_bandwidth=800e9, bandwidth=12e9, network=3e9,
     host_link=12e9, host_bandwidth=25e9, devices_per_host=8,
 )  # fmt: skip
-"""What is assumed of a GPU of which nothing is known: PCIe between devices, 25 Gbit/s a device between hosts."""
+"""Assumed GPU: PCIe between devices, 25 Gbit/s per device between hosts."""
 CPU = replace(
     GPU, flops=50e9, launch=0, memory_bandwidth=8e9, bandwidth=1e9, host_link=8e9, host_bandwidth=8e9, is_host=True
 )
-"""What is assumed of a rank on one core of a server."""
+"""Assumed rank on one core of a server."""
 
 
-def local_hardware() -> tuple[Hardware, bool]:
-    """This machine's device, its speed measured by multiplying matrices, and whether it is a GPU."""
+def measure_local_hardware() -> tuple[Hardware, bool]:
+    """Measure the speed of this machine's device with a matrix product; also return whether it is a GPU."""
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         return replace(
-            GPU, memory=torch.cuda.get_device_properties(0).total_memory, flops=_multiplying("cuda") / 2
+            GPU, memory=torch.cuda.get_device_properties(0).total_memory, flops=_measure_matmul("cuda") / 2
         ), True
     total = psutil.virtual_memory().total
-    return replace(CPU, memory=total, flops=_multiplying("cpu") / 2), False
+    return replace(CPU, memory=total, flops=_measure_matmul("cpu") / 2), False
 
 
-def _multiplying(device: str) -> float:
-    """Floating point operations a second of one large product."""
+def _measure_matmul(device: str) -> float:
+    """Measure the floating point operations a second of a large matrix product."""
     size = 4096 if device == "cuda" else 1024
     left = torch.ones(size, size, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
     best = float("inf")

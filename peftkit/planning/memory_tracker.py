@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive, and what was computed, operator by operator."""
+"""Dispatch mode that tracks live tensor bytes and operations, operator by operator."""
 
 import math
 import weakref
@@ -11,14 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-CPU_UPDATES = {
+CPU_UPDATE_COPIES = {
     torch.ops.bitsandbytes.optimizer_update_8bit_blockwise.default: 5,
     torch.ops.bitsandbytes.optimizer_update_32bit.default: 3,
 }
 """Float32 copies of a weight that bitsandbytes' Adam makes on a CPU: states in 8 bits, gradient, root, quotient."""
 
 
-class LiveBytes(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Counts the bytes of every storage from the operator that made it until it is freed, operators and operations.
 
     `torch.utils.flop_counter.FlopCounterMode` itself would keep tensors alive.
@@ -44,8 +44,8 @@ class LiveBytes(TorchDispatchMode):
             # It expands the weight, multiplies, and drops it.
             self.peak = max(self.peak, self.now + math.prod(args[2]) * args[0].itemsize)
             self.flops += 2 * args[0].numel() * args[2][0]
-        elif func in CPU_UPDATES and not self.on_gpu:
-            self.peak = max(self.peak, self.now + CPU_UPDATES[func] * 4 * args[2].numel())
+        elif func in CPU_UPDATE_COPIES and not self.on_gpu:
+            self.peak = max(self.peak, self.now + CPU_UPDATE_COPIES[func] * 4 * args[2].numel())
         elif func._overloadpacket in flop_registry:
             self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=found)
         return found
@@ -65,7 +65,7 @@ class LiveBytes(TorchDispatchMode):
         self.known[key] = storage.nbytes()
         self.now += self.known[key]
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._freed, key)
+        weakref.finalize(storage, self._free, key)
 
-    def _freed(self, key: int) -> None:
+    def _free(self, key: int) -> None:
         self.now -= self.known.pop(key, 0)

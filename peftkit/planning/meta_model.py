@@ -1,4 +1,4 @@
-"""A model ready to train that has shapes and no values: made from its config alone."""
+"""Model ready to train that has shapes and no values, made from its config."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ SCALES_BLOCK = 256
 """Scales that share a scale under double quantization (the same)."""
 
 
-def blank_model(
+def make_meta_model(
     config: Any, task: Task, method: Method, arguments: TrainingArguments, labels: Sequence[str], dtype: str,
     head: Sequence[str] | None, on_gpu: bool,
 ) -> Any:  # fmt: skip
@@ -30,10 +30,10 @@ def blank_model(
     Without `head`, modules outside of the base model are taken for it. Raises UserError when the method does not fit.
     """
     with torch.device("meta"):
-        return _adapted(config, task, method, arguments, labels, dtype, head, on_gpu)
+        return _build_model(config, task, method, arguments, labels, dtype, head, on_gpu)
 
 
-def _adapted(
+def _build_model(
     config: Any, task: Task, method: Method, arguments: TrainingArguments, labels: Sequence[str], dtype: str,
     head: Sequence[str] | None, on_gpu: bool,
 ) -> Any:  # fmt: skip
@@ -46,7 +46,7 @@ def _adapted(
     model: PreTrainedModel = task.model.auto_class.from_config(config, dtype=loaded or torch.float32)
     model.config.pad_token_id = 0 if model.config.pad_token_id is None else model.config.pad_token_id
     if head is None:
-        head = head_by_name(model)
+        head = find_head(model)
     if method.quantization is not None:
         _quantize(model, method.quantization, on_gpu, tuple(head))
     adapted = adapters.apply_method(method, model, tuple(head), task.model.peft_task_type).train()
@@ -76,7 +76,7 @@ def place(model: torch.nn.Module, half: torch.dtype | None = None) -> None:
                 held = fake(own) if packed else cast(own)
                 placed: Any = torch.nn.Parameter(held, requires_grad=own.requires_grad)
                 if isinstance(own, Params4bit):
-                    placed.quant_state = _placed_state(own.quant_state, fake)
+                    placed.quant_state = _make_fake_state(own.quant_state, fake)
                 moved[id(own)] = placed
             # Looked up by what it was: tied weights stay one.
             module._parameters[name] = None if own is None else moved[id(own)]
@@ -84,17 +84,17 @@ def place(model: torch.nn.Module, half: torch.dtype | None = None) -> None:
             module._buffers[name] = None if buffer is None else cast(buffer)
 
 
-def _placed_state(state: QuantState, fake: Callable[[torch.Tensor], torch.Tensor]) -> QuantState:
+def _make_fake_state(state: QuantState, fake: Callable[[torch.Tensor], torch.Tensor]) -> QuantState:
     placed = copy.copy(state)
     for name in ("absmax", "code", "offset"):
         if isinstance(held := getattr(state, name, None), torch.Tensor):
             setattr(placed, name, fake(held))
     if state.state2 is not None:
-        placed.state2 = _placed_state(state.state2, fake)
+        placed.state2 = _make_fake_state(state.state2, fake)
     return placed
 
 
-def head_by_name(model: PreTrainedModel) -> tuple[str, ...]:
+def find_head(model: PreTrainedModel) -> tuple[str, ...]:
     """Modules that the task adds to the base model, by its prefix; none for a model that brings its own head."""
     if model.get_output_embeddings() is not None:
         return ()
@@ -149,12 +149,12 @@ def sum_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum({id(tensor): tensor.numel() * tensor.itemsize for tensor in tensors}.values())
 
 
-def held_bytes(model: torch.nn.Module) -> int:
+def sum_model_bytes(model: torch.nn.Module) -> int:
     """Bytes of all weights, buffers and quantization state."""
-    return sum_bytes([*model.parameters(), *model.buffers()]) + quantization_bytes(model)
+    return sum_bytes([*model.parameters(), *model.buffers()]) + sum_quantization_bytes(model)
 
 
-def quantization_bytes(model: torch.nn.Module) -> int:
+def sum_quantization_bytes(model: torch.nn.Module) -> int:
     """Bytes of the scales of 4-bit weights."""
     states = [parameter.quant_state for parameter in model.parameters() if hasattr(parameter, "quant_state")]
     held = [
@@ -168,17 +168,6 @@ def quantization_bytes(model: torch.nn.Module) -> int:
     return sum_bytes(held)
 
 
-def counts(model: torch.nn.Module) -> tuple[int, int]:
-    """Number of trained and of all weights; a 4-bit weight counts as one."""
-    trained = total = 0
-    for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        count = parameter.numel() if state is None else state.shape.numel()
-        total += count
-        trained += count if parameter.requires_grad else 0
-    return trained, total
-
-
-def largest_layer(model: torch.nn.Module) -> int:
+def find_largest_layer(model: torch.nn.Module) -> int:
     """Bytes of the largest module that holds weights of its own, without what its children hold."""
     return max(sum_bytes(list(module.parameters(recurse=False))) for module in model.modules())

@@ -1,4 +1,4 @@
-"""What a recipe will cost in memory and time on given hardware, before any weight is there."""
+"""Plan of a recipe: memory and time of each method and ZeRO stage on given hardware, without loading weights."""
 
 import math
 from collections.abc import Sequence
@@ -11,48 +11,49 @@ from transformers import AutoConfig, TrainingArguments
 from peftkit.errors import UserError
 from peftkit.models.loading import resolve_source, translate_load_errors
 from peftkit.planning.hardware import Hardware
-from peftkit.planning.scaling import of_rows
-from peftkit.planning.selection import PlanRow, advice, choose, fits
-from peftkit.planning.step_time import step_time
-from peftkit.planning.tracing import ModelMemory, trace
-from peftkit.planning.zero import PLACEMENTS, Placement, placement_of, rank_memory
+from peftkit.planning.selection import PlanRow, choose_row, explain_choice, has_room
+from peftkit.planning.step_time import estimate_step_time
+from peftkit.planning.tracing import ModelMemory, interpolate_step, trace
+from peftkit.planning.zero import PLACEMENTS, Placement, estimate_rank_memory, parse_placement
 from peftkit.recipe.method import Method
 from peftkit.recipe.schema import ModelConfig, Recipe
 
-LARGEST_BATCH = 65536
-# Words of the recipe on which neither memory nor time of a step depends, or that want the hardware at hand.
-LEFT_OUT = {"deepspeed", "report_to", "use_cpu", "fp16", "bf16", "tf32", "hub_token", "push_to_hub", "torch_compile"}
+MAX_BATCH = 65536
+# Arguments that change neither memory nor time of a step, or that need the hardware present.
+IGNORED_ARGUMENTS = {
+    "deepspeed", "report_to", "use_cpu", "fp16", "bf16", "tf32", "hub_token", "push_to_hub", "torch_compile",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class Traced:
-    """A method's memory as PyTorch alone trains it and as DeepSpeed does; the same but in mixed precision."""
+class MethodMemory:
+    """Memory of a method with plain PyTorch and with DeepSpeed; they differ in mixed precision only."""
 
     plain: ModelMemory
     deepspeed: ModelMemory
 
-    def under(self, placement: Placement) -> ModelMemory:
-        """The one of a placement."""
+    def select(self, placement: Placement) -> ModelMemory:
+        """Return the memory that applies to a placement."""
         return self.deepspeed if placement.stage else self.plain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Every way that was looked at, and the one to choose.
+    """All planned rows and the recommended one; the field names are those of the JSON output.
 
     Attributes:
-        model: The model's name.
-        weights: Number of weights, by method, and of those the trained ones.
+        model: Name of the model.
+        weights: Total and trainable weights, by method.
         ranks: Number of devices.
-        batch: Rows of a rank's batch, micro-batches of a step, and the length that rows were taken to have.
-        filled: Share of that length that rows have on average, by which computing is less.
-        steps: Optimizer steps of the training; None when the number of rows is not known.
-        hardware: What was assumed of it.
-        rows: Method by method, placements from the least to the most sharded.
-        chosen: Index of the row that is advised; None when nothing fits.
-        own: Index of the row that the recipe itself asks for; None where that was not looked at.
-        why: The advice, in one sentence.
-        not_traced: Methods that could not be traced, and why.
+        batch: Rows of a rank's batch, micro-batches of a step, and the assumed length of rows.
+        filled: Mean length of rows as a share of that length; scales the operations.
+        steps: Optimizer steps of the training; None when the number of rows is unknown.
+        hardware: Assumed hardware.
+        rows: Rows by method, placements from the least to the most sharded.
+        chosen: Index of the recommended row; None when nothing fits.
+        own: Index of the row of the recipe as it is; None where it is not planned.
+        why: Reason of the recommendation.
+        not_traced: Cause for each method that could not be traced.
     """
 
     model: str
@@ -76,21 +77,19 @@ def plan(
 ) -> Plan:  # fmt: skip
     """Plan the recipe's method, or the `methods`, for `ranks` devices under every stage of ZeRO.
 
-    Only the model's config is read. `checkpointing` says whether activations are computed again: without, with.
-    For memory, rows of the data are taken to have the task's full length, so that it is the most; for time, `filled`
-    of it. Raises UserError when the config can't be had.
+    Only the model's config is read. `checkpointing` lists whether to plan without and with activation checkpointing.
+    Memory assumes rows of the task's maximum length, time `filled` of it. Raises UserError when the config can't be
+    loaded.
     """
     config = read_config(recipe.model)
-    told = recipe.training.get("deepspeed")
-    placement = None if told == "auto" else placement_of(told)
-    traced: dict[tuple[str, bool], Traced] = {}
+    deepspeed = recipe.training.get("deepspeed")
+    placement = None if deepspeed == "auto" else parse_placement(deepspeed)
+    traced: dict[tuple[str, bool], MethodMemory] = {}
     failed: dict[str, str] = {}
     for method in methods or (recipe.method,):
         for recompute in checkpointing:
             try:
-                traced[method.name, recompute] = traced_method(
-                    recipe, config, method, recompute, labels, on_gpu, filled
-                )
+                traced[method.name, recompute] = trace_method(recipe, config, method, recompute, labels, on_gpu, filled)
             except UserError:
                 raise
             except Exception as error:
@@ -98,14 +97,14 @@ def plan(
     if not traced:
         name, why = next(iter(failed.items()))
         raise UserError(f"{name}: a step of {config.model_type} can't be traced without values ({why})")
-    arguments = arguments_of(recipe)
-    steps = _steps(arguments, ranks, train_rows)
+    arguments = make_arguments(recipe)
+    steps = _count_steps(arguments, ranks, train_rows)
     rows = tuple(
-        _row(name, one.under(place), recompute, place, ranks, arguments, hardware, steps)
+        _row(name, one.select(place), recompute, place, ranks, arguments, hardware, steps)
         for (name, recompute), one in traced.items()
         for place in (PLACEMENTS if ranks > 1 else [one for one in PLACEMENTS if one.stage in (0, 3)])
     )
-    chosen = choose(rows)
+    chosen = choose_row(rows)
     return Plan(
         model=recipe.model.name_or_path,
         weights={
@@ -117,17 +116,17 @@ def plan(
             **recipe.task.columns.max_lengths,
         },
         filled=filled, steps=steps, hardware=hardware, rows=rows, chosen=chosen,
-        own=_own(recipe, placement, arguments, rows),
-        why=advice(rows, chosen, ranks, hardware),
+        own=_find_recipe_row(recipe, placement, arguments, rows),
+        why=explain_choice(rows, chosen, ranks, hardware),
         not_traced=failed,
     )  # fmt: skip
 
 
-def traced_method(
+def trace_method(
     recipe: Recipe, config: Any, method: Method, checkpointing: bool, labels: Sequence[str], on_gpu: bool, filled: float
-) -> Traced:
-    """Steps of the recipe's batch and of twice as many rows, whose operations are `filled` of those of full rows."""
-    arguments = arguments_of(recipe, checkpointing=checkpointing)
+) -> MethodMemory:
+    """Trace steps of the recipe's batch and of twice as many rows; operations are scaled by `filled`."""
+    arguments = make_arguments(recipe, checkpointing=checkpointing)
     micro = arguments.per_device_train_batch_size
     options: dict[str, Any] = {
         "labels": labels, "dtype": recipe.model.dtype, "rows": (micro, 2 * micro), "on_gpu": on_gpu,
@@ -139,38 +138,38 @@ def traced_method(
         return replace(found, steps=steps)
 
     plain = traced(deepspeed=False)
-    return Traced(plain=plain, deepspeed=traced(deepspeed=True) if arguments.bf16 or arguments.fp16 else plain)
+    return MethodMemory(plain=plain, deepspeed=traced(deepspeed=True) if arguments.bf16 or arguments.fp16 else plain)
 
 
 def read_config(config: ModelConfig) -> Any:
-    """The model's config; no weight is read. Raises UserError when it can't be had."""
+    """Read the model's config; no weight is read. Raises UserError when it can't be loaded."""
     with translate_load_errors(config):
         return AutoConfig.from_pretrained(
             resolve_source(config), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
 
 
-def arguments_of(recipe: Recipe, checkpointing: bool | None = None) -> TrainingArguments:
-    """The recipe's training arguments as far as a step depends on them, on whatever hardware this process runs."""
-    given = {name: value for name, value in recipe.training.items() if name not in LEFT_OUT}
+def make_arguments(recipe: Recipe, checkpointing: bool | None = None) -> TrainingArguments:
+    """Make the recipe's training arguments that a step depends on, independent of this process's hardware."""
+    given = {name: value for name, value in recipe.training.items() if name not in IGNORED_ARGUMENTS}
     old = given.pop("gradient_checkpointing", False)
     given.pop("gradient_checkpointing_kwargs", None)
     wanted = given.pop("activation_checkpointing", old) if checkpointing is None else checkpointing
     options = {**recipe.task.trainer.defaults, **given, "activation_checkpointing": wanted}
     options |= {"output_dir": "", "use_cpu": True, "report_to": "none"}
-    # The library's own would join the other ranks, and settle for the whole process which device it is on.
+    # The library would join the other ranks and fix the device of the whole process.
     alone = {"_setup_devices": torch.device("cpu"), "_n_gpu": 0, "distributed_state": None}
     kind: Any = type("PlannedArguments", (recipe.task.trainer.arguments_class,), alone)
     try:
         arguments = kind(**options)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
-    # Asked of the planned hardware, not of the one that plans.
+    # Set afterwards: the library checks them against the hardware of this process.
     arguments.bf16, arguments.fp16 = bool(recipe.training.get("bf16")), bool(recipe.training.get("fp16"))
     return arguments
 
 
-def _steps(arguments: TrainingArguments, ranks: int, train_rows: int | None) -> int | None:
+def _count_steps(arguments: TrainingArguments, ranks: int, train_rows: int | None) -> int | None:
     if arguments.max_steps > 0:
         return arguments.max_steps
     if train_rows is None:
@@ -184,33 +183,33 @@ def _row(
     arguments: TrainingArguments, hardware: Hardware, steps: int | None,
 ) -> PlanRow:  # fmt: skip
     step = memory.steps[0]
-    needed = rank_memory(memory, step, placement, ranks)
-    taken = step_time(memory, step, placement, ranks, arguments.gradient_accumulation_steps, hardware)
+    needed = estimate_rank_memory(memory, step, placement, ranks)
+    taken = estimate_step_time(memory, step, placement, ranks, arguments.gradient_accumulation_steps, hardware)
     return PlanRow(
         method=method, placement=placement.name, checkpointing=checkpointing, memory=needed, time=taken,
-        fits=fits(needed, hardware),
-        largest_batch=_largest_batch(memory, placement, ranks, hardware),
+        fits=has_room(needed, hardware),
+        largest_batch=_find_largest_batch(memory, placement, ranks, hardware),
         hours=None if steps is None else steps * taken.seconds / 3600,
     )  # fmt: skip
 
 
-def _largest_batch(memory: ModelMemory, placement: Placement, ranks: int, hardware: Hardware) -> int:
-    """Most rows that fit, on the line through the two traced batches."""
+def _find_largest_batch(memory: ModelMemory, placement: Placement, ranks: int, hardware: Hardware) -> int:
+    """Find the largest batch that fits, on the line through the two traced batches."""
 
     def can_be(rows: int) -> bool:
-        return fits(rank_memory(memory, of_rows(memory.steps, rows), placement, ranks), hardware)
+        return has_room(estimate_rank_memory(memory, interpolate_step(memory.steps, rows), placement, ranks), hardware)
 
-    low, high = 0, LARGEST_BATCH
+    low, high = 0, MAX_BATCH
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if can_be(middle) else (low, middle - 1)
     return low
 
 
-def _own(
+def _find_recipe_row(
     recipe: Recipe, placement: Placement | None, arguments: TrainingArguments, rows: Sequence[PlanRow]
 ) -> int | None:
-    """Index of the row that is the recipe as it stands, in `placement`."""
+    """Find the index of the recipe's own row in `placement`."""
     if placement not in PLACEMENTS:
         return None
     wanted = recipe.method.name, placement.name, bool(arguments.activation_checkpointing)

@@ -1,59 +1,87 @@
-"""What the plan says of a run on its own rows, to stand beside what was measured."""
+"""Memory estimate of a finished run, to compare with its measured peak."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import pyarrow.compute
-from datasets import Dataset
-from transformers import TrainingArguments
-
+from peftkit.errors import UserError
 from peftkit.models.loading import disable_zero3
+from peftkit.planning.planner import make_arguments, read_config
 from peftkit.planning.tracing import trace
-from peftkit.planning.zero import placement_of, rank_memory
-from peftkit.recipe.schema import Recipe
+from peftkit.planning.zero import estimate_rank_memory, parse_placement
+from peftkit.recipe.parser import dict_to_recipe
+from peftkit.runs.report import Report, read_report
 
 
-def planned_run(
-    recipe: Recipe, config: Any, train: Dataset, arguments: TrainingArguments, *, labels: Sequence[str],
-    head: Sequence[str], ranks: int, rows: int, before: int,
-) -> dict[str, Any]:  # fmt: skip
-    """What the plan says of a run on its encoded rows, to stand beside what was measured: field `plan` of a report.
+def estimate_run(folder: Path) -> dict[str, Any]:
+    """Estimate the memory of a finished run in bytes, for batches of its longest rows.
 
-    `rows` is the batch of a device, `before` what the process held before the model. A step that can't be traced is
-    told as `error`.
+    Fields of `peftkit.planning.zero.RankMemory`, with `placement`, `rows` and the token lengths. On a GPU `peak` is
+    comparable with the measured `allocated_peak`; on a CPU `process_peak` with the measured one. `error` instead, when
+    the step can't be traced. Raises UserError when the report lacks the figures.
     """
-    on_gpu = arguments.device.type == "cuda"
+    report = read_report(folder)
+    # Version 0.1.0 wrote the estimate into the report.
+    if report.plan:
+        return report.plan
+    if not report.batch or "token_lengths" not in report.data:
+        raise UserError(f"{folder}: the run did not finish, so that its memory can't be estimated; use a finished run")
     try:
-        task = replace(recipe.task, **longest(recipe, train))  # type: ignore[type-var]
-        words = recipe.training.get("deepspeed")
-        placement = placement_of(words)
-        with disable_zero3():
-            memory = trace(
-                config, task, recipe.method, arguments, labels=labels, dtype=recipe.model.dtype, rows=(rows,),
-                on_gpu=on_gpu, head=head, deepspeed=words is not None,
-            )  # fmt: skip
-        found = rank_memory(memory, memory.steps[0], placement, ranks)
+        return _estimate(report)
     except Exception as error:
-        # What a model does with values is not for a run to fail by that has ended well.
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-    told = {
-        "placement": placement.name, "rows": rows, **task.columns.max_lengths,
-        **dataclasses.asdict(found), "process_before": before,
+
+
+def _estimate(report: Report) -> dict[str, Any]:
+    recipe = dict_to_recipe(report.recipe)
+    recipe = replace(recipe, training={**recipe.training, **report.batch})
+    task = replace(recipe.task, **report.data["token_lengths"])  # type: ignore[type-var]
+    on_gpu = bool(report.environment.get("gpus")) and not recipe.training.get("use_cpu")
+    deepspeed, rows = recipe.training.get("deepspeed"), report.batch["per_device_train_batch_size"]
+    placement = parse_placement(deepspeed)
+    config, arguments = read_config(recipe.model), make_arguments(recipe)
+    # As the Trainer does.
+    config.use_cache = arguments.use_cache
+    with disable_zero3():
+        memory = trace(
+            config, task, recipe.method, arguments, labels=report.data["labels"],
+            dtype=recipe.model.dtype, rows=(rows,), on_gpu=on_gpu, head=report.head, deepspeed=deepspeed is not None,
+        )  # fmt: skip
+    estimate = {
+        "placement": placement.name, "rows": rows, **report.data["token_lengths"],
+        **dataclasses.asdict(estimate_rank_memory(memory, memory.steps[0], placement, report.environment["processes"])),
+        "process_before": report.process_before,
     }  # fmt: skip
-    return told if on_gpu else {**told, "process_peak": before + found.peak + found.host}
+    if not on_gpu:
+        estimate["process_peak"] = report.process_before + estimate["peak"] + estimate["host"]
+    return estimate
 
 
-def longest(recipe: Recipe, train: Dataset) -> dict[str, int]:
-    """The task's lengths in tokens, as far as the encoded rows make use of them."""
-    return {field: pyarrow.compute.max(lengths).as_py() for field, lengths in row_lengths(recipe, train).items()}
+def find_peak(estimate: Mapping[str, Any]) -> int | None:
+    """Return the estimated peak: of the process on a CPU, of allocated memory on a GPU; None without one."""
+    return estimate.get("process_peak", estimate.get("peak"))
 
 
-def row_lengths(recipe: Recipe, encoded: Dataset) -> dict[str, Any]:
-    """The number of tokens of each encoded row, by the field of the task that limits it."""
-    arrays = encoded.with_format("arrow")
-    return {
-        field: pyarrow.compute.list_value_length(arrays[column][:])
-        for field, column in zip(recipe.task.columns.max_lengths, ("input_ids", "labels"), strict=False)
-    }
+def format_run_estimate(folder: Path) -> str:
+    """Format the estimate of a finished run beside its measured peak. Raises UserError."""
+    report, estimate = read_report(folder), estimate_run(folder)
+    peak = find_peak(estimate)
+    if peak is None:
+        raise UserError(f"{folder}: the training step can't be traced ({estimate.get('error')})")
+    kind = "allocated_peak" if "allocated_peak" in report.memory else "process_peak"
+    scope = "allocated on the GPU" if kind == "allocated_peak" else "of the process, libraries included"
+    parts = ("weights", "gradients", "optimizer", "buffers", "activations", "host")
+    lines = [
+        f"peak memory {scope}: estimated {_format_gib(peak)} GiB, measured {_format_gib(report.memory[kind])} GiB",
+        f"sharding {estimate['placement']}; {estimate['rows']} rows per batch, as long as the longest training row",
+        "GiB per rank: " + ", ".join(f"{name} {_format_gib(estimate[name])}" for name in parts),
+    ]
+    if "process_peak" in estimate:
+        lines.append(f"process before the model was loaded: {_format_gib(estimate['process_before'])} GiB")
+    return "\n".join(lines)
+
+
+def _format_gib(size: float) -> str:
+    return f"{size / 2**30:.2f}"

@@ -1,4 +1,4 @@
-"""The ways to train that a plan looks at, and which of them to choose."""
+"""Rows of a plan, and the choice of one of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from peftkit.planning.step_time import StepTime
 from peftkit.planning.zero import PLACEMENTS, RankMemory
 
 TIGHT = 0.05
-"""Share of a device's memory that should be left over: fragments can take as much."""
+"""Share of a device's memory that should stay free for fragments."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRow:
-    """One way to train.
+    """One row of a plan; the field names are those of the JSON output.
 
     Attributes:
         method: The method's name.
@@ -36,20 +36,20 @@ class PlanRow:
     hours: float | None
 
 
-def _needed(memory: RankMemory, hardware: Hardware) -> int:
-    """Bytes of the device; where that is the host itself, what is offloaded stays there."""
+def _count_device_bytes(memory: RankMemory, hardware: Hardware) -> int:
+    """Bytes on the device; on a CPU with what is offloaded to the same memory."""
     return memory.peak + (memory.host if hardware.is_host else 0)
 
 
-def fits(memory: RankMemory, hardware: Hardware) -> bool:
-    """Whether the peak leaves the device what is reserved."""
-    return _needed(memory, hardware) + hardware.reserved <= hardware.memory
+def has_room(memory: RankMemory, hardware: Hardware) -> bool:
+    """Whether the peak fits beside the reserved memory."""
+    return _count_device_bytes(memory, hardware) + hardware.reserved <= hardware.memory
 
 
-def choose(rows: Sequence[PlanRow]) -> int | None:
-    """Index of the fastest row that fits; of those as fast within 2 % and a millisecond, the simplest.
+def choose_row(rows: Sequence[PlanRow]) -> int | None:
+    """Return the index of the fastest row that fits; within 2 % and a millisecond, the simplest.
 
-    A stage of ZeRO must be 10 % faster than no sharding: DeepSpeed's own work is not counted.
+    A ZeRO stage must be 10 % faster than no sharding: the overhead of DeepSpeed is not counted.
     """
     fitting = [index for index, row in enumerate(rows) if row.fits]
     if not fitting:
@@ -69,44 +69,44 @@ def choose(rows: Sequence[PlanRow]) -> int | None:
     return chosen
 
 
-def least(rows: Sequence[PlanRow], hardware: Hardware) -> int:
-    """Index of the row that needs the least memory of the device."""
-    return min(range(len(rows)), key=lambda index: _needed(rows[index].memory, hardware))
+def find_smallest(rows: Sequence[PlanRow], hardware: Hardware) -> int:
+    """Return the index of the row that needs the least device memory."""
+    return min(range(len(rows)), key=lambda index: _count_device_bytes(rows[index].memory, hardware))
 
 
-def _size(size: float) -> str:
+def _format_size(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
-def advice(rows: Sequence[PlanRow], chosen: int | None, ranks: int, hardware: Hardware) -> str:
-    """The advice, in one sentence."""
-    room = f"{_size(hardware.memory)} a device, {_size(hardware.reserved)} of it reserved"
+def explain_choice(rows: Sequence[PlanRow], chosen: int | None, ranks: int, hardware: Hardware) -> str:
+    """Explain the choice in one line."""
+    room = f"{_format_size(hardware.memory)} per device, {_format_size(hardware.reserved)} of it reserved"
     if chosen is None:
-        row = rows[least(rows, hardware)]
+        row = rows[find_smallest(rows, hardware)]
         return (
-            f"nothing fits in {room}: the least is {_said(row)} with {_size(row.memory.peak)}; "
-            "take a smaller batch, shorter rows or more devices"
+            f"nothing fits in {room}: the least is {_describe(row)} with {_format_size(row.memory.peak)}; "
+            "use a smaller batch, shorter rows or more devices"
         )
     row = rows[chosen]
     same = [other for other in rows if other.method == row.method and other.checkpointing == row.checkpointing]
     plain = next((other for other in same if other.placement == "none"), None)
-    said = f"{_said(row)}: {_size(row.memory.peak)} of {room}; the fastest that fits"
+    text = f"{_describe(row)}: {_format_size(row.memory.peak)} of {room}; the fastest that fits"
     if ranks > 1 and row.placement == "none":
         saved = [other for other in same if other.placement in ("zero1", "zero2")]
         most = max((row.memory.optimizer - other.memory.optimizer for other in saved), default=0)
         if most < 0.02 * row.memory.peak:
-            said += f"; ZeRO-1 and 2 would gain nothing: at most {_size(max(0, most))} of optimizer state a rank"
+            text += f"; ZeRO-1 and 2 would gain nothing: at most {_format_size(max(0, most))} of optimizer state a rank"
     elif plain is not None and row.placement != "none" and not plain.fits:
-        said += f", since without sharding it would be {_size(plain.memory.peak)}"
-    left = hardware.memory - hardware.reserved - _needed(row.memory, hardware)
+        text += f", since without sharding it would be {_format_size(plain.memory.peak)}"
+    left = hardware.memory - hardware.reserved - _count_device_bytes(row.memory, hardware)
     if left < TIGHT * hardware.memory:
-        said += f"; tight: {_size(left)} are left for what was not counted"
+        text += f"; tight: {_format_size(left)} free for what is not counted"
     if len({other.method for other in rows}) > 1:
-        said += "; what accuracy a method loses, peftkit compare tells"
-    return said
+        text += "; peftkit compare measures the accuracy of each method"
+    return text
 
 
-def _said(row: PlanRow) -> str:
+def _describe(row: PlanRow) -> str:
     checkpointing = " with activation checkpointing" if row.checkpointing else ""
     stage = "no sharding" if row.placement == "none" else row.placement
     return f"{row.method}, {stage}{checkpointing}"

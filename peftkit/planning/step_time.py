@@ -1,4 +1,4 @@
-"""How long a step takes and what it sends, from what was traced and what the hardware does in a second."""
+"""Time of an optimizer step and the bytes it sends, from traced operations and hardware speeds."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ UPDATE_BYTES = 28
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Seconds of an optimizer step of one rank, by what they are spent on, and the bytes that the rank sends.
+    """Seconds of an optimizer step of one rank by part, and the bytes that the rank sends.
 
     Attributes:
         compute: Forward and backward.
@@ -30,19 +30,19 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """Of the whole step: communication hides behind computing where it can, or the other way round."""
+        """Seconds of the whole step; communication overlaps with computing where possible."""
         both = max(self.compute, self.network) if self.overlaps else self.compute + self.network
         return both + self.update
 
     @property
     def bound(self) -> str:
-        """What most of the step is spent on."""
+        """Part that takes most of the step."""
         spent = {"compute": self.compute, "network": self.network, "optimizer": self.update}
         return max(spent, key=lambda name: spent[name])
 
 
-def sent_bytes(memory: ModelMemory, placement: Placement, ranks: int, micro_steps: int) -> int:
-    """Bytes that one rank sends in an optimizer step of `micro_steps` forward and backward passes.
+def count_sent_bytes(memory: ModelMemory, placement: Placement, ranks: int, micro_steps: int) -> int:
+    """Count the bytes that one rank sends in an optimizer step of `micro_steps` forward and backward passes.
 
     ZeRO paper, section 7: an all-reduce moves its tensor twice, so plain data parallel training and stages 1 and 2
     move twice the gradients; stage 3 gathers the weights for forward and for backward and moves gradients once. What is
@@ -58,11 +58,11 @@ def sent_bytes(memory: ModelMemory, placement: Placement, ranks: int, micro_step
     return int(share * micro_steps * (2 * memory.weights + memory.gradients))
 
 
-def step_time(
+def estimate_step_time(
     memory: ModelMemory, step: StepMemory, placement: Placement, ranks: int, micro_steps: int, hardware: Hardware
 ) -> StepTime:
-    """The time of an optimizer step of `micro_steps` passes over `step.rows` rows each."""
-    sent = sent_bytes(memory, placement, ranks, micro_steps)
+    """Estimate the time of an optimizer step of `micro_steps` passes over `step.rows` rows each."""
+    sent = count_sent_bytes(memory, placement, ranks, micro_steps)
     between = hardware.bandwidth if ranks <= hardware.devices_per_host else min(hardware.bandwidth, hardware.network)
     shards = ranks if placement.stage else 1
     moved = UPDATE_BYTES * memory.trainable / shards
@@ -72,10 +72,10 @@ def step_time(
         update += (memory.gradients + memory.trained_weights) / shards / hardware.host_link
     if placement.offload_param:
         update += 2 * micro_steps * memory.weights / shards / hardware.host_link
-    # A small model's operators are done before the next one is there.
+    # Operators of a small model finish before the next one is launched.
     passes = max(step.flops / hardware.flops, step.operators * hardware.launch)
     return StepTime(
         compute=micro_steps * passes, network=sent / between, update=update, sent=sent,
-        # The cores that compute also communicate.
+        # On a CPU the same cores compute and communicate.
         overlaps=not hardware.is_host,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A plan, and what follows from it for many devices, as text for the terminal."""
+"""Text tables of a plan and of its scaling."""
 
 from collections.abc import Sequence
 
@@ -15,8 +15,8 @@ HEADS = (
 )  # fmt: skip
 
 
-def plan_text(plan: Plan) -> str:
-    """The table in GiB a rank, what was assumed, and the advice."""
+def format_plan(plan: Plan) -> str:
+    """Format the table in GiB per rank, the assumptions and the choice."""
     rows = [
         _cells(row, " *" * (index == plan.chosen) + " +" * (index == plan.own)) for index, row in enumerate(plan.rows)
     ]
@@ -26,22 +26,22 @@ def plan_text(plan: Plan) -> str:
     batch = ", ".join(f"{name} {value}" for name, value in plan.batch.items())
     lines = [
         f"{plan.model} on {plan.ranks} device{'s' * (plan.ranks > 1)}; {counts}",
-        f"a device's batch: {batch}; every row is taken to be of full length, for time of {plan.filled:.0%} of it",
+        f"batch per device: {batch}; memory assumes rows of full length, time {plan.filled:.0%} of it",
         "",
         tabulate(rows, headers=HEADS, disable_numparse=True, colalign=("left", "left", *["right"] * (len(HEADS) - 2))),
         "",
         "GiB of a rank; recompute: activations are computed again in the backward pass; host: in the host's memory;",
         "max batch: most rows of a rank that fit; sent: by a rank in a step; time: of the whole training;",
         "*: the choice; +: the recipe as it is.",
-        f"assumed  {assumed(plan.hardware)}",
+        f"assumed  {format_assumptions(plan.hardware)}",
         *(f"left out {name}: {why}" for name, why in plan.not_traced.items()),
         f"choose   {plan.why}",
     ]
     return "\n".join(lines)
 
 
-def assumed(hardware: Hardware) -> str:
-    """The hardware in one line."""
+def format_assumptions(hardware: Hardware) -> str:
+    """Format the hardware in one line."""
     operator = f"at least {hardware.launch * 1e6:.3g} us an operator, " if hardware.launch else ""
     return (
         f"a device reaches {hardware.flops / 1e12:.3g} TFLOP/s, {operator}"
@@ -53,7 +53,7 @@ def assumed(hardware: Hardware) -> str:
     )
 
 
-def scaling_text(title: str, rows: Sequence[ScalingRow]) -> str:
+def format_scaling(title: str, rows: Sequence[ScalingRow]) -> str:
     """Format one scaling table, marked as experimental."""
     cells = [
         [row.devices, row.rows, f"{row.samples_per_second:.4g}", f"{row.efficiency:.1%}", row.bound, _gib(row.peak)]

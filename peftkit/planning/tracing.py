@@ -1,4 +1,4 @@
-"""What a training step allocates, found by a step on tensors that have shapes and no values."""
+"""Memory and operations of a training step, traced on fake tensors without values."""
 
 import contextlib
 import math
@@ -14,16 +14,16 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import Trainer, TrainingArguments
 
+from peftkit.models.parameters import count_parameters
 from peftkit.planning.dummy_batch import make_dummy_batch
-from peftkit.planning.memory_tracker import LiveBytes
+from peftkit.planning.memory_tracker import MemoryTracker
 from peftkit.planning.meta_model import (
-    blank_model,
-    counts,
-    held_bytes,
-    largest_layer,
+    find_largest_layer,
+    make_meta_model,
     place,
-    quantization_bytes,
     sum_bytes,
+    sum_model_bytes,
+    sum_quantization_bytes,
 )
 from peftkit.recipe.method import Method
 from peftkit.system.environment import count_optimizer_bytes
@@ -90,7 +90,19 @@ class ModelMemory:
         return self.weights + self.optimizer + max(max(step.forward, step.backward) + step.kept, step.update)
 
 
-class _OneOfEach(TorchFunctionMode):
+def interpolate_step(steps: Sequence[StepMemory], rows: int) -> StepMemory:
+    """Estimate a step of `rows` rows on the line through the first and the last traced step."""
+    first, last = steps[0], steps[-1]
+
+    def interpolate(name: str) -> int:
+        low, high = getattr(first, name), getattr(last, name)
+        return max(0, int(low + (high - low) * (rows - first.rows) / (last.rows - first.rows)))
+
+    names = ("forward", "backward", "kept", "released", "update", "flops", "operators")
+    return StepMemory(rows=rows, **{name: interpolate(name) for name in names})
+
+
+class _FixedShapes(TorchFunctionMode):
     """Gives what depends on values the shape that it has in training."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -110,14 +122,14 @@ def _attention(on_gpu: bool) -> Iterator[None]:
     """Attention as the target's kernel computes it; fake tensors are on the CPU, and would choose the CPU's."""
     own = functional.scaled_dot_product_attention
     if on_gpu:
-        functional.scaled_dot_product_attention = _fused_attention
+        functional.scaled_dot_product_attention = _compute_fused_attention
     try:
         yield
     finally:
         functional.scaled_dot_product_attention = own
 
 
-def _fused_attention(
+def _compute_fused_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> torch.Tensor:  # fmt: skip
@@ -142,32 +154,32 @@ def trace(
     """Trace training steps of the model that `config` describes, for each number of `rows` in a batch.
 
     Nothing is read but the config, and nothing is computed: tensors are PyTorch's fake ones. Arguments as of
-    `blank_model`; `on_gpu` chooses the attention kernel too. In mixed precision PyTorch casts operator by operator,
+    `make_meta_model`; `on_gpu` chooses the attention kernel too. In mixed precision PyTorch casts operator by operator,
     `deepspeed` the whole model beforehand. Raises what the model raises where its step needs values.
     """
-    model = blank_model(config, task, method, arguments, labels, dtype, head, on_gpu)
+    model = make_meta_model(config, task, method, arguments, labels, dtype, head, on_gpu)
     half = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
-    with FakeTensorMode(), _OneOfEach(), _attention(on_gpu):
+    with FakeTensorMode(), _FixedShapes(), _attention(on_gpu):
         place(model, half if deepspeed else None)
-        weights, quantization = held_bytes(model), quantization_bytes(model)
+        weights, quantization = sum_model_bytes(model), sum_quantization_bytes(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = _optimizer(model, arguments, trained)
-        state = _state_bytes(optimizer, trained)
+        state = _measure_state(optimizer, trained)
         steps = tuple(
             _step(model, optimizer, task, arguments, len(labels), count, on_gpu, None if deepspeed else half)
             for count in rows
         )
-        trainable, total = counts(model)
+        parameters = count_parameters(model)
         return ModelMemory(
-            total=total,
-            trainable=trainable,
+            total=parameters["total"],
+            trainable=parameters["trainable"],
             weights=weights,
             quantization=quantization,
             trained_weights=sum_bytes(trained),
             gradients=sum_bytes(trained),
             optimizer=state,
-            master_optimizer=_master_bytes(model, arguments, trained, state),
-            largest_layer=largest_layer(model),
+            master_optimizer=_measure_master_state(model, arguments, trained, state),
+            largest_layer=find_largest_layer(model),
             width=getattr(model.config, "encoder", model.config).hidden_size,
             steps=steps,
         )
@@ -191,7 +203,7 @@ def _optimizer(
     return optimizer
 
 
-def _state_bytes(optimizer: torch.optim.Optimizer, trained: Sequence[torch.nn.Parameter]) -> int:
+def _measure_state(optimizer: torch.optim.Optimizer, trained: Sequence[torch.nn.Parameter]) -> int:
     """Bytes of the optimizer's state, which its first step makes."""
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
@@ -200,13 +212,13 @@ def _state_bytes(optimizer: torch.optim.Optimizer, trained: Sequence[torch.nn.Pa
     return count_optimizer_bytes(optimizer)
 
 
-def _master_bytes(
+def _measure_master_state(
     model: torch.nn.Module, arguments: TrainingArguments, trained: Sequence[torch.nn.Parameter], state: int
 ) -> int:
     if all(parameter.dtype == torch.float32 for parameter in trained):
         return state
     copies = [torch.nn.Parameter(torch.empty_like(parameter, dtype=torch.float32)) for parameter in trained]
-    return _state_bytes(_optimizer(model, arguments, copies), copies)
+    return _measure_state(_optimizer(model, arguments, copies), copies)
 
 
 def _step(
@@ -214,16 +226,16 @@ def _step(
     rows: int, on_gpu: bool, half: torch.dtype | None,
 ) -> StepMemory:  # fmt: skip
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    _, released, _ = _passes(model, trained, task, classes, rows, on_gpu, half, release=True)
+    _, released, _ = _trace_passes(model, trained, task, classes, rows, on_gpu, half, release=True)
     kept = 0
     if arguments.gradient_accumulation_steps > 1:
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
         kept = sum_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
-    forward, backward, live = _passes(model, trained, task, classes, rows, on_gpu, half, release=False)
+    forward, backward, live = _trace_passes(model, trained, task, classes, rows, on_gpu, half, release=False)
     gradients = sum_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
     flops, operators = live.flops, live.operators
-    live = _known(model, on_gpu)
+    live = _make_tracker(model, on_gpu)
     for state in optimizer.state.values():
         live.ignore(state.values())
     with live:
@@ -237,17 +249,17 @@ def _step(
     )  # fmt: skip
 
 
-def _passes(
+def _trace_passes(
     model: torch.nn.Module, trained: Sequence[torch.nn.Parameter], task: Task,
     classes: int, rows: int, on_gpu: bool, half: torch.dtype | None, *, release: bool,
-) -> tuple[int, int, LiveBytes]:  # fmt: skip
+) -> tuple[int, int, MemoryTracker]:  # fmt: skip
     """Most bytes in a forward and in a backward pass, beside what the model already has, and who counted them."""
 
     def drop(parameter: torch.Tensor) -> None:
         parameter.grad = None
 
     hooks = [parameter.register_post_accumulate_grad_hook(drop) for parameter in trained] if release else []
-    live = _known(model, on_gpu)
+    live = _make_tracker(model, on_gpu)
     with live:
         batch = make_dummy_batch(task, rows, classes)
         with torch.autocast("cpu", dtype=half) if half else contextlib.nullcontext():
@@ -260,8 +272,8 @@ def _passes(
     return forward, live.peak, live
 
 
-def _known(model: torch.nn.Module, on_gpu: bool) -> LiveBytes:
+def _make_tracker(model: torch.nn.Module, on_gpu: bool) -> MemoryTracker:
     """A counter for which the model's own weights and gradients are nothing new."""
-    live = LiveBytes(on_gpu)
+    live = MemoryTracker(on_gpu)
     live.ignore((*model.parameters(), *model.buffers(), *(parameter.grad for parameter in model.parameters())))
     return live

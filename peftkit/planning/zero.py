@@ -1,4 +1,4 @@
-"""What one rank holds under each stage of ZeRO, from what one device would hold without it."""
+"""Memory of one rank under each ZeRO stage, derived from the memory without sharding."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ MASTER_BYTES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where the model's states lie.
+    """Placement of weights, gradients and optimizer state.
 
     Attributes:
         name: The config in `ds_configs`, or `none`: plain data parallel training without DeepSpeed.
@@ -41,13 +41,13 @@ PLACEMENTS = (
 )
 
 
-def placement_of(config: str | dict[str, Any] | None) -> Placement:
-    """Where a DeepSpeed config, or its name, puts the model's states; None is no DeepSpeed. Raises UserError."""
+def parse_placement(config: str | dict[str, Any] | None) -> Placement:
+    """Parse a DeepSpeed config or its name into a placement; None is no DeepSpeed. Raises UserError."""
     if config is None:
         return PLACEMENTS[0]
     zero = read_deepspeed_config(config).get("zero_optimization", {})
     bucket, stage = zero.get("reduce_bucket_size", 500_000_000), int(zero.get("stage", 0))
-    optimizer, param = (_offloaded(zero.get(f"offload_{part}")) for part in ("optimizer", "param"))
+    optimizer, param = (_is_offloaded(zero.get(f"offload_{part}")) for part in ("optimizer", "param"))
     return Placement(
         name=f"zero{stage}{'_offload' * (optimizer or param)}" if stage else "none",
         stage=stage,
@@ -58,7 +58,7 @@ def placement_of(config: str | dict[str, Any] | None) -> Placement:
     )
 
 
-def _offloaded(words: dict[str, Any] | None) -> bool:
+def _is_offloaded(words: dict[str, Any] | None) -> bool:
     return words is not None and words.get("device", "none") != "none"
 
 
@@ -87,8 +87,8 @@ class RankMemory:
     host: int
 
 
-def rank_memory(memory: ModelMemory, step: StepMemory, placement: Placement, ranks: int) -> RankMemory:
-    """Bytes of one of `ranks` ranks that trains by `step` under `placement`.
+def estimate_rank_memory(memory: ModelMemory, step: StepMemory, placement: Placement, ranks: int) -> RankMemory:
+    """Estimate the bytes of one of `ranks` ranks for `step` under `placement`.
 
     ZeRO paper (Rajbhandari et al. 2020), section 5 and figure 1: each of K Psi bytes of optimizer state, 2 Psi of
     gradients and 2 Psi of weights is divided by the number of ranks from stage 1, 2 and 3 on. Beyond the paper: frozen
@@ -134,17 +134,3 @@ def rank_memory(memory: ModelMemory, step: StepMemory, placement: Placement, ran
         activations=max(0, activations - (memory.gradients if placement.stage == 1 else 0)),
         peak=weights + states + buffers + max(working, update), host=host,
     )  # fmt: skip
-
-
-def model_states(trained: int, *, stage: int, ranks: int, frozen_bytes: int = 0) -> float:
-    """Bytes a rank of weights, gradients and Adam's state in mixed precision.
-
-    ZeRO paper, section 3.1: 2 bytes of each trained weight, 2 of its gradient, 12 of float32 weight, momentum and
-    variance. `frozen_bytes` have none of these and are sharded by stage 3 alone.
-    """
-    weights, gradients, optimizer = 2 * trained + frozen_bytes, 2 * trained, 12 * trained
-    return (
-        weights / (ranks if stage > 2 else 1)
-        + gradients / (ranks if stage > 1 else 1)
-        + optimizer / (ranks if stage > 0 else 1)
-    )

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from peftkit import Method, Recipe, SequenceRegression, lora
-from peftkit.comparison.analysis import find
+from peftkit.comparison.analysis import analyze
 from peftkit.comparison.grid import make_rows
 from peftkit.comparison.plan_file import get_run_folder
-from peftkit.comparison.report.tables import csv_text, markdown
+from peftkit.comparison.report.tables import format_csv, format_markdown
 from peftkit.comparison.results import load_results
 from peftkit.comparison.runner import find_best_setting
 from peftkit.comparison.search import sample_settings
@@ -81,13 +81,13 @@ def seeds_of(share, first):
 
 def test_two_identical_methods_have_no_significant_difference(tmp_path):
     same = seeds_of(0.8, 0)
-    found = find(made_comparison(tmp_path, {"full": ({}, same), "lora": ({"mebibytes": 500}, same)}))
+    found = analyze(made_comparison(tmp_path, {"full": ({}, same), "lora": ({"mebibytes": 500}, same)}))
     (pair,) = found.pairs
     assert pair.difference == 0.0
     assert not pair.significant
     assert pair.sentence.startswith("No significant difference between full and lora: 0.0 points of accuracy")
     assert found.recommended == "lora"
-    assert "gives up 0.0 points" in found.recommendation
+    assert "loses 0.0 points" in found.recommendation
 
 
 def test_the_cheapest_that_is_not_significantly_worse_is_advised(tmp_path):
@@ -96,13 +96,13 @@ def test_the_cheapest_that_is_not_significantly_worse_is_advised(tmp_path):
         "lora": ({"mebibytes": 1000, "train": 12.0}, seeds_of(0.81, 10)),
         "ia3": ({"mebibytes": 500, "train": 11.0}, seeds_of(0.6, 20)),
     }
-    found = find(made_comparison(tmp_path, rows))
+    found = analyze(made_comparison(tmp_path, rows))
     by_name = {row.name: row for row in found.rows}
     assert [pair.significant for pair in found.pairs] == [False, True, True]
     assert found.recommended == "lora"
     assert "0.50 times its memory and 0.60 times its training time" in found.recommendation
     lost = 100 * (by_name["full"].scores["accuracy"].mean - by_name["lora"].scores["accuracy"].mean)
-    assert f"gives up {lost:.1f} points" in found.recommendation
+    assert f"loses {lost:.1f} points" in found.recommendation
     assert by_name["full"].cost["seconds_to_best"] == 3.0
     assert by_name["full"].shares["train"] == pytest.approx(20 / 30)
     assert sum(by_name["full"].shares.values()) == pytest.approx(1)
@@ -112,17 +112,21 @@ def test_of_alike_memory_the_faster_is_advised_and_a_row_with_a_lost_seed_is_not
     same = seeds_of(0.8, 0)
     results = made_comparison(
         tmp_path,
-        {"full": ({"train": 20.0}, same), "lora": ({"mebibytes": 1020}, same), "ia3": ({"mebibytes": 100}, same)},
+        {
+            "full": ({"train": 20.0}, same),
+            "lora": ({"mebibytes": 1020}, same),
+            "ia3": ({"mebibytes": 100}, same),
+        },
     )
     lost = replace(
         next(iter(results.rows[2].runs.values())), status="diverged", error="diverged: the loss is nan", metrics={}
     )
     lost.write(tmp_path / "runs" / "ia3" / "seed-2")
-    found = find(load_results([tmp_path]))
+    found = analyze(load_results([tmp_path]))
     assert found.recommended == "lora"
     assert (found.rows[2].status, found.rows[2].cause) == ("partly", "1 of 3 runs: diverged: the loss is nan")
     assert found.rows[2].seeds == [1, 3]
-    assert "- ia3: 1 of 3 runs: diverged" in markdown(found)
+    assert "- ia3: 1 of 3 runs: diverged" in format_markdown(found)
 
 
 def test_a_failed_row_says_why_and_an_unfinished_one_that_it_is(tmp_path):
@@ -137,40 +141,40 @@ def test_a_failed_row_says_why_and_an_unfinished_one_that_it_is(tmp_path):
         folder = tmp_path / "runs" / "ia3" / f"seed-{seed}"
         folder.mkdir(parents=True)
         failed.write(folder)
-    found = find(load_results([tmp_path]))
+    found = analyze(load_results([tmp_path]))
     assert [row.status for row in found.rows] == ["complete", "unfinished", "out_of_memory"]
     assert found.recommended is None
     assert "Not finished" in found.recommendation
-    text = markdown(found)
+    text = format_markdown(found)
     row = next(line for line in text.splitlines() if line.startswith("| ia3"))
     assert "out of memory: no \\| more &lt;b>memory" in row
     head = text.splitlines()[2]
     assert row.replace("\\|", "").count("|") == head.count("|")
-    assert csv_text(results, found).count("\n") == 1 + 3 + 1
+    assert format_csv(results, found).count("\n") == 1 + 3 + 1
 
 
 def test_unlike_budgets_and_data_are_told_and_untested_rows_not_advised(tmp_path):
     rows = {"full": ({}, seeds_of(0.8, 0)), "lora": ({"tokens": 2000}, seeds_of(0.8, 5))}
     results = made_comparison(tmp_path, rows)
-    assert "The rows differ in their budgets: 5 steps, 1,000 to 2,000 tokens." in find(results).warnings
+    assert "The rows have different budgets: 5 steps, 1,000 to 2,000 tokens." in analyze(results).warnings
     place = tmp_path / "runs" / "lora" / "seed-1" / "predictions.jsonl"
     lines = place.read_text().splitlines()
     place.write_text("\n".join(lines[1:]) + "\n")
-    found = find(load_results([tmp_path]))
+    found = analyze(load_results([tmp_path]))
     assert found.pairs == []
     assert found.recommended is None
     assert "not tested on the same data" in found.recommendation
 
 
 def test_quick_says_so(tmp_path):
-    found = find(
+    found = analyze(
         made_comparison(
             tmp_path, {"full": ({}, {1: said(0.8, 1)}), "lora": ({}, {1: said(0.8, 2)})}, seeds=(1,), quick=True
         )
     )
     assert found.quick
-    assert "a first look, not a finding" in found.recommendation
-    assert "Always to answer no, the most frequent label of test, has accuracy 0.500." in found.notes
+    assert "only a first look" in found.recommendation
+    assert "Majority-class baseline (no): accuracy 0.500." in found.notes
     # Of a single seed the interval is over test rows.
     assert found.rows[0].scores["accuracy"].ci95 == [0.1, 0.9]
 
@@ -182,20 +186,20 @@ def test_what_scores_lower_than_a_significantly_worse_row_is_not_advised(tmp_pat
         "lora": ({"mebibytes": 1000}, seeds_of(0.7, 10)),
         "ia3": ({"mebibytes": 500}, {1: said(0.99, 1), 2: said(0.3, 2), 3: said(0.55, 3)}),
     }
-    found = find(made_comparison(tmp_path, rows))
+    found = analyze(made_comparison(tmp_path, rows))
     assert {(pair.first, pair.second): pair.significant for pair in found.pairs}["full", "lora"]
     assert found.recommended == "full"
 
 
 def test_rows_no_better_than_the_most_frequent_label_are_not_advised(tmp_path):
     rows = {"full": ({}, seeds_of(0.3, 0)), "lora": ({}, seeds_of(0.4, 5))}
-    found = find(made_comparison(tmp_path, rows))
+    found = analyze(made_comparison(tmp_path, rows))
     assert found.recommended is None
-    assert "None can be advised" in found.recommendation
+    assert "does not beat the majority-class baseline" in found.recommendation
 
 
 def test_two_seeds_have_an_interval_within_what_a_metric_can_be(tmp_path):
-    found = find(made_comparison(tmp_path, {"full": ({}, {1: said(0.9, 1), 2: said(0.6, 2)})}, seeds=(1, 2)))
+    found = analyze(made_comparison(tmp_path, {"full": ({}, {1: said(0.9, 1), 2: said(0.6, 2)})}, seeds=(1, 2)))
     assert found.rows[0].scores["accuracy"].ci95 == [0.0, 1.0]
 
 
@@ -203,7 +207,7 @@ def test_loose_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path):
     for seed in (1, 2):
         made_run(tmp_path / f"lora-{seed}", answers=said(0.8, seed), seed=seed)
     made_run(tmp_path / "full", answers=said(0.8, 5), method=Method())
-    found = find(load_results([tmp_path / "lora-1", tmp_path / "full", tmp_path / "lora-2"]))
+    found = analyze(load_results([tmp_path / "lora-1", tmp_path / "full", tmp_path / "lora-2"]))
     assert [(row.name, row.seeds) for row in found.rows] == [("lora", [1, 2]), ("full", [1])]
     made_comparison(tmp_path / "c", {"full": ({}, {1: said(0.8, 1)})}, seeds=(1,))
     with pytest.raises(UserError, match="pass it alone"):
@@ -225,8 +229,8 @@ def test_a_seed_without_a_score_is_told(tmp_path):
     results = made_comparison(tmp_path, {"full": ({}, seeds_of(0.8, 0)), "lora": ({}, seeds_of(0.8, 5))})
     folder, report = next(iter(results.rows[0].runs.items()))
     replace(report, metrics={**report.metrics, "test": {**report.metrics["test"], "accuracy": None}}).write(folder)
-    found = find(load_results([tmp_path]))
-    assert (found.rows[0].status, found.rows[0].cause) == ("partly", "1 of 3 runs: no accuracy can be told")
+    found = analyze(load_results([tmp_path]))
+    assert (found.rows[0].status, found.rows[0].cause) == ("partly", "1 of 3 runs: accuracy is undefined")
     assert found.recommended == "lora"
 
 
@@ -234,7 +238,7 @@ def test_a_difference_is_found_among_many_rows_too(tmp_path):
     # With as many resamples for 276 pairs as for one, no p-value adjusted for all could be small.
     good, bad = said(0.95, 1), said(0.4, 2)
     rows = {f"row-{place}": ({}, {1: bad if place else good}) for place in range(24)}
-    found = find(made_comparison(tmp_path, rows, seeds=(1,)))
+    found = analyze(made_comparison(tmp_path, rows, seeds=(1,)))
     assert found.recommended == "row-0"
     assert sum(pair.significant for pair in found.pairs) == 23
 
@@ -243,7 +247,7 @@ def test_a_missing_file_is_one_line(tmp_path):
     results = made_comparison(tmp_path, {"full": ({}, {1: said(0.8, 1)})}, seeds=(1,))
     (tmp_path / "runs" / "full" / "seed-1" / "predictions.jsonl").unlink()
     with pytest.raises(UserError, match=r"predictions.jsonl: can't be read"):
-        find(results)
+        analyze(results)
 
 
 def make_error_run(folder, errors, mebibytes):
@@ -269,7 +273,7 @@ def test_the_row_with_the_lower_error_is_the_better_one(tmp_path):
     plan = {"name": "made", "trials": 0, "seeds": [1], "quick": False, "jobs": 1, "processes": 1}
     rows = [{"name": n, "folder": n, "values": {"method": n}, "recipe": {}, "trials": 0} for n in ("worse", "better")]
     (tmp_path / "comparison.json").write_text(json.dumps({**plan, "over": {"method": []}, "rows": rows}))
-    found = find(load_results([tmp_path]))
+    found = analyze(load_results([tmp_path]))
     assert [metric.name for metric in found.metrics] == ["rmse", "pearson", "spearman"]
     assert found.recommended == "better"
     pair = found.pairs[0]

@@ -53,7 +53,7 @@ def test_defaults_of_methods_and_budget():
     assert make_budget(trials=None, seeds=None, is_quick=True).is_quick
 
 
-def test_checking_options_imports_nothing_heavy():
+def test_checking_options_imports_nothing_heavy(real_interpreter):
     code = (
         "import sys, peftkit.comparison.options; "
         "print(sorted({'torch', 'transformers', 'peft', 'datasets', 'scipy'} & sys.modules.keys()))"

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from peftkit import DataConfig, Method, ModelConfig, Recipe, Seq2Seq, SequenceClassification, lora
-from peftkit.comparison.report.writer import report_text, write_report
+from peftkit.comparison.report.writer import format_report, write_report
 from peftkit.errors import UserError
 from peftkit.training.run import run
 
@@ -151,7 +151,7 @@ def test_data_that_has_changed_since_is_not_shown(folders, tmp_path):
 
 def test_every_format_and_no_file_is_overwritten(folders, page):
     for form, said in (("md", "| full |"), ("csv", "row,kind,quick,seed"), ("json", '"recommendation"')):
-        text = report_text(folders, form)
+        text = format_report(folders, form)
         assert said in text
         # Neither Markdown nor a spreadsheet runs any of it.
         assert form != "md" or "<i>" not in text

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from peftkit.comparison.analysis import find
+from peftkit.comparison.analysis import analyze
 from peftkit.comparison.options import Budget
-from peftkit.comparison.report.writer import write_all
+from peftkit.comparison.report.writer import write_all_formats
 from peftkit.comparison.results import load_results
 from peftkit.comparison.runner import compare
 from peftkit.errors import UserError
@@ -28,7 +28,7 @@ def test_tuned_alike_then_tested_and_a_failure_is_a_row_with_its_cause(small_rec
     # LN tuning knows no target modules for a BERT of its own accord; and no weight survives such a learning rate.
     over = {"method": ["lora", "ln_tuning", "full"]}
     compare(recipe, over, budget=Budget(trials=2, seeds=2, jobs=2), output=folder, learning_rates={"full": 1e30})
-    findings = write_all(folder)
+    findings = write_all_formats(folder)
     rows = {row.name: row for row in findings.rows}
     assert {name: row.status for name, row in rows.items()} == {
         "lora": "complete", "ln_tuning": "failed", "full": "diverged",
@@ -82,12 +82,12 @@ def test_a_comparison_killed_at_any_moment_continues_and_repeats_nothing(small_r
         for report in runs.glob("*/*/report.json"):
             assert ended.setdefault(report, report.stat().st_mtime_ns) == report.stat().st_mtime_ns
     left = load_results([tmp_path / "c"])
-    assert find(left).recommended is None
+    assert analyze(left).recommended is None
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert all(report.stat().st_mtime_ns == at for report, at in ended.items())
     assert done.stderr.count("skipped, already finished") == len(ended) >= 2
-    assert [row.status for row in find(load_results([tmp_path / "c"])).rows] == ["complete", "complete"]
+    assert [row.status for row in analyze(load_results([tmp_path / "c"])).rows] == ["complete", "complete"]
     text = (tmp_path / "c" / "comparison.md").read_text()
     again = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert again.stderr.count("skipped, already finished") == 4
@@ -112,4 +112,4 @@ def test_a_run_with_too_little_memory_is_out_of_memory_and_the_others_go_on(smal
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "c" / "findings.json").read_text())["rows"]
     assert [row["status"] for row in rows] == ["complete", "out_of_memory"], done.stderr
-    assert "a first look, not a finding" in done.stdout or "None can be advised" in done.stdout
+    assert "only a first look" in done.stdout or "No recommendation" in done.stdout

@@ -1,6 +1,7 @@
 """The traced memory of a step is what real tensors take."""
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,12 +24,13 @@ from peftkit import (
 from peftkit.models import adapters
 from peftkit.models.loading import load_base, load_tokenizer
 from peftkit.planning.dummy_batch import make_dummy_batch
-from peftkit.planning.meta_model import blank_model, held_bytes
-from peftkit.planning.planner import arguments_of
-from peftkit.planning.tracing import trace
+from peftkit.planning.meta_model import make_meta_model, sum_model_bytes
+from peftkit.planning.planner import make_arguments
+from peftkit.planning.tracing import interpolate_step, trace
 from peftkit.system.environment import count_optimizer_bytes
 from peftkit.training.arguments import build_training_arguments
 from peftkit.training.trainer import build_trainer
+from tests.planning.test_zero import STEP
 
 LABELS = ("a", "b", "c")
 METHODS = {"full": full, "lora": lora, "qlora": qlora, "dora": lambda: lora(use_dora=True)}
@@ -47,7 +49,7 @@ def recipe_of(folder, architecture, method, task, tmp_path, **training):
 
 def traced(recipe, architecture_folder, **more):
     return trace(
-        AutoConfig.from_pretrained(architecture_folder), recipe.task, recipe.method, arguments_of(recipe),
+        AutoConfig.from_pretrained(architecture_folder), recipe.task, recipe.method, make_arguments(recipe),
         labels=LABELS, dtype="float32", rows=(ROWS,), on_gpu=False, **more,
     )  # fmt: skip
 
@@ -64,7 +66,7 @@ def measured(recipe):
     rows = Dataset.from_dict({name: tensor.tolist() for name, tensor in batch.items()})
     arguments = build_training_arguments(recipe, recipe.training["output_dir"])
     trainer = build_trainer(recipe, model, arguments, tokenizer, {"train": rows, "validation": rows}, LABELS, dict, [])
-    weights = held_bytes(model)
+    weights = sum_model_bytes(model)
     # What is freed while it is counted would count less than nothing.
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -108,7 +110,7 @@ def test_every_classifier_can_be_traced(architecture, on_gpu, checkpoints, tmp_p
     recipe = recipe_of(checkpoints, architecture, "lora", SequenceClassification(max_length=16), tmp_path)
     config = AutoConfig.from_pretrained(checkpoints / architecture)
     found = trace(
-        config, recipe.task, recipe.method, arguments_of(recipe), labels=LABELS, dtype="float32", rows=(2, 4),
+        config, recipe.task, recipe.method, make_arguments(recipe), labels=LABELS, dtype="float32", rows=(2, 4),
         on_gpu=on_gpu,
     )  # fmt: skip
     assert 0 < found.trainable < found.total
@@ -119,7 +121,9 @@ def test_every_classifier_can_be_traced(architecture, on_gpu, checkpoints, tmp_p
 def test_an_encoder_is_planned_as_the_encoder_decoder_that_is_made_of_it(checkpoints, tmp_path):
     recipe = recipe_of(checkpoints, "bert", "lora", Seq2Seq(max_source_length=16, max_target_length=8), tmp_path)
     alone = AutoConfig.from_pretrained(checkpoints / "bert")
-    model = blank_model(alone, recipe.task, recipe.method, arguments_of(recipe), LABELS, "float32", None, on_gpu=False)
+    model = make_meta_model(
+        alone, recipe.task, recipe.method, make_arguments(recipe), LABELS, "float32", None, on_gpu=False
+    )
     assert model.config.is_encoder_decoder
     assert traced(recipe, checkpoints / "bert").steps[0].flops > 0
 
@@ -128,7 +132,7 @@ def test_a_fused_kernel_keeps_no_attention_weights(checkpoints, tmp_path):
     recipe = recipe_of(checkpoints, "bert", "full", SequenceClassification(max_length=256), tmp_path)
     config = AutoConfig.from_pretrained(checkpoints / "bert")
     options = {"labels": LABELS, "dtype": "float32", "rows": (ROWS,)}
-    arguments = arguments_of(recipe)
+    arguments = make_arguments(recipe)
     ours, gpu = (
         trace(config, recipe.task, recipe.method, arguments, on_gpu=on_gpu, **options).steps[0]
         for on_gpu in (False, True)
@@ -143,3 +147,10 @@ def test_tracing_draws_no_random_numbers_and_leaves_attention_as_it_was(checkpoi
     traced(recipe, checkpoints / "bert")
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.nn.functional.scaled_dot_product_attention is kernel
+
+
+def test_a_step_between_two_that_were_traced():
+    steps = (STEP, replace(STEP, rows=16, forward=900, flops=3 * 10**9))
+    assert interpolate_step(steps, 12).forward == 700
+    assert interpolate_step(steps, 12).flops == 2 * 10**9
+    assert interpolate_step(steps, 8) == STEP

@@ -57,12 +57,12 @@ def run(arguments: argparse.Namespace) -> None:
     from peftkit.cli.recipe_arguments import read_recipe_arguments
     from peftkit.comparison.grid import make_folder_name
     from peftkit.comparison.plan_file import RUNS_FOLDER, get_run_folder
-    from peftkit.comparison.report.writer import NAMES, PICTURES, write_all
+    from peftkit.comparison.report.writer import NAMES, PICTURES, write_all_formats
     from peftkit.comparison.runner import compare
 
     recipe = read_recipe_arguments(arguments.recipe, arguments.fields, "peftkit compare RECIPE")
     folder = compare(recipe, over, budget=budget, output=arguments.output, learning_rates=rates)
-    findings = write_all(folder)
+    findings = write_all_formats(folder)
     print("\n" + (folder / NAMES["md"]).read_text(encoding="utf-8"))
     if (folder / NAMES["html"]).exists():
         print(f"page     {folder / NAMES['html']}")

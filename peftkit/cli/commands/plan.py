@@ -3,11 +3,20 @@
 import argparse
 from pathlib import Path
 
+from peftkit.errors import UserError
+from peftkit.planning.options import PlanOptions
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments."""
-    parser.usage = "peftkit plan RECIPE [--gpus N] [--gpu-memory 24GiB] [OPTIONS] [--FIELD VALUE ...]"
-    parser.add_argument("recipe", help="a .yaml or .py file; any field can be set by its dotted name, as in train")
+    parser.usage = "peftkit plan RECIPE | --run FOLDER [--gpus N] [--gpu-memory 24GiB] [OPTIONS] [--FIELD VALUE ...]"
+    parser.add_argument(
+        "recipe", nargs="?", help="a .yaml or .py file; any field can be set by its dotted name, as in train"
+    )
+    parser.add_argument(
+        "--run", type=Path, dest="run_folder", metavar="FOLDER",
+        help="print the estimated beside the measured memory of a finished run; other options do not apply",
+    )  # fmt: skip
     parser.add_argument("--gpus", type=int, metavar="N", help="number of devices (1 of this machine's)")
     parser.add_argument("--gpu-memory", "--gpu_memory", metavar="SIZE", help="memory of each device (24GiB)")
     parser.add_argument("--methods", default="full,lora,qlora", metavar="A,B", help="as in compare (full,lora,qlora)")
@@ -35,14 +44,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `peftkit plan`. Raises UserError."""
-    from peftkit.cli.recipe_arguments import read_recipe_arguments
-    from peftkit.planning.command import Asked, planned
+    if arguments.run_folder is not None:
+        if arguments.recipe is not None or arguments.fields:
+            raise UserError("--run: takes no RECIPE and no fields; remove them")
+        from peftkit.planning.run_estimate import format_run_estimate
 
-    recipe = read_recipe_arguments(arguments.recipe, arguments.fields, "peftkit plan RECIPE")
-    options = Asked(
+        print(format_run_estimate(arguments.run_folder))
+        return
+    if arguments.recipe is None:
+        raise UserError("plan: missing RECIPE (a .yaml or .py file) or --run FOLDER")
+    options = PlanOptions(
         gpus=arguments.gpus, gpu_memory=arguments.gpu_memory, rows=arguments.rows, tflops=arguments.tflops,
         speed_from=arguments.speed_from, bandwidth=arguments.bandwidth, network=arguments.network,
-        gpus_per_host=arguments.gpus_per_host, scaling=arguments.scaling,
+        gpus_per_host=arguments.gpus_per_host, scaling=arguments.scaling, output=arguments.output,
     )  # fmt: skip
     methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
-    print(planned(recipe, methods, options, arguments.output))
+
+    from peftkit.cli.recipe_arguments import read_recipe_arguments
+    from peftkit.planning.command import plan_recipe
+
+    recipe = read_recipe_arguments(arguments.recipe, arguments.fields, "peftkit plan RECIPE")
+    print(plan_recipe(recipe, methods, options))

@@ -30,7 +30,7 @@ def add_reload_data(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `peftkit report`. Raises UserError."""
-    from peftkit.comparison.report.writer import report_text, write_report
+    from peftkit.comparison.report.writer import format_report, write_report
     from peftkit.system.files import write_text
 
     if arguments.format == "html":
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if arguments.output is not None and arguments.output.exists():
         raise UserError(f"--output {arguments.output}: already exists; use another name or remove it")
-    text = report_text(arguments.folders, arguments.format)
+    text = format_report(arguments.folders, arguments.format)
     if arguments.output is None:
         print(text, end="")
     else:

@@ -1,30 +1,30 @@
-"""What a comparison found: scores over seeds, cost, differences, and which row to take."""
+"""Analysis of a comparison: scores over seeds, cost, significant differences and the recommendation."""
 
-from peftkit.comparison.analysis.aggregation import SHARES, row_findings
-from peftkit.comparison.analysis.notes import notes, trivial_answer, warnings
+from peftkit.comparison.analysis.aggregation import SHARES, aggregate_row
+from peftkit.comparison.analysis.notes import find_majority_baseline, list_notes, list_warnings
 from peftkit.comparison.analysis.recommendation import recommend
-from peftkit.comparison.analysis.significance import all_pairs
-from peftkit.comparison.analysis.types import Findings, RowFindings, mebibytes
+from peftkit.comparison.analysis.significance import compare_pairs
+from peftkit.comparison.analysis.types import Findings, RowFindings, format_mib
 from peftkit.comparison.results import ComparisonResults, read_task
 
-__all__ = ["SHARES", "Findings", "RowFindings", "find", "mebibytes"]
+__all__ = ["SHARES", "Findings", "RowFindings", "analyze", "format_mib"]
 
 
-def find(results: ComparisonResults) -> Findings:
-    """Aggregate the runs, test every pair, and recommend."""
+def analyze(results: ComparisonResults) -> Findings:
+    """Aggregate the runs, test every pair of rows and recommend one."""
     reports = [report for row in results.rows for report in (*row.runs.values(), *row.trials)]
     metrics = read_task(reports[0]).metrics.main_metrics if reports else ()
-    rows = [row_findings(row, metrics) for row in results.rows]
-    quick = bool(results.plan.get("quick"))
+    rows = [aggregate_row(row, metrics) for row in results.rows]
+    is_quick = bool(results.plan.get("quick"))
     kinds = [set(row.memory) for row in rows if row.memory]
     kind = "allocated_peak" if kinds and all("allocated_peak" in one for one in kinds) else "process_peak"
-    pairs, untested = all_pairs(results.rows, rows, metrics)
-    trivial = trivial_answer(results, metrics)
-    recommended, sentence = recommend(rows, pairs, metrics, kind, untested, None if trivial is None else trivial[1])
-    if quick and recommended:
-        sentence += " One setting and one seed each: a first look, not a finding."
+    pairs, untested = compare_pairs(results.rows, rows, metrics)
+    baseline = find_majority_baseline(results, metrics)
+    recommended, sentence = recommend(rows, pairs, metrics, kind, untested, None if baseline is None else baseline[1])
+    if is_quick and recommended:
+        sentence += " Each row has one setting and one seed, so this is only a first look."
     return Findings(
-        name=results.name, metrics=metrics, quick=quick, rows=rows, pairs=pairs, recommendation=sentence,
-        recommended=recommended, warnings=warnings(results, rows) + ([untested] if untested else []),
-        notes=notes(results, rows, trivial), memory_kind=kind,
+        name=results.name, metrics=metrics, quick=is_quick, rows=rows, pairs=pairs, recommendation=sentence,
+        recommended=recommended, warnings=list_warnings(results, rows) + ([untested] if untested else []),
+        notes=list_notes(results, rows, baseline), memory_kind=kind,
     )  # fmt: skip

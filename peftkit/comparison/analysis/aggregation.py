@@ -1,7 +1,8 @@
-"""From the runs of a row to its scores, its cost and how it stands."""
+"""Aggregation of a row's runs: scores, cost and status."""
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,20 +11,22 @@ from peftkit.comparison.analysis.types import RowFindings, Score
 from peftkit.comparison.results import RowResults, read_method
 from peftkit.metrics.base import Metric
 from peftkit.metrics.significance import compute_seed_interval
+from peftkit.planning.run_estimate import find_peak
 from peftkit.recipe.method import get_default_learning_rate
 from peftkit.runs.report import Report
 
 SHARES = ("start_up", "data", "train", "evaluate")
 
 
-def _planned(complete: Sequence[Report]) -> dict[str, float]:
-    """The largest peak that was planned, in bytes: of the process on a CPU, of what is allocated on a GPU."""
-    found = [report.plan.get("process_peak", report.plan.get("peak")) for report in complete]
-    known = [float(peak) for peak in found if peak is not None]
-    return {"planned_peak": max(known)} if known else {}
+def _find_planned_peak(row: RowResults) -> dict[str, float]:
+    """Find the largest estimated peak in bytes: of the process on a CPU, of allocated memory on a GPU."""
+    # Reports of version 0.1.0 hold their estimate.
+    estimates = [row.estimate, *(report.plan for report in row.complete.values())]
+    peaks = [float(peak) for peak in map(find_peak, estimates) if peak is not None]
+    return {"planned_peak": max(peaks)} if peaks else {}
 
 
-def _score(reports: Sequence[Report], metric: Metric) -> Score:
+def _aggregate_score(reports: Sequence[Report], metric: Metric) -> Score:
     found = [report.metrics["test"].get(metric.name) for report in reports]
     per_seed = [float(value) for value in found if value is not None]
     if not per_seed:
@@ -33,29 +36,29 @@ def _score(reports: Sequence[Report], metric: Metric) -> Score:
         over_rows = reports[0].metrics["test"].get(f"{metric.name}_ci95")
         ci95 = None if over_rows is None or None in over_rows else list(over_rows)
     elif all(math.isfinite(end) for end in ci95):
-        # Of two or three seeds Student's interval is wide, and no score lies beyond what the metric can be.
+        # With two or three seeds Student's interval is wide and may exceed the bounds of the metric.
         ci95 = [float(end) for end in np.clip(ci95, *metric.bounds)]
     return Score(per_seed=per_seed, mean=float(np.mean(per_seed)), ci95=ci95)
 
 
-def _best_seen(report: Report, metric: Metric) -> tuple[float, float] | None:
-    """Training seconds and score of the best look at validation on the way; None when it never looked."""
-    looks = [
+def _find_best_evaluation(report: Report, metric: Metric) -> tuple[float, float] | None:
+    """Find training seconds and score of the best evaluation during training; None without any."""
+    evaluations = [
         (row["seconds"], row[f"eval_{metric.name}"])
         for row in report.history
         if row.get(f"eval_{metric.name}") is not None and "seconds" in row
     ]
-    return max(looks, key=lambda look: metric.rank(look[1])) if looks else None
+    return max(evaluations, key=lambda evaluation: metric.rank(evaluation[1])) if evaluations else None
 
 
-def row_findings(row: RowResults, metrics: tuple[Metric, ...]) -> RowFindings:
-    """What the runs of a row say together."""
-    tried = [_tried(report, metrics[0].name) for report in row.trials]
+def aggregate_row(row: RowResults, metrics: tuple[Metric, ...]) -> RowFindings:
+    """Aggregate the runs of a row over seeds."""
+    trials = [_summarize_trial(report, metrics[0].name) for report in row.trials]
     complete = list(row.complete.values())
-    status, cause = _status(row, metrics)
+    status, cause = _find_status(row, metrics)
     if not complete:
         return RowFindings(
-            name=row.name, values=row.values, status=status, cause=cause, broken=_broken(row, status), tried=tried
+            name=row.name, values=row.values, status=status, cause=cause, broken=_is_broken(row, status), tried=trials
         )
     first = complete[0]
     memory = {kind: max(report.memory[kind] for report in complete) for kind in first.memory}
@@ -64,30 +67,30 @@ def row_findings(row: RowResults, metrics: tuple[Metric, ...]) -> RowFindings:
         for rank in range(len(first.memory_per_rank))
     ]
     means: dict[str, Callable[[Report], float]] = {
-        "train_seconds": _trained_for,
-        "seconds_to_best": lambda report: (_best_seen(report, metrics[0]) or (_trained_for(report),))[0],
+        "train_seconds": _get_train_seconds,
+        "seconds_to_best": partial(_get_seconds_to_best, metrics[0]),
         "total_seconds": lambda report: report.times["total"],
         "samples_per_second": lambda report: report.times["samples_per_second"],
         "tokens_per_second": lambda report: report.times["tokens_per_second"],
         "tokens": lambda report: report.tokens,
     }
-    setting = _tried(first, metrics[0].name)
+    setting = _summarize_trial(first, metrics[0].name)
     return RowFindings(
         name=row.name,
         values=row.values,
         status=status,
         cause=cause,
-        broken=_broken(row, status),
+        broken=_is_broken(row, status),
         seeds=[report.seed for report in complete if report.seed is not None],
-        scores={metric.name: _score(complete, metric) for metric in metrics},
+        scores={metric.name: _aggregate_score(complete, metric) for metric in metrics},
         learning_rate=setting["learning_rate"],
         r=setting["r"],
-        tried=tried,
+        tried=trials,
         memory=memory,
         memory_per_rank=per_rank,
         cost={
             **{name: float(np.mean([mean(report) for report in complete])) for name, mean in means.items()},
-            **_planned(complete),
+            **_find_planned_peak(row),
         },
         tuning_seconds=sum(report.times.get("total", 0.0) for report in row.trials),
         shares={
@@ -100,8 +103,8 @@ def row_findings(row: RowResults, metrics: tuple[Metric, ...]) -> RowFindings:
     )
 
 
-def _tried(report: Report, metric: str) -> dict[str, Any]:
-    # Only what differs from the defaults is written down.
+def _summarize_trial(report: Report, metric: str) -> dict[str, Any]:
+    # A report holds only the fields that differ from their defaults.
     method = read_method(report)
     rank = None if hasattr(method.peft, "init_r") else getattr(method.peft, "r", None)
     return {
@@ -113,29 +116,35 @@ def _tried(report: Report, metric: str) -> dict[str, Any]:
     }
 
 
-def _trained_for(report: Report) -> float:
-    """Seconds of training without its looks at validation, on the clock of the history."""
+def _get_train_seconds(report: Report) -> float:
+    """Return the seconds of training without evaluation, as in the history."""
     return report.history[-1]["seconds"] if report.history else report.times["train"]
 
 
-def _broken(row: RowResults, status: str) -> bool:
-    broken = ("failed", "not_reproduced")
-    return status in broken or any(report.status in broken for report in row.runs.values())
+def _get_seconds_to_best(metric: Metric, report: Report) -> float:
+    """Return the training seconds until the best evaluation, or of the whole training without any."""
+    best = _find_best_evaluation(report, metric)
+    return _get_train_seconds(report) if best is None else best[0]
 
 
-def _status(row: RowResults, metrics: tuple[Metric, ...]) -> tuple[str, str | None]:
-    """How the row stands, and why it does not stand better."""
-    lost = [report for report in row.runs.values() if report.status != "complete"]
-    if lost:
-        which = f"{len(lost)} of {row.expected} runs: " if row.complete else ""
-        return ("partly" if row.complete else lost[0].status), f"{which}{lost[0].error or 'was not tested'}"
+def _is_broken(row: RowResults, status: str) -> bool:
+    failures = ("failed", "not_reproduced")
+    return status in failures or any(report.status in failures for report in row.runs.values())
+
+
+def _find_status(row: RowResults, metrics: tuple[Metric, ...]) -> tuple[str, str | None]:
+    """Find the status of a row, and the cause when it is not complete."""
+    failed_runs = [report for report in row.runs.values() if report.status != "complete"]
+    if failed_runs:
+        which = f"{len(failed_runs)} of {row.expected} runs: " if row.complete else ""
+        return ("partly" if row.complete else failed_runs[0].status), f"{which}{failed_runs[0].error or 'not tested'}"
     scoreless = [report for report in row.runs.values() if report.metrics["test"].get(metrics[0].name) is None]
     if scoreless:
-        return "partly", f"{len(scoreless)} of {row.expected} runs: no {metrics[0].title} can be told"
-    failed = [report for report in row.trials if report.status != "trial"]
-    if failed and len(failed) == row.expected_trials:
-        return failed[0].status, failed[0].error
+        return "partly", f"{len(scoreless)} of {row.expected} runs: {metrics[0].title} is undefined"
+    failed_trials = [report for report in row.trials if report.status != "trial"]
+    if failed_trials and len(failed_trials) == row.expected_trials:
+        return failed_trials[0].status, failed_trials[0].error
     done = len(row.trials) + len(row.runs)
     if len(row.runs) < row.expected:
-        return "unfinished", f"{done} of {row.expected + row.expected_trials} runs made; the same command continues"
+        return "unfinished", f"{done} of {row.expected + row.expected_trials} runs done; repeat the command to continue"
     return "complete", None

@@ -1,4 +1,4 @@
-"""How a comparison was made, and what is odd about it."""
+"""Warnings about a comparison, and notes on how it was made."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ from peftkit.comparison.results import ComparisonResults, read_predictions
 from peftkit.metrics.base import Metric
 
 
-def _at_the_edge(row: RowFindings) -> bool:
-    """Whether the learning rate that was run is the first or the last of several tried."""
+def _is_at_edge(row: RowFindings) -> bool:
+    """Whether the best learning rate is the lowest or the highest of at least three."""
     rates = sorted({tried["learning_rate"] for tried in row.tried})
     return len(rates) > 2 and row.learning_rate in (rates[0], rates[-1])
 
 
-def _counted(trials: Sequence[int]) -> str:
-    """How many settings; where what is compared left fewer to try, from how many."""
+def _format_settings(trials: Sequence[int]) -> str:
+    """Format the number of settings per row; a range where compared fields are not tuned."""
     low, high = max(1, min(trials)), max(trials)
     return f"{high} settings" if low == high else f"{low} to {high} settings"
 
 
-def trivial_answer(results: ComparisonResults, metrics: tuple[Metric, ...]) -> tuple[str, float] | None:
-    """The most frequent label of test and the accuracy of answering nothing else; None where that is no score."""
+def find_majority_baseline(results: ComparisonResults, metrics: tuple[Metric, ...]) -> tuple[str, float] | None:
+    """Find the most frequent test label and the accuracy of predicting it always; None without accuracy."""
     folders = [folder for row in results.rows for folder in row.complete]
     if not folders or metrics[0].name != "accuracy":
         return None
@@ -31,76 +31,81 @@ def trivial_answer(results: ComparisonResults, metrics: tuple[Metric, ...]) -> t
     return label, count / counts.total()
 
 
-def warnings(results: ComparisonResults, rows: Sequence[RowFindings]) -> list[str]:
-    """What the reader of the advice has to know, a sentence each."""
+def list_warnings(results: ComparisonResults, rows: Sequence[RowFindings]) -> list[str]:
+    """List warnings that affect the recommendation, a sentence each."""
     reports = [report for row in results.rows for report in row.complete.values()]
-    told = []
+    lines = []
     if len({report.data["fingerprint"] for report in reports}) > 1:
-        told.append(f"The rows differ in data: {_range([report.data['rows']['train'] for report in reports])} train.")
+        lines.append(
+            f"The rows use different data: {_format_range([report.data['rows']['train'] for report in reports])} train."
+        )
     by_seed: dict[Any, set[tuple[Any, Any]]] = {}
     for report in reports:
         by_seed.setdefault(report.seed, set()).add((report.audit.get("end_step"), report.tokens))
     if any(len(found) > 1 for found in by_seed.values()):
-        steps = _range([report.audit.get("end_step", 0) for report in reports])
-        tokens = _range([report.tokens for report in reports])
-        told.append(f"The rows differ in their budgets: {steps} steps, {tokens} tokens.")
+        steps = _format_range([report.audit.get("end_step", 0) for report in reports])
+        tokens = _format_range([report.tokens for report in reports])
+        lines.append(f"The rows have different budgets: {steps} steps, {tokens} tokens.")
     if len({str([report.environment[name] for name in ("cpu", "gpus", "packages")]) for report in reports}) > 1:
-        told.append("The runs were not all made on the same hardware with the same packages.")
-    if edge := [row.name for row in rows if _at_the_edge(row)]:
-        told.append(
-            f"Of {', '.join(edge)} the best learning rate is the highest or the lowest that was tried: one beyond may "
-            "be better; --learning_rates moves the middle, --trials tries more."
+        lines.append("The runs used different hardware or packages.")
+    if edge := [row.name for row in rows if _is_at_edge(row)]:
+        lines.append(
+            f"{', '.join(edge)}: the best learning rate is at the edge of the search range. Use --learning_rates to "
+            "move the range or --trials to widen the search."
         )
     found = [line for report in reports for line in report.data.get("checks", {}).get("warnings", ())]
-    return told + [f"Data: {line}." for line in dict.fromkeys(found)]
+    return lines + [f"Data: {line}." for line in dict.fromkeys(found)]
 
 
-def notes(results: ComparisonResults, rows: Sequence[RowFindings], trivial: tuple[str, float] | None) -> list[str]:
-    """How it was made and what is meant, a sentence each."""
+def list_notes(
+    results: ComparisonResults, rows: Sequence[RowFindings], baseline: tuple[str, float] | None
+) -> list[str]:
+    """List notes on data, budget and statistics, a sentence each."""
     reports = [report for row in results.rows for report in row.complete.values()]
     if not reports:
         return []
     first, plan = reports[0], results.plan
-    told = []
+    lines = []
     if plan:
         trials = [row["trials"] for row in plan["rows"]]
         tuned = (
-            f"{_counted(trials)} of learning rate, and rank where there is one, tried on validation for each row"
-            if max(trials) > 1 else "Each row at its usual setting, untuned"
+            f"Each row: {_format_settings(trials)} of learning rate and rank, tuned on validation"
+            if max(trials) > 1 else "Each row: the default setting, not tuned"
         )  # fmt: skip
         seeds = ", ".join(map(str, plan["seeds"]))
-        told.append(f"{tuned}; then seed{'s' * (len(plan['seeds']) > 1)} {seeds}, each run tested once.")
-    if trivial is not None:
-        told.append(f"Always to answer {trivial[0]}, the most frequent label of test, has accuracy {trivial[1]:.3f}.")
+        lines.append(f"{tuned}; then seed{'s' * (len(plan['seeds']) > 1)} {seeds}, each run tested once.")
+    if baseline is not None:
+        lines.append(f"Majority-class baseline ({baseline[0]}): accuracy {baseline[1]:.3f}.")
     seeds_of = [len(row.seeds) for row in rows if row.seeds]
-    ways = ["of the mean over seeds (Student's t, within the metric's bounds)"] if max(seeds_of) > 1 else []
-    ways += ["over test rows (bootstrap) where there is one seed"] if min(seeds_of) == 1 else []
-    told.append(f"In brackets the 95 % interval: {'; '.join(ways)}.")
-    told.append(
-        "Differences: paired bootstrap over the same test rows, and over seeds. The p-values are adjusted for all "
-        "pairs at once (Holm), the intervals are not."
+    ways = ["of the mean over seeds (Student's t, clipped to the metric's bounds)"] if max(seeds_of) > 1 else []
+    ways += ["over test rows (bootstrap) for rows with one seed"] if min(seeds_of) == 1 else []
+    lines.append(f"In brackets: 95 % interval, {'; '.join(ways)}.")
+    lines.append(
+        "Differences: paired bootstrap over test rows and seeds. The p-values are adjusted for all pairs (Holm), the "
+        "intervals are not."
     )
     count = {
-        split: _range([report.data["rows"][split] for report in reports]) for split in ("train", "validation", "test")
+        split: _format_range([report.data["rows"][split] for report in reports])
+        for split in ("train", "validation", "test")
     }
     here = first.environment
-    where = ", ".join(here["gpus"]) or f"{_plural(here['cores'], 'core')} of {here['cpu']}"
+    where = ", ".join(here["gpus"]) or f"{_format_count(here['cores'], 'core')} of {here['cpu']}"
     at_once = f", {plan['jobs']} runs at a time" if plan and plan["jobs"] > 1 else ""
     kinds = "the process" + (", allocated on the GPU, reserved on the GPU" if len(first.memory) > 1 else "")
-    told.append(
-        f"{count['train']} training, {count['validation']} validation and {count['test']} test rows of data; "
-        f"{_plural(here['processes'], 'process', 'processes')} a run{at_once}, on {where}. Peak memory: {kinds}, to "
-        "the end of training, its looks at validation included. Time to best: of training, until the best look at "
-        "validation."
+    lines.append(
+        f"Data: {count['train']} training, {count['validation']} validation and {count['test']} test rows. Hardware: "
+        f"{_format_count(here['processes'], 'process', 'processes')} per run{at_once}, on {where}. Peak memory: "
+        f"{kinds}, until the end of training with its evaluations. Time to best: training time until the best "
+        "evaluation on validation."
     )
     decisions = [line for report in reports for line in report.data.get("decisions", ())]
-    return told + [f"Data: {line}." for line in dict.fromkeys(decisions)]
+    return lines + [f"Data: {line}." for line in dict.fromkeys(decisions)]
 
 
-def _range(counts: Sequence[int]) -> str:
+def _format_range(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _plural(count: int, one: str, several: str = "") -> str:
+def _format_count(count: int, one: str, several: str = "") -> str:
     return f"{count} {one if count == 1 else several or one + 's'}"

@@ -1,4 +1,4 @@
-"""Every two rows on the same test rows: by how much they differ, and whether that is significant."""
+"""Paired tests of all pairs of rows on the same test rows."""
 
 import itertools
 import math
@@ -12,14 +12,14 @@ from peftkit.comparison.results import RowResults, read_predictions, read_task
 from peftkit.metrics.base import Metric
 from peftkit.metrics.significance import ALPHA, adjust_p_values, compare_paired_scores, resample_scores
 
-# At the least; of many pairs so many more that the smallest p-value, adjusted for all, is half of what is significant.
-RESAMPLES = 2000
+# For many pairs more, so that the smallest possible adjusted p-value is half of the significance level.
+MIN_RESAMPLES = 2000
 
 
-def all_pairs(
+def compare_pairs(
     results: Sequence[RowResults], rows: Sequence[RowFindings], metrics: tuple[Metric, ...]
 ) -> tuple[list[Pair], str | None]:
-    """Every two rows that were tested on the same test rows; and a sentence when some were not."""
+    """Test all pairs of rows with the same test rows; the second value is a warning when there are other pairs."""
     scored = {row.name: row for row in rows if row.scores and is_score(row.scores[metrics[0].name].mean)}
     statistics: dict[str, list[Any]] = {}
     tested: dict[str, Any] = {}
@@ -33,7 +33,7 @@ def all_pairs(
             )
             tested.setdefault(row.name, (numbers, references))
     combinations = list(itertools.combinations(scored, 2))
-    wanted = max(RESAMPLES, math.ceil(4 / ALPHA) * len(combinations))
+    n_resamples = max(MIN_RESAMPLES, math.ceil(4 / ALPHA) * len(combinations))
     drawn: dict[str, np.ndarray] = {}
     found = []
     for one, other in combinations:
@@ -41,7 +41,7 @@ def all_pairs(
             continue
         for name in (one, other):
             if name not in drawn:
-                drawn[name] = resample_scores(statistics[name], len(tested[name][0]), n_resamples=wanted)
+                drawn[name] = resample_scores(statistics[name], len(tested[name][0]), n_resamples=n_resamples)
         means = {name: scored[name].scores[metrics[0].name].mean or 0.0 for name in (one, other)}
         if metrics[0].rank(means[other]) > metrics[0].rank(means[one]):
             one, other = other, one
@@ -52,11 +52,11 @@ def all_pairs(
         significant = p_adjusted < ALPHA
         metric, unit = metrics[0], "points of " if metrics[0].has_points else ""
         low, high = (metric.format_difference(end) for end in difference.ci95)
-        told = f"{metric.format_difference(difference.mean)} {unit}{metric.title}, 95 % interval {low} to {high}"
-        told += f", adjusted p = {p_adjusted:.3f}" if p_adjusted >= 0.001 else ", adjusted p < 0.001"
+        text = f"{metric.format_difference(difference.mean)} {unit}{metric.title}, 95 % interval {low} to {high}"
+        text += f", adjusted p = {p_adjusted:.3f}" if p_adjusted >= 0.001 else ", adjusted p < 0.001"
         sentence = (
-            f"{one} is better than {other}: {told}." if significant
-            else f"No significant difference between {one} and {other}: {told}."
+            f"{one} is better than {other}: {text}." if significant
+            else f"No significant difference between {one} and {other}: {text}."
         )  # fmt: skip
         pairs.append(
             Pair(
@@ -66,5 +66,5 @@ def all_pairs(
         )  # fmt: skip
     untested = None
     if len(found) < len(combinations):
-        untested = "Some rows were not tested on the same data as others: between those no difference can be tested."
+        untested = "Some rows were tested on different data; differences between them are not tested."
     return pairs, untested

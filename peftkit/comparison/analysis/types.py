@@ -1,4 +1,4 @@
-"""What a comparison found, as values."""
+"""Result types of the analysis; their field names are those of `findings.json`."""
 
 import math
 from collections.abc import Mapping
@@ -121,7 +121,7 @@ class Findings:
     memory_kind: str
 
 
-def mebibytes(size: float) -> str:
+def format_mib(size: float) -> str:
     """Bytes as MiB."""
     found = size / 2**20
     return f"{found:,.0f} MiB" if found >= 10 else f"{found:.1f} MiB"

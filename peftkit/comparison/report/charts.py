@@ -1,4 +1,4 @@
-"""Pictures as Vega-Lite specifications, which a page draws, and of which PNG and SVG are made."""
+"""Charts of a comparison as Vega-Lite specifications."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,30 +10,30 @@ from peftkit.comparison.analysis import Findings
 from peftkit.comparison.results import ComparisonResults, RowResults
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-# Okabe and Ito's colours, told apart also by the colour-blind; shapes tell the same again.
+# Okabe and Ito's palette is safe for colour blindness; shapes repeat the distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-left", "triangle-right")
-# Counts are written into the cells of a confusion matrix up to so many classes, and it is drawn up to so many.
-WRITTEN_CLASSES, DRAWN_CLASSES = 12, 40
+# Largest numbers of classes for a confusion matrix with counts in its cells, and for one at all.
+MAX_COUNT_CLASSES, MAX_CONFUSION_CLASSES = 12, 40
 QUICK = "quick: one setting, one seed"
 PICTURE_SIZE = {"width": 560, "height": 340}
 
 
-def pictures(
+def make_charts(
     findings: Findings, results: ComparisonResults, confusions: Mapping[str, Counter]
 ) -> dict[str, dict[str, Any]]:
-    """Every picture that there is something to draw for, by its name."""
+    """Make all charts that have data, by name."""
     names = [row.name for row in findings.rows]
     metric = findings.metrics[0] if findings.metrics else None
-    found = {"memory": memory_picture(findings)}
+    found = {"memory": make_memory_chart(findings)}
     for along, title in (("tokens", "training tokens"), ("seconds", "seconds of training")):
         if metric is not None:
-            found[f"validation-over-{along}"] = curve_picture(
+            found[f"validation-over-{along}"] = make_curve_chart(
                 results.rows, names, along, title, f"eval_{metric.name}", f"validation {metric.title}"
             )
-        found[f"loss-over-{along}"] = curve_picture(results.rows, names, along, title, "loss", "training loss")
+        found[f"loss-over-{along}"] = make_curve_chart(results.rows, names, along, title, "loss", "training loss")
     for place, (name, counts) in enumerate(confusions.items()):
-        found[f"confusion-{place + 1}"] = confusion_picture(name, counts)
+        found[f"confusion-{place + 1}"] = make_confusion_chart(name, counts)
     drawn = {name: picture for name, picture in found.items() if picture is not None}
     if findings.quick:
         for picture in drawn.values():
@@ -41,8 +41,8 @@ def pictures(
     return drawn
 
 
-def _by_row(names: Sequence[str]) -> dict[str, Any]:
-    """Colour and shape of each row, the same in every picture."""
+def _make_row_encoding(names: Sequence[str]) -> dict[str, Any]:
+    """Make the colour and shape encoding of rows, the same in all charts."""
     colours = [COLOURS[place % len(COLOURS)] for place in range(len(names))]
     shapes = [SHAPES[place % len(SHAPES)] for place in range(len(names))]
     legend = {"orient": "bottom", "columns": 3, "title": None, "labelLimit": 260, "symbolOpacity": 1}
@@ -52,8 +52,8 @@ def _by_row(names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def memory_picture(findings: Findings) -> dict[str, Any] | None:
-    """Test score against peak memory, a point a row with its interval, and the front that no row is better than."""
+def make_memory_chart(findings: Findings) -> dict[str, Any] | None:
+    """Make the chart of test score over peak memory with intervals and the Pareto front."""
     if not findings.metrics:
         return None
     metric = findings.metrics[0]
@@ -79,7 +79,7 @@ def memory_picture(findings: Findings) -> dict[str, Any] | None:
         "field": "score", "type": "quantitative", "title": f"test {metric.title}, 95 % interval",
         "scale": {"zero": False},
     }  # fmt: skip
-    looks = _by_row([row.name for row in findings.rows])
+    looks = _make_row_encoding([row.name for row in findings.rows])
     on_front = ", ".join(point["row"] for point in points if point["front"])
     tooltip = [
         {"field": "row", "title": "row"},
@@ -111,8 +111,8 @@ def memory_picture(findings: Findings) -> dict[str, Any] | None:
     }
 
 
-def _curve(row: RowResults, field: str) -> list[dict[str, float]]:
-    """Per step, the mean over seeds of tokens, seconds and the value, and the value's least and greatest."""
+def _aggregate_curve(row: RowResults, field: str) -> list[dict[str, float]]:
+    """Aggregate a logged value over seeds per step: means, minimum and maximum."""
     by_step: dict[int, list[tuple[float, float, float]]] = {}
     for report in row.runs.values():
         for logged in report.history:
@@ -132,18 +132,18 @@ def _curve(row: RowResults, field: str) -> list[dict[str, float]]:
     return found
 
 
-def curve_picture(
+def make_curve_chart(
     rows: Sequence[RowResults], names: Sequence[str], along: str, title: str, field: str, label: str
 ) -> dict[str, Any] | None:
-    """A line a row, the mean over seeds, in a band from the least to the greatest seed."""
-    curves = {row.name: _curve(row, field) for row in rows}
-    # Of single points there is no course to see.
+    """Make a line per row, the mean over seeds, in a band from minimum to maximum."""
+    curves = {row.name: _aggregate_curve(row, field) for row in rows}
+    # Single points form no curve.
     if all(len(points) < 2 for points in curves.values()):
         return None
     values = [{"row": name, **point} for name, points in curves.items() for point in points]
     x = {"field": along, "type": "quantitative", "title": title}
     y = {"field": "value", "type": "quantitative", "title": label, "scale": {"zero": False}}
-    looks = _by_row(names)
+    looks = _make_row_encoding(names)
     tooltip = [
         {"field": "row", "title": "row"},
         {"field": "value", "title": label, "format": ".4f"},
@@ -171,10 +171,10 @@ def curve_picture(
     }
 
 
-def confusion_picture(name: str, counts: Counter) -> dict[str, Any] | None:
-    """A row's answers against the right classes: shares of each right class, over all seeds."""
+def make_confusion_chart(name: str, counts: Counter) -> dict[str, Any] | None:
+    """Make a confusion matrix of a row over all seeds, as shares of each true class."""
     classes = sorted({kind for pair in counts for kind in pair})
-    if not classes or len(classes) > DRAWN_CLASSES:
+    if not classes or len(classes) > MAX_CONFUSION_CLASSES:
         return None
     totals = Counter()  # type: Counter[str]
     for (right, _), count in counts.items():
@@ -203,7 +203,7 @@ def confusion_picture(name: str, counts: Counter) -> dict[str, Any] | None:
         },
     }  # fmt: skip
     layers = [cells]
-    if len(classes) <= WRITTEN_CLASSES:
+    if len(classes) <= MAX_COUNT_CLASSES:
         dark = {"condition": {"test": "datum.share > 0.55", "value": "white"}, "value": "black"}
         layers.append(
             {

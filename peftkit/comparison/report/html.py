@@ -1,4 +1,4 @@
-"""One self-contained page: no network, nothing from data or recipe unescaped."""
+"""Self-contained HTML page of a comparison: no network access, all data escaped."""
 
 import base64
 import hashlib
@@ -13,30 +13,30 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import peftkit
 from peftkit.comparison.analysis import Findings, RowFindings
 from peftkit.comparison.report.predictions import Answers
-from peftkit.comparison.report.tables import Column, cost_columns, effort_columns, score_columns
+from peftkit.comparison.report.tables import Column, make_cost_columns, make_effort_columns, make_score_columns
 from peftkit.comparison.results import ComparisonResults
 from peftkit.runs.report import Report
 
 HERE = Path(__file__).resolve().parent
-# Characters of a text that an example shows.
-LONGEST = 600
+# Characters of an example's text.
+MAX_TEXT_LENGTH = 600
 MOST_MISTAKES = 15
 LOOKS = "validation-over-tokens"
 
 
-def page(
+def render_page(
     findings: Findings,
     results: ComparisonResults,
     answers: Answers,
     pictures: Mapping[str, Mapping[str, Any]],
     library: str,
 ) -> str:
-    """The page as HTML; `library` is the script that gives it `vegaEmbed`."""
+    """Render the page as HTML; `library` is the script that defines `vegaEmbed`."""
     script, style = ((HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     confusions = [name for name in pictures if name.startswith("confusion")]
     curves = [name for name in pictures if "-over-" in name]
-    crowded = {} if confusions else _mistakes(answers.confusions)
-    classes = _class_table(findings, answers)
+    crowded = {} if confusions else _list_mistakes(answers.confusions)
+    classes = _make_class_table(findings, answers)
     parts = [("answer", "Answer"), ("table", "Scores and cost")]
     parts += [("memory", "Memory")] if "memory" in pictures else []
     parts += [("differences", "Differences")] if findings.pairs else []
@@ -49,100 +49,109 @@ def page(
         metric=findings.metrics[0].title if findings.metrics else "score",
         tested=answers.tested,
         parts=parts,
-        main=_table(findings, [*score_columns(findings), *cost_columns(findings)]),
-        effort=_table(findings, effort_columns(findings)),
+        main=_make_table(findings, [*make_score_columns(findings), *make_cost_columns(findings)]),
+        effort=_make_table(findings, make_effort_columns(findings)),
         pictures=dict(pictures),
         curves=curves,
-        looks=_curve_table(pictures[LOOKS]) if LOOKS in pictures else None,
+        looks=_make_curve_table(pictures[LOOKS]) if LOOKS in pictures else None,
         classes=classes,
         confusions=confusions,
         crowded=crowded,
         answers=answers,
         several=len(findings.rows) > 1,
-        longest=LONGEST,
-        trials=_trial_table(findings),
+        longest=MAX_TEXT_LENGTH,
+        trials=_make_trial_table(findings),
         runs=[
-            _run(row.name, folder.name, report)
+            _describe_run(row.name, folder.name, report)
             for row in results.rows for folder, report in row.runs.items()
         ],
         version=peftkit.__version__,
         library=library,
         script=script,
         style=style,
-        policy=_policy(library, script),
+        policy=_make_policy(library, script),
     )  # fmt: skip
 
 
-def _policy(*scripts: str) -> str:
-    """Only these scripts run, and nothing is fetched: what data might smuggle in would not."""
+def _make_policy(*scripts: str) -> str:
+    """Make a content security policy that allows only these scripts and no requests."""
     hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
 
 
-def _head(title: str, meaning: str = "") -> dict[str, str]:
+def _make_header(title: str, meaning: str = "") -> dict[str, str]:
     return {"title": title, "meaning": meaning}
 
 
-def _cell(text: str, value: float | None = None) -> dict[str, Any]:
+def _make_cell(text: str, value: float | None = None) -> dict[str, Any]:
     return {"text": text, "value": value}
 
 
-def _table(findings: Findings, columns: list[Column]) -> dict[str, Any]:
+def _make_table(findings: Findings, columns: list[Column]) -> dict[str, Any]:
     def cells(row: RowFindings) -> list[dict[str, Any]]:
         if not row.scores:
-            words = [_cell(row.status.replace("_", " "))]
-            return [_cell(row.name), *words, *(_cell("") for _ in columns[1:])]
-        return [_cell(row.name), *(_cell(column.shown(row), column.value(row)) for column in columns)]
+            words = [_make_cell(row.status.replace("_", " "))]
+            return [_make_cell(row.name), *words, *(_make_cell("") for _ in columns[1:])]
+        return [_make_cell(row.name), *(_make_cell(column.format(row), column.value(row)) for column in columns)]
 
     return {
-        "heads": [_head("row"), *(_head(column.title, column.meaning) for column in columns)],
+        "heads": [_make_header("row"), *(_make_header(column.title, column.meaning) for column in columns)],
         "rows": [{"cells": cells(row), "chosen": row.name == findings.recommended} for row in findings.rows],
     }
 
 
-def _class_table(findings: Findings, answers: Answers) -> dict[str, Any]:
+def _make_class_table(findings: Findings, answers: Answers) -> dict[str, Any]:
     names = [row.name for row in findings.rows if row.name in answers.class_scores]
     rows = []
     for kind, count in sorted(answers.class_rows.items(), key=lambda item: (-item[1], item[0])):
         scores = [answers.class_scores[name].get(kind, {}).get("f1") for name in names]
-        cells = [_cell("none") if score is None else _cell(f"{score:.3f}", score) for score in scores]
-        rows.append({"cells": [_cell(kind), _cell(f"{count:,}", count), *cells], "chosen": False})
-    return {"heads": [_head("class"), _head("test rows"), *(_head(f"F1, {name}") for name in names)], "rows": rows}
+        cells = [_make_cell("none") if score is None else _make_cell(f"{score:.3f}", score) for score in scores]
+        rows.append({"cells": [_make_cell(kind), _make_cell(f"{count:,}", count), *cells], "chosen": False})
+    return {
+        "heads": [_make_header("class"), _make_header("test rows"), *(_make_header(f"F1, {name}") for name in names)],
+        "rows": rows,
+    }
 
 
-def _trial_table(findings: Findings) -> dict[str, Any]:
+def _make_trial_table(findings: Findings) -> dict[str, Any]:
     rows = []
     for row in findings.rows:
         for number, tried in enumerate(row.tried, start=1):
             rate, rank, score = tried["learning_rate"], tried["r"], tried["score"]
             told = f"{score:.4f}" if score is not None else f"{tried['status'].replace('_', ' ')}: {tried['cause']}"
             cells = [
-                _cell(row.name), _cell(str(number), number), _cell(f"{rate:g}", rate),
-                _cell("none" if rank is None else str(rank), rank), _cell(told, score),
+                _make_cell(row.name), _make_cell(str(number), number), _make_cell(f"{rate:g}", rate),
+                _make_cell("none" if rank is None else str(rank), rank), _make_cell(told, score),
             ]  # fmt: skip
             rows.append({"cells": cells, "chosen": (rate, rank) == (row.learning_rate, row.r)})
     metric = findings.metrics[0].title if findings.metrics else "score"
-    heads = [_head("row"), _head("trial"), _head("learning rate"), _head("rank"), _head(f"validation {metric}")]
+    heads = [
+        _make_header("row"),
+        _make_header("trial"),
+        _make_header("learning rate"),
+        _make_header("rank"),
+        _make_header(f"validation {metric}"),
+    ]
     return {"heads": heads, "rows": rows}
 
 
-def _curve_table(picture: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a learning curve, for those who do not see it."""
+def _make_curve_table(picture: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the table of a learning curve's numbers, for screen readers."""
     names = ("step", "tokens", "seconds", "value", "low", "high")
     heads = ("row", "step", "tokens", "seconds", "mean", "least", "greatest")
     rows = [
         {
-            "cells": [_cell(point["row"]), *(_cell(f"{point[name]:,.5g}", point[name]) for name in names)],
+            "cells": [_make_cell(point["row"]), *(_make_cell(f"{point[name]:,.5g}", point[name]) for name in names)],
             "chosen": False,
         }
         for point in picture["data"]["values"]
     ]
-    return {"heads": [_head(head) for head in heads], "rows": rows}
+    return {"heads": [_make_header(head) for head in heads], "rows": rows}
 
 
-def _mistakes(confusions: Mapping[str, Counter]) -> dict[str, list[tuple[str, str, int]]]:
-    """Of classes too many to draw, the mistakes made most often."""
+def _list_mistakes(confusions: Mapping[str, Counter]) -> dict[str, list[tuple[str, str, int]]]:
+    """List the most frequent confusions, where there are too many classes for a chart."""
     return {
         name: [
             (right, answered, count)
@@ -152,8 +161,8 @@ def _mistakes(confusions: Mapping[str, Counter]) -> dict[str, list[tuple[str, st
     }  # fmt: skip
 
 
-def _run(row: str, folder: str, report: Report) -> dict[str, Any]:
-    """What a reader needs to repeat a run."""
+def _describe_run(row: str, folder: str, report: Report) -> dict[str, Any]:
+    """Describe a run so that it can be repeated: command, recipe and environment."""
     training = {name: value for name, value in report.recipe["training"].items() if name != "output_dir"}
     recipe = {**report.recipe, "training": training}
     here = report.environment

@@ -1,7 +1,7 @@
-"""Vega-Lite specifications to SVG and PNG by vl-convert, and the library that draws them in a page.
+"""Subprocess that renders Vega-Lite specifications to SVG and PNG, and returns the JavaScript library for a page.
 
-In a process of its own: the engine inside reserves more address space than a memory limit may leave, and ends the
-process that asks for it. As a program it reads specifications from standard input and writes all as JSON.
+A separate process: the engine of vl-convert reserves so much address space that a memory limit may end the process.
+It reads specifications from standard input and writes JSON to standard output.
 """
 
 import base64
@@ -18,8 +18,8 @@ VEGA_LITE = "6.4"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """What was drawn.
+class RenderedCharts:
+    """Rendered charts.
 
     Attributes:
         library: JavaScript that gives a page `vegaEmbed`.
@@ -32,26 +32,26 @@ class Drawn:
     png: Mapping[str, bytes]
 
 
-def draw(specs: Mapping[str, Mapping[str, Any]]) -> Drawn:
-    """Draw every specification. Raises UserError when the engine does not start."""
+def render_charts(specs: Mapping[str, Mapping[str, Any]]) -> RenderedCharts:
+    """Render every specification. Raises UserError when the engine does not start."""
     done = subprocess.run(
         [sys.executable, "-m", "peftkit.comparison.report.renderer"],
         input=json.dumps(specs).encode(),
         capture_output=True,
     )
     if done.returncode:
-        words = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip(" #")]
+        lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip(" #")]
+        cause = lines[0].strip(" #") if lines else f"exit code {done.returncode}"
         raise UserError(
-            f"the page can't be drawn here ({words[0].strip(' #') if words else f'exit code {done.returncode}'}); "
-            "where memory is limited, run peftkit report without the limit"
+            f"the charts of the page can't be rendered ({cause}); run peftkit report without a memory limit"
         )
     found = json.loads(done.stdout)
     png = {name: base64.b64decode(content) for name, content in found["png"].items()}
-    return Drawn(library=found["library"], svg=found["svg"], png=png)
+    return RenderedCharts(library=found["library"], svg=found["svg"], png=png)
 
 
 def main() -> None:
-    """Standard input to standard output."""
+    """Render the specifications of standard input to standard output."""
     import vl_convert
 
     specs = {name: {**spec, "background": "white"} for name, spec in json.load(sys.stdin).items()}

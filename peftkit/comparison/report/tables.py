@@ -1,4 +1,4 @@
-"""The comparison's rows as columns of numbers: one list of columns for the page, for Markdown and for the terminal."""
+"""Tables of a comparison: the columns for the page and Markdown, and the CSV of all runs."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from peftkit.comparison.analysis import SHARES, Findings, RowFindings, mebibytes
+from peftkit.comparison.analysis import SHARES, Findings, RowFindings, format_mib
 from peftkit.comparison.results import ComparisonResults, read_method
 
 KINDS = {"process_peak": "process", "allocated_peak": "allocated", "reserved_peak": "reserved"}
@@ -18,52 +18,52 @@ class Column:
     """One column.
 
     Attributes:
-        title: Its head.
-        meaning: What it holds, in a sentence.
-        value: What a row is sorted by; None where the row has none.
-        shown: What a cell says.
+        title: Column header.
+        meaning: Description in one sentence.
+        value: Sort key of a row; None without a value.
+        format: Text of a row's cell.
     """
 
     title: str
     meaning: str
     value: Callable[[RowFindings], float | None]
-    shown: Callable[[RowFindings], str]
+    format: Callable[[RowFindings], str]
 
 
-def score_columns(findings: Findings) -> list[Column]:
-    """A column a metric: the mean over seeds and its interval."""
+def make_score_columns(findings: Findings) -> list[Column]:
+    """Make a column per metric: the mean over seeds and its interval."""
     return [
         Column(
             title=metric.title,
             meaning="Mean over seeds on test; in brackets the 95 % interval.",
-            value=partial(_mean, metric.name),
-            shown=partial(_score, metric.name),
+            value=partial(_get_mean, metric.name),
+            format=partial(_format_score, metric.name),
         )
         for metric in findings.metrics
     ]
 
 
-def _mean(metric: str, row: RowFindings) -> float | None:
+def _get_mean(metric: str, row: RowFindings) -> float | None:
     return row.scores[metric].mean if metric in row.scores else None
 
 
-def _share(name: str, row: RowFindings) -> float | None:
+def _get_share(name: str, row: RowFindings) -> float | None:
     return row.shares.get(name)
 
 
-def _shown_share(name: str, row: RowFindings) -> str:
+def _format_share(name: str, row: RowFindings) -> str:
     return f"{row.shares[name]:.0%}"
 
 
-def _peak(kind: str, row: RowFindings) -> float | None:
+def _get_peak(kind: str, row: RowFindings) -> float | None:
     return row.memory.get(kind)
 
 
-def _shown_peak(kind: str, row: RowFindings) -> str:
-    return mebibytes(row.memory[kind]) if kind in row.memory else "none"
+def _format_peak(kind: str, row: RowFindings) -> str:
+    return format_mib(row.memory[kind]) if kind in row.memory else "none"
 
 
-def _score(metric: str, row: RowFindings) -> str:
+def _format_score(metric: str, row: RowFindings) -> str:
     score = row.scores.get(metric)
     if score is None or score.mean is None:
         return "none"
@@ -71,97 +71,102 @@ def _score(metric: str, row: RowFindings) -> str:
     return f"{score.mean:.3f}{ends}"
 
 
-def cost_columns(findings: Findings) -> list[Column]:
+def make_cost_columns(findings: Findings) -> list[Column]:
     """Make the columns of memory, time, speed and sizes."""
-    some = [row for row in findings.rows if row.memory]
-    kinds = [kind for kind in KINDS if any(kind in row.memory for row in some)]
+    rows = [row for row in findings.rows if row.memory]
+    kinds = [kind for kind in KINDS if any(kind in row.memory for row in rows)]
     columns = [
         Column(
             title=f"peak memory, {KINDS[kind]}" if len(kinds) > 1 else "peak memory",
-            meaning="The largest over ranks and seeds, to the end of training.",
-            value=partial(_peak, kind),
-            shown=partial(_shown_peak, kind),
+            meaning="Largest value over ranks and seeds, until the end of training.",
+            value=partial(_get_peak, kind),
+            format=partial(_format_peak, kind),
         )
         for kind in kinds
     ]
-    if any("planned_peak" in row.cost for row in some):
+    if any("planned_peak" in row.cost for row in rows):
         columns.append(
             Column(
                 title="planned peak",
-                meaning="What the plan says of it: tensors and, on a CPU, what the process held before the model.",
+                meaning="Estimate: tensors and, on a CPU, the memory of the process before the model was loaded.",
                 value=lambda row: row.cost.get("planned_peak"),
-                shown=lambda row: mebibytes(int(row.cost["planned_peak"])) if "planned_peak" in row.cost else "none",
+                format=lambda row: format_mib(int(row.cost["planned_peak"])) if "planned_peak" in row.cost else "none",
             )
         )
-    if any(len(row.memory_per_rank) > 1 for row in some):
+    if any(len(row.memory_per_rank) > 1 for row in rows):
         columns.append(
             Column(
                 title="of each rank",
                 meaning="Peak memory of each rank, the largest over seeds.",
                 value=lambda row: None,
-                shown=lambda row: ", ".join(mebibytes(rank[findings.memory_kind]) for rank in row.memory_per_rank),
+                format=lambda row: ", ".join(format_mib(rank[findings.memory_kind]) for rank in row.memory_per_rank),
             )
         )
     columns += [
-        _cost(
+        _make_cost_column(
             "train time",
-            "Seconds of training, without its looks at validation.",
+            "Seconds of training without evaluation.",
             "train_seconds",
             "{:,.0f} s",
         ),
-        _cost("time to best", "Seconds of training until the best look at validation.", "seconds_to_best", "{:,.0f} s"),
-        _cost("samples/s", "Rows trained on a second.", "samples_per_second", "{:,.1f}"),
-        _cost("tokens/s", "Tokens trained on a second, padding not counted.", "tokens_per_second", "{:,.0f}"),
+        _make_cost_column(
+            "time to best",
+            "Seconds of training until the best evaluation on validation.",
+            "seconds_to_best",
+            "{:,.0f} s",
+        ),
+        _make_cost_column("samples/s", "Training rows per second.", "samples_per_second", "{:,.1f}"),
+        _make_cost_column("tokens/s", "Training tokens per second without padding.", "tokens_per_second", "{:,.0f}"),
     ]
     return [
         *columns,
         Column(
             title="trainable weights",
-            meaning="Weights that are trained, and their share of all.",
+            meaning="Trainable weights and their share of all weights.",
             value=lambda row: row.trainable or None,
-            shown=lambda row: f"{row.trainable:,} ({row.trainable / row.total:.1%})",
+            format=lambda row: f"{row.trainable:,} ({row.trainable / row.total:.1%})",
         ),
         Column(
             title="saved size",
-            meaning="Size on disk of what was trained: the adapter with its head, or the whole model.",
+            meaning="Size on disk of the saved weights: the adapter with its head, or the whole model.",
             value=lambda row: row.trained_bytes or None,
-            shown=lambda row: mebibytes(row.trained_bytes),
+            format=lambda row: format_mib(row.trained_bytes),
         ),
         Column(
             title="merged size",
-            meaning="Size of the ordinary model that an export makes of it, in float32.",
+            meaning="Size of the exported merged model in float32.",
             value=lambda row: row.merged_bytes,
-            shown=lambda row: "not possible" if row.merged_bytes is None else mebibytes(row.merged_bytes),
+            format=lambda row: "not possible" if row.merged_bytes is None else format_mib(row.merged_bytes),
         ),
     ]
 
 
-def _cost(title: str, meaning: str, name: str, form: str) -> Column:
+def _make_cost_column(title: str, meaning: str, name: str, form: str) -> Column:
     return Column(
         title=title,
         meaning=meaning,
         value=lambda row: row.cost.get(name),
-        shown=lambda row: form.format(row.cost[name]) if name in row.cost else "none",
+        format=lambda row: form.format(row.cost[name]) if name in row.cost else "none",
     )
 
 
-def effort_columns(findings: Findings) -> list[Column]:
-    """What the setting was, what finding it took, and what a run's time went on."""
+def make_effort_columns(findings: Findings) -> list[Column]:
+    """Make the columns of the setting, the tuning time and the shares of a run's time."""
     ranked = any(row.r is not None for row in findings.rows)
     return [
         Column(
             title="learning rate",
-            meaning="The one that was run.",
+            meaning="Value used in the runs.",
             value=lambda row: row.learning_rate,
-            shown=lambda row: f"{row.learning_rate:g}",
+            format=lambda row: f"{row.learning_rate:g}",
         ),
         *(
             [
                 Column(
                     title="rank",
-                    meaning="The one that was run.",
+                    meaning="Value used in the runs.",
                     value=lambda row: row.r,
-                    shown=lambda row: "none" if row.r is None else str(row.r),
+                    format=lambda row: "none" if row.r is None else str(row.r),
                 )
             ]
             if ranked
@@ -171,58 +176,64 @@ def effort_columns(findings: Findings) -> list[Column]:
             title="tuning",
             meaning="Seconds of all trials together.",
             value=lambda row: row.tuning_seconds or None,
-            shown=lambda row: f"{row.tuning_seconds:,.0f} s" if row.tuning_seconds else "no trials",
+            format=lambda row: f"{row.tuning_seconds:,.0f} s" if row.tuning_seconds else "no trials",
         ),
-        _cost("a run", "Seconds of one run: start-up, data, training, evaluation.", "total_seconds", "{:,.0f} s"),
+        _make_cost_column(
+            "a run", "Seconds of one run: start-up, data, training, evaluation.", "total_seconds", "{:,.0f} s"
+        ),
         *(
             Column(
                 title=SHARE_NAMES[name],
                 meaning="Its share of a run's time.",
-                value=partial(_share, name),
-                shown=partial(_shown_share, name),
+                value=partial(_get_share, name),
+                format=partial(_format_share, name),
             )
             for name in SHARES
         ),
     ]
 
 
-def markdown_table(rows: list[RowFindings], columns: list[Column]) -> str:
-    """Rows with a score cell by cell, the others with their cause."""
+def format_table(rows: list[RowFindings], columns: list[Column]) -> str:
+    """Format a Markdown table; a row without a score shows its cause."""
     heads = ["row", *(column.title for column in columns)]
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] + ["---:"] * len(columns)) + " |"]
     for row in rows:
         if not row.scores:
             words = f"{row.status.replace('_', ' ')}: {row.cause}"
-            lines.append(f"| {_cell(row.name)} | {_cell(words)} |" + " |" * (len(columns) - 1))
+            lines.append(f"| {_escape_cell(row.name)} | {_escape_cell(words)} |" + " |" * (len(columns) - 1))
             continue
-        lines.append("| " + " | ".join([_cell(row.name), *(_cell(column.shown(row)) for column in columns)]) + " |")
+        lines.append(
+            "| "
+            + " | ".join([_escape_cell(row.name), *(_escape_cell(column.format(row)) for column in columns)])
+            + " |"
+        )
     return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
-    return _plain(text.replace("\\", "\\\\").replace("|", "\\|"))
+def _escape_cell(text: str) -> str:
+    return _escape_text(text.replace("\\", "\\\\").replace("|", "\\|"))
 
 
-def _plain(text: str) -> str:
-    """One line in which nothing is markup."""
+def _escape_text(text: str) -> str:
+    """Turn text into one line without markup."""
     return " ".join(text.replace("<", "&lt;").split())
 
 
-def markdown(findings: Findings) -> str:
-    """The whole comparison in Markdown: the answer, the tables, the differences, how it was made."""
-    columns = [*score_columns(findings), *cost_columns(findings)]
-    parts = [_plain(findings.recommendation), markdown_table(findings.rows, columns)]
+def format_markdown(findings: Findings) -> str:
+    """Format the comparison as Markdown: recommendation, tables, differences and notes."""
+    columns = [*make_score_columns(findings), *make_cost_columns(findings)]
+    parts = [_escape_text(findings.recommendation), format_table(findings.rows, columns)]
     if partly := [row for row in findings.rows if row.scores and row.cause]:
-        parts.append("\n".join(f"- {_cell(row.name)}: {_cell(row.cause or '')}" for row in partly))
-    parts.append("\n".join(f"- {_plain(line)}" for line in findings.warnings))
-    parts.append(markdown_table(findings.rows, effort_columns(findings)))
-    parts.append("\n".join(f"- {_cell(pair.sentence)}" for pair in findings.pairs))
-    parts.append("\n".join(_plain(note) for note in findings.notes))
+        parts.append("\n".join(f"- {_escape_cell(row.name)}: {_escape_cell(row.cause or '')}" for row in partly))
+    parts.append("\n".join(f"- {_escape_text(line)}" for line in findings.warnings))
+    parts.append(format_table(findings.rows, make_effort_columns(findings)))
+    parts.append("\n".join(f"- {_escape_cell(pair.sentence)}" for pair in findings.pairs))
+    parts.append("\n".join(_escape_text(note) for note in findings.notes))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def csv_text(results: ComparisonResults, findings: Findings) -> str:
-    """A line a run, trials included, as CSV: what it was, how it ended, its scores and its cost."""
+def format_csv(results: ComparisonResults, findings: Findings) -> str:
+    """Format all runs and trials as CSV, one line each: setting, status, scores and cost."""
     scores = [f"{split}_{metric.name}" for split in ("validation", "test") for metric in findings.metrics]
     fields = [
         "row", "kind", "quick", "seed", "status", "error", "learning_rate", "r", *scores, *KINDS, *SHARES, "total",
@@ -252,10 +263,10 @@ def csv_text(results: ComparisonResults, findings: Findings) -> str:
                 "trainable": report.parameters.get("trainable"),
                 "total_weights": report.parameters.get("total"),
             }
-            writer.writerow({name: _plain_cell(value) for name, value in line.items()})
+            writer.writerow({name: _escape_formula(value) for name, value in line.items()})
     return text.getvalue()
 
 
-def _plain_cell(value: object) -> object:
-    # A spreadsheet would run a cell that begins so as a formula.
+def _escape_formula(value: object) -> object:
+    # Spreadsheets run cells that start like this as formulas.
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
