@@ -31,7 +31,8 @@ def planned(row: dict, data: Path) -> int:
     config = recipe.training.get("deepspeed")
     arguments = make_arguments(recipe)
     memory = trace(
-        read_config(recipe.model), replace(recipe.task, **measure_longest_rows(recipe.task, encoded)), recipe.method, arguments,
+        read_config(recipe.model), replace(recipe.task, **measure_longest_rows(recipe.task, encoded)), recipe.method,
+        arguments,
         labels=splits.labels, dtype=recipe.model.dtype, rows=(arguments.per_device_train_batch_size,), on_gpu=True,
         deepspeed=config is not None,
     )  # fmt: skip
