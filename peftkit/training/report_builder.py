@@ -44,7 +44,7 @@ def build_report(
         data={
             **data.splits.describe(),
             "checks": checks,
-            "token_lengths": measure_longest_rows(task, data.encoded["train"]),
+            "token_lengths": token_lengths,
         },
         seed=data.arguments.seed,
         batch={
