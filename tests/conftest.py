@@ -5,7 +5,11 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import hashlib
+import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,8 +32,11 @@ from transformers import (
 
 from peftkit import DataConfig, Method, ModelConfig, Recipe, SequenceClassification, lora
 from peftkit.models.demo import find_demo_model
+from peftkit.recipe.serialization import recipe_to_yaml
+from peftkit.system.files import write_text
 from peftkit.system.logging import set_up_logging
 from peftkit.tasks import Task
+from peftkit.training.run import run
 from tests.fork_server import write_interpreter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,18 +117,30 @@ def real_interpreter(fork_interpreter, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory):
+def checkpoints(shared_folder):
     """Folders of small checkpoints without a classifier, by architecture; `bert` comes without a pooler."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    tokenizer = AutoTokenizer.from_pretrained(find_demo_model())
-    for name, config in SHAPES.items():
-        torch.manual_seed(0)
-        options = {"add_pooling_layer": False} if name in ("bert", "roberta") else {}
-        AutoModel.from_config(config, **options).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
-    tokenizer.save_pretrained(folder / "gpt2")
+    folder = shared_folder / "checkpoints"
+    with FileLock(f"{folder}.lock"):
+        if folder.exists():
+            return folder
+        tokenizer = AutoTokenizer.from_pretrained(find_demo_model())
+        for name, config in SHAPES.items():
+            torch.manual_seed(0)
+            options = {"add_pooling_layer": False} if name in ("bert", "roberta") else {}
+            AutoModel.from_config(config, **options).save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
+        tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
+        tokenizer.save_pretrained(folder / "gpt2")
     return folder
+
+
+@pytest.fixture(scope="session")
+def two_labels(shared_folder):
+    """A JSONL file of 120 rows with two labels."""
+    path = shared_folder / "two_labels.jsonl"
+    rows = [{"text": f"Return number {i} of an array.", "label": "ab"[i % 2]} for i in range(120)]
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 @pytest.fixture
@@ -148,3 +167,24 @@ def small_recipe(checkpoints, tmp_path):
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture
+def trained_run(small_recipe, shared_folder, tmp_path):
+    """A copy of the finished run of a small recipe, in the test's folder; each recipe is trained once per session."""
+
+    def copy(*arguments, name: str = "run", data: DataConfig | None = None, **training):
+        recipe = small_recipe(*arguments, **training, output_dir="run")
+        recipe = replace(recipe, data=data or recipe.data)
+        key = hashlib.sha256(recipe_to_yaml(recipe).encode()).hexdigest()[:16]
+        folder = shared_folder / "runs" / key
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                unfinished = folder.with_name(f"{key}-unfinished")
+                shutil.rmtree(unfinished, ignore_errors=True)
+                run(replace(recipe, training={**recipe.training, "output_dir": str(unfinished)}))
+                unfinished.rename(folder)
+        return shutil.copytree(folder, tmp_path / name)
+
+    return copy

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 
@@ -13,20 +12,17 @@ from peftkit.export.combine import combine
 from peftkit.export.exporter import export
 from peftkit.prediction.predictor import load
 from peftkit.runs.report import Report, read_report
-from peftkit.training.run import run
 
+DORA = Method(name="dora", peft=LoraConfig(use_dora=True, target_modules="all-linear"))
 TEXTS = ["Return the mean of an array.", "Parse the header of a request.", "Draw a line."]
 
 
 @pytest.fixture
-def runs(small_recipe, tmp_path):
-    def make(*methods, **more):
-        folders = []
-        for place, method in enumerate(methods):
-            folder = tmp_path / f"run-{place}"
-            run(small_recipe("bert", method, output_dir=str(folder), seed=place + 3, **more))
-            folders.append(folder)
-        return folders
+def runs(trained_run):
+    def make(*methods):
+        return [
+            trained_run("bert", method, name=f"run-{place}", seed=place + 3) for place, method in enumerate(methods)
+        ]
 
     return make
 
@@ -63,26 +59,20 @@ def test_quantized_runs_combine_and_export(runs, tmp_path):
     assert export(tmp_path / "both", tmp_path / "out").exported_difference <= 1e-4
 
 
-def test_what_does_not_fit_is_refused_naming_both(runs, small_recipe, tmp_path):
+def test_what_does_not_fit_is_refused_naming_both(runs, trained_run, two_labels, tmp_path):
     one, other = runs(lora(), full())
     with pytest.raises(UserError, match=r"run-1: trained by full \(expected LoRA\); combine LoRA runs only"):
         combine([one, other], tmp_path / "both")
-    packed = tmp_path / "packed"
-    run(small_recipe("bert", qlora(), output_dir=str(packed)))
+    packed = trained_run("bert", qlora(), name="packed")
     with pytest.raises(UserError, match=r"run-0 and .*packed differ in the 4-bit settings"):
         combine([one, packed], tmp_path / "both")
-    roberta = tmp_path / "roberta"
-    run(small_recipe("roberta", lora(), output_dir=str(roberta)))
+    roberta = trained_run("roberta", lora(), name="roberta")
     with pytest.raises(UserError, match=r"run-0 and .*roberta differ in the base: [0-9a-f]{64} and [0-9a-f]{64}"):
         combine([one, roberta], tmp_path / "both")
-    rows = [{"text": f"Return number {i} of an array.", "label": "ab"[i % 2]} for i in range(120)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    labels = tmp_path / "labels"
-    run(small_recipe("bert", lora(), path=str(tmp_path / "rows.jsonl"), output_dir=str(labels)))
+    labels = trained_run("bert", lora(), path=str(two_labels), name="labels")
     with pytest.raises(UserError, match=r"run-0 and .*labels differ in the labels: .* and a, b"):
         combine([one, labels], tmp_path / "both")
-    dora = tmp_path / "dora"
-    run(small_recipe("bert", Method(peft=LoraConfig(use_dora=True, target_modules="all-linear")), output_dir=str(dora)))
+    dora = trained_run("bert", DORA, name="dora")
     with pytest.raises(UserError, match=r"dora: trained with use_dora"):
         combine([one, dora], tmp_path / "both")
     assert not (tmp_path / "both").exists()

@@ -13,19 +13,10 @@ from peftkit.errors import NotReproducedError, UserError
 from peftkit.export.exporter import export
 from peftkit.prediction.batch import predict
 from peftkit.runs.manifest import MANIFEST, write_manifest
-from peftkit.training.run import run
+from peftkit.runs.report import read_report
 
 DORA = Method(name="dora", peft=LoraConfig(use_dora=True, target_modules="all-linear"))
 PREFIX = Method(name="prefix_tuning", peft=PrefixTuningConfig(num_virtual_tokens=4))
-
-
-@pytest.fixture
-def trained(small_recipe, tmp_path):
-    def make(architecture="bert", method=None, **more):
-        run(small_recipe(architecture, method, **more))
-        return tmp_path / "run"
-
-    return make
 
 
 def sign_again(folder):
@@ -47,8 +38,8 @@ def change(folder, alter):
     [("bert", full()), ("bert", DORA), ("bert", Method(name="ia3", peft=IA3Config())), ("roberta", lora())],
     ids=lambda v: v if isinstance(v, str) else v.name,
 )
-def test_the_export_is_what_was_trained(trained, tmp_path, architecture, method):
-    receipt = export(trained(architecture, method), tmp_path / "out")
+def test_the_export_is_what_was_trained_run(trained_run, tmp_path, architecture, method):
+    receipt = export(trained_run(architecture, method), tmp_path / "out")
     assert receipt.exported_difference <= 1e-4
     assert receipt.reload_difference <= 1e-4
     assert receipt.label_agreement == 1.0
@@ -61,9 +52,9 @@ def test_the_export_is_what_was_trained(trained, tmp_path, architecture, method)
     assert not labelled[0]["label"].startswith("LABEL_")
 
 
-def test_a_quantized_run_ships_the_merge_that_scores_best(trained, tmp_path):
+def test_a_quantized_run_ships_the_merge_that_scores_best(trained_run, tmp_path):
     # Steps large enough that the forms differ by more than rounding.
-    receipt = export(trained("bert", qlora(), learning_rate=0.05), tmp_path / "out")
+    receipt = export(trained_run("bert", qlora(), learning_rate=0.05), tmp_path / "out")
     unmerged, original, dequantized = receipt.forms
     assert unmerged.divergence == 0.0
     assert unmerged.label_agreement == 1.0
@@ -76,8 +67,8 @@ def test_a_quantized_run_ships_the_merge_that_scores_best(trained, tmp_path):
     assert "merged onto the dequantized weights" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_merge_can_be_asked_for(trained, tmp_path, caplog):
-    folder = trained("bert", qlora())
+def test_a_merge_can_be_asked_for(trained_run, tmp_path, caplog):
+    folder = trained_run("bert", qlora())
     original = export(folder, tmp_path / "original", merge="original")
     assert original.shipped == "merged onto the original weights"
     packed = export(folder, tmp_path / "packed", merge="4bit")
@@ -89,11 +80,11 @@ def test_a_merge_can_be_asked_for(trained, tmp_path, caplog):
     assert config["quantization_config"]["load_in_4bit"]
 
 
-def test_without_its_data_a_quantized_run_is_compared_on_the_held_out_rows(trained, tmp_path, caplog):
+def test_without_its_data_a_quantized_run_is_compared_on_the_held_out_rows(trained_run, tmp_path, caplog):
     rows = [{"text": f"Return number {i} of an array.", "label": "ab"[i % 2]} for i in range(200)]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    folder = trained("bert", qlora(), path=str(path))
+    folder = trained_run("bert", qlora(), path=str(path))
     path.unlink()
     receipt = export(folder, tmp_path / "out")
     assert "without scores: data.path" in caplog.text
@@ -102,17 +93,17 @@ def test_without_its_data_a_quantized_run_is_compared_on_the_held_out_rows(train
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_sixteen_bits(trained, tmp_path, dtype):
-    receipt = export(trained(), tmp_path / "out", dtype=dtype)
+def test_sixteen_bits(trained_run, tmp_path, dtype):
+    receipt = export(trained_run(), tmp_path / "out", dtype=dtype)
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {getattr(torch, dtype)}
-    assert [form.form for form in receipt.forms] == ["as trained, not merged", f"merged, in {dtype}"]
+    assert [form.form for form in receipt.forms] == ["as trained_run, not merged", f"merged, in {dtype}"]
     assert 0 < receipt.exported_difference <= receipt.tolerance
-    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").dtype == getattr(torch, dtype)
+    assert AutoModelForSequenceClassification.from_pretrained_run(tmp_path / "out").dtype == getattr(torch, dtype)
 
 
-def test_an_adapter_alone(trained, tmp_path, caplog):
-    folder = trained("bert", PREFIX)
+def test_an_adapter_alone(trained_run, tmp_path, caplog):
+    folder = trained_run("bert", PREFIX)
     with pytest.raises(UserError, match=r"PREFIX_TUNING adds no weights that can be merged; use --format adapter"):
         export(folder, tmp_path / "out", format="model")
     receipt = export(folder, tmp_path / "out")
@@ -129,11 +120,10 @@ def test_an_adapter_alone(trained, tmp_path, caplog):
     assert json.loads((tmp_path / "answers.jsonl").read_text())["label"]
 
 
-def test_generated_text_is_the_same(small_recipe, tmp_path):
-    task = Seq2Seq(max_source_length=32, max_target_length=8)
-    report = run(small_recipe("t5", lora(), task, "demo-summaries"))
-    assert report.round_trip["text_agreement"] == 1.0
-    receipt = export(tmp_path / "run", tmp_path / "out")
+def test_generated_text_is_the_same(trained_run, tmp_path):
+    folder = trained_run("t5", lora(), Seq2Seq(max_source_length=32, max_target_length=8), "demo-summaries")
+    assert read_report(folder).round_trip["text_agreement"] == 1.0
+    receipt = export(folder, tmp_path / "out")
     assert receipt.text_agreement == 1.0
     assert receipt.exported_difference <= 1e-4
 
@@ -143,11 +133,11 @@ class TestOnnx:
     def needs_onnx(self):
         pytest.importorskip("onnxruntime")
 
-    def test_it_answers_as_the_model_does(self, trained, tmp_path):
-        folder = trained("bert", qlora())
+    def test_it_answers_as_the_model_does(self, trained_run, tmp_path):
+        folder = trained_run("bert", qlora())
         receipt = export(folder, tmp_path / "out", format="onnx", int8=True)
         assert receipt.tolerance is None
-        assert receipt.forms[0].form == "as trained, not merged"
+        assert receipt.forms[0].form == "as trained_run, not merged"
         forms = {form.form: form for form in receipt.onnx_forms}
         assert forms["as ONNX, in float32"].divergence < 1e-7
         assert forms["as ONNX, in int8"].megabytes < 0.4 * forms["merged, in float32"].megabytes
@@ -170,9 +160,9 @@ class TestOnnx:
         with pytest.raises(UserError, match=r"model\.onnx\.data: wrong size"):
             predict([tmp_path / "float"], rows, tmp_path / "again.jsonl")
 
-    def test_text_is_left_to_other_runtimes(self, small_recipe, tmp_path):
-        run(small_recipe("t5", lora(), Seq2Seq(max_source_length=32, max_target_length=8), "demo-summaries"))
-        receipt = export(tmp_path / "run", tmp_path / "out", format="onnx")
+    def test_text_is_left_to_other_runtimes(self, trained_run, tmp_path):
+        folder = trained_run("t5", lora(), Seq2Seq(max_source_length=32, max_target_length=8), "demo-summaries")
+        receipt = export(folder, tmp_path / "out", format="onnx")
         assert receipt.exported_difference <= 1e-4
         (tmp_path / "rows.jsonl").write_text('{"source": "Return the mean."}\n')
         with pytest.raises(UserError, match="ONNX exports generate no text"):
@@ -189,8 +179,8 @@ class TestGuards:
         assert not list(tmp_path.glob(".out*"))
 
     @pytest.mark.parametrize("key", ["classifier", "lora_B"])
-    def test_a_changed_weight(self, trained, tmp_path, key):
-        folder = trained()
+    def test_a_changed_weight(self, trained_run, tmp_path, key):
+        folder = trained_run()
 
         def spoil(weights):
             name = next(name for name in weights if key in name)
@@ -203,8 +193,8 @@ class TestGuards:
         with pytest.raises(NotReproducedError, match=r"differs from the trained model by .* \(tolerance 0\.0001\)"):
             export(folder, tmp_path / "out")
 
-    def test_a_dropped_head(self, trained, tmp_path):
-        folder = trained("t5")
+    def test_a_dropped_head(self, trained_run, tmp_path):
+        folder = trained_run("t5")
         change(folder, lambda w: [w.pop(name) for name in list(w) if "classification_head" in name])
         with pytest.raises(UserError, match=r"wrong size \(expected .* bytes, got .*\)"):
             export(folder, tmp_path / "out")
@@ -212,8 +202,8 @@ class TestGuards:
         with pytest.raises(UserError, match="its adapter does not fit"):
             export(folder, tmp_path / "out")
 
-    def test_swapped_labels(self, trained, tmp_path):
-        folder = trained()
+    def test_swapped_labels(self, trained_run, tmp_path):
+        folder = trained_run()
         config = json.loads((folder / "config.json").read_text())
         names = config["id2label"]
         names["0"], names["1"] = names["1"], names["0"]
@@ -221,8 +211,8 @@ class TestGuards:
         with pytest.raises(UserError, match=r"label mismatch: config\.json has .*, the weights were trained with "):
             export(folder, tmp_path / "out")
 
-    def test_another_base(self, trained, checkpoints, tmp_path):
-        folder = trained()
+    def test_another_base(self, trained_run, checkpoints, tmp_path):
+        folder = trained_run()
         other = tmp_path / "other"
         shutil.copytree(checkpoints / "bert", other)
         weights = load_file(other / "model.safetensors")
@@ -238,27 +228,27 @@ class TestGuards:
         with pytest.raises(NotReproducedError, match="the reloaded run differs"):
             export(folder, tmp_path / "out")
 
-    def test_a_truncated_file(self, trained, tmp_path):
-        folder = trained()
+    def test_a_truncated_file(self, trained_run, tmp_path):
+        folder = trained_run()
         path = folder / "adapter_model.safetensors"
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(UserError, match=r"adapter_model\.safetensors: wrong size .*; download or copy"):
             export(folder, tmp_path / "out")
 
-    def test_another_tokenizer(self, trained, checkpoints, tmp_path):
-        folder = trained()
+    def test_another_tokenizer(self, trained_run, checkpoints, tmp_path):
+        folder = trained_run()
         for name in ("tokenizer.json", "tokenizer_config.json"):
             text = (checkpoints / "gpt2" / name).read_text().replace('"the"', '"thé"')
             (folder / name).write_text(text)
         with pytest.raises(UserError, match=r"tokenizer mismatch: 30,522 tokens .*, that of training 30,522"):
             export(folder, tmp_path / "out")
 
-    def test_a_tolerance_that_nothing_passes(self, trained, tmp_path):
+    def test_a_tolerance_that_nothing_passes(self, trained_run, tmp_path):
         with pytest.raises(NotReproducedError, match="tolerance -1"):
-            export(trained(), tmp_path / "out", tolerance=-1.0)
+            export(trained_run(), tmp_path / "out", tolerance=-1.0)
 
-    def test_words_that_do_not_fit(self, trained, small_recipe, tmp_path):
-        folder = trained()
+    def test_words_that_do_not_fit(self, trained_run, tmp_path):
+        folder = trained_run()
         for words, said in (
             ({"merge": "original"}, "--merge applies to quantized runs only"),
             ({"int8": True}, "--int8 applies to --format onnx only"),
@@ -268,18 +258,18 @@ class TestGuards:
             with pytest.raises(UserError, match=said):
                 export(folder, tmp_path / "out", **words)
 
-    def test_t5_in_float16(self, trained, tmp_path):
+    def test_t5_in_float16(self, trained_run, tmp_path):
         with pytest.raises(UserError, match="t5 overflows in float16"):
-            export(trained("t5"), tmp_path / "out", dtype="float16")
+            export(trained_run("t5"), tmp_path / "out", dtype="float16")
 
     def test_what_is_no_run(self, tmp_path):
         with pytest.raises(UserError, match="no finished run here"):
             export(tmp_path, tmp_path / "out")
 
 
-def test_a_folder_does_not_decide_whether_code_may_run(trained, checkpoints, tmp_path):
+def test_a_folder_does_not_decide_whether_code_may_run(trained_run, checkpoints, tmp_path):
     """The base brings code, and the recipe in the folder says that it may run; who exports did not."""
-    folder, other, ran = trained(), tmp_path / "other", tmp_path / "ran"
+    folder, other, ran = trained_run(), tmp_path / "other", tmp_path / "ran"
     shutil.copytree(checkpoints / "bert", other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoConfig": "own.OwnConfig"}}))
@@ -297,9 +287,9 @@ def test_a_folder_does_not_decide_whether_code_may_run(trained, checkpoints, tmp
     assert ran.exists()
 
 
-def test_a_broken_export_is_refused_by_who_loads_it(trained, tmp_path):
+def test_a_broken_export_is_refused_by_who_loads_it(trained_run, tmp_path):
     out = tmp_path / "out"
-    export(trained(), out)
+    export(trained_run(), out)
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "Return the mean."}\n')
     weights, config = (out / "model.safetensors").read_bytes(), (out / "config.json").read_text()
@@ -322,19 +312,19 @@ def test_a_broken_export_is_refused_by_who_loads_it(trained, tmp_path):
     assert not (tmp_path / "a.jsonl").exists()
 
 
-def test_no_home_path_and_no_row_of_the_data_leaves(trained, tmp_path, monkeypatch):
+def test_no_home_path_and_no_row_of_the_data_leaves(trained_run, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path.parent))
-    folder = trained()
+    folder = trained_run()
     export(folder, tmp_path / "out")
     for path in (path for path in (tmp_path / "out").rglob("*") if path.is_file()):
         assert str(tmp_path.parent).encode() not in path.read_bytes(), path.name
 
 
-def test_a_split_base_is_merged_file_by_file(trained, tmp_path, monkeypatch):
+def test_a_split_base_is_merged_file_by_file(trained_run, tmp_path, monkeypatch):
     monkeypatch.setattr("peftkit.export.merging.MAX_SINGLE_FILE", 1_000_000)
     monkeypatch.setattr("peftkit.export.merging.MIN_SHARD", 400_000)
     monkeypatch.setattr("peftkit.export.merging.MAX_SHARD", 500_000)
-    receipt = export(trained(), tmp_path / "out")
+    receipt = export(trained_run(), tmp_path / "out")
     files = list((tmp_path / "out").glob("model-*-of-*.safetensors"))
     assert len(files) == 3
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())

@@ -19,7 +19,6 @@ from peftkit.export.receipt import ExportSource, Receipt
 from peftkit.models.inference import compute_outputs
 from peftkit.runs.report import Report
 from peftkit.runs.verification import check_difference
-from peftkit.training.run import run
 
 
 def write_state(source: ExportSource, folder: Path, options: ExportOptions) -> Receipt:
@@ -54,8 +53,8 @@ def formats(monkeypatch):
 
 
 @pytest.mark.usefixtures("formats")
-def test_a_registered_format_is_exported_by_function_and_command_line(small_recipe, tmp_path, capsys):
-    run(small_recipe())
+def test_a_registered_format_is_exported_by_function_and_command_line(trained_run, tmp_path, capsys):
+    trained_run()
     receipt = export(tmp_path / "run", tmp_path / "out", format="state")
     assert receipt.exported_difference <= 1e-4
     assert json.loads((tmp_path / "out" / "receipt.json").read_text())["format"] == "state"

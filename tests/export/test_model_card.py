@@ -11,9 +11,8 @@ from peftkit.runs.report import read_report
 from peftkit.training.run import run
 
 
-def test_the_card_has_the_hubs_metadata_and_all_that_a_reader_asks(small_recipe, tmp_path):
-    run(small_recipe("bert", qlora()))
-    receipt = export(tmp_path / "run", tmp_path / "out")
+def test_the_card_has_the_hubs_metadata_and_all_that_a_reader_asks(trained_run, tmp_path):
+    receipt = export(trained_run("bert", qlora()), tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     report = read_report(tmp_path / "run")
     assert card.data.pipeline_tag == "text-classification"
@@ -49,10 +48,9 @@ def test_what_the_data_says_is_no_markup(small_recipe, tmp_path):
     assert "a\\|b \\`c\\` \\[d\\](http://e)" in body
 
 
-def test_the_code_of_the_card_loads_the_adapter(small_recipe, tmp_path, checkpoints):
+def test_the_code_of_the_card_loads_the_adapter(trained_run, tmp_path):
     for method, name in ((lora(), "lora"), (qlora(), "qlora")):
-        run(small_recipe("bert", method, output_dir=str(tmp_path / name)))
-        export(tmp_path / name, tmp_path / f"{name}-out", format="adapter")
+        export(trained_run("bert", method, name=name), tmp_path / f"{name}-out", format="adapter")
         text = (tmp_path / f"{name}-out" / "README.md").read_text()
         code = text.split("```python\n")[1].split("```")[0].replace('"FOLDER"', repr(str(tmp_path / f"{name}-out")))
         found: dict = {}

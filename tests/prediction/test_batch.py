@@ -13,15 +13,13 @@ from peftkit.data.demo.docstrings import LIBRARIES
 from peftkit.errors import UserError
 from peftkit.export.exporter import export
 from peftkit.prediction.batch import predict
-from peftkit.training.run import run
 
 TEXTS = [f"Return the {word} of an array." for word in ("mean", "sum", "length and a much longer tail " * 20, "type")]
 
 
 @pytest.fixture
-def folder(small_recipe, tmp_path):
-    run(small_recipe())
-    return tmp_path / "run"
+def folder(trained_run):
+    return trained_run()
 
 
 @pytest.fixture

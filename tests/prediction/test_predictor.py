@@ -10,9 +10,8 @@ from peftkit.training.run import run
 TEXTS = ["Return the mean of an array.", "Parse the header of a request."]
 
 
-def test_two_lines_answer_a_list_of_texts(small_recipe, tmp_path):
-    run(small_recipe())
-    export(tmp_path / "run", tmp_path / "out")
+def test_two_lines_answer_a_list_of_texts(trained_run, tmp_path):
+    export(trained_run(), tmp_path / "out")
     model = peftkit.load(tmp_path / "out")
     answers = model(TEXTS)
     assert [set(answer["probabilities"]) for answer in answers] == [set(LIBRARIES)] * 2

@@ -46,8 +46,9 @@ def test_every_method_trains_is_audited_and_reports(small_recipe, method):
 
 def test_the_run_folder_is_whole_by_itself(small_recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path.parent))
-    run(small_recipe())
+    report = run(small_recipe())
     folder = tmp_path / "run"
+    assert read_report(folder).round_trip == report.round_trip
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "adapter_config.json", "adapter_model.safetensors", "config.json", "contract.json", "held_out.safetensors",
