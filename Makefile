@@ -7,7 +7,7 @@ TORCH := 2.13.0
 WORKERS := -n 2 --dist loadgroup
 DEMO ?= --training.per_device_train_batch_size 16
 
-.PHONY: demo test check install
+.PHONY: demo test test-fast check install
 install: $(VENV)/.installed
 
 demo: install
@@ -15,6 +15,10 @@ demo: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(WORKERS) $(PYTEST)
+
+# For the inner loop: no several processes, no hosts, no browser.
+test-fast: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(WORKERS) -m "not integration and not hosts and not browser" $(PYTEST)
 
 check: install
 	$(BIN)/ruff check .

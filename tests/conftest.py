@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +81,24 @@ SHAPES = {
         vocab_size=30522, n_embd=64, n_layer=2, n_head=4, n_positions=512, bos_token_id=102, eos_token_id=102,
     ),
 }  # fmt: skip
+
+
+UNIT_TEST_SECONDS, UNIT_TEST_CPU_SECONDS = 20, 10
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """In CI, fail an unmarked test that takes too long.
+
+    The limits are of wall time and of CPU time: other load on the machine adds to the first only.
+    """
+    wall, cpu = time.monotonic(), time.process_time()
+    result = yield
+    wall, cpu = time.monotonic() - wall, time.process_time() - cpu
+    is_unit = not any(item.get_closest_marker(name) for name in ("integration", "hosts", "browser"))
+    if os.environ.get("CI") == "true" and is_unit and wall > UNIT_TEST_SECONDS and cpu > UNIT_TEST_CPU_SECONDS:
+        pytest.fail(f"unit test took {wall:.0f} s (expected at most {UNIT_TEST_SECONDS} s); mark it integration")
+    return result
 
 
 def pytest_addoption(parser):

@@ -14,6 +14,8 @@ from peftkit.comparison.report.writer import format_report, write_report
 from peftkit.errors import UserError
 from peftkit.training.run import run
 
+# One worker draws the page for all tests of it.
+pytestmark = pytest.mark.xdist_group("page")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to open the page in")
 # Each would leave a mark on the page's root element if it ran.
@@ -115,6 +117,7 @@ def test_nothing_of_the_data_is_markup_in_the_file(page):
 
 
 @needs_browser
+@pytest.mark.browser
 def test_a_browser_runs_nothing_of_the_data_draws_everything_and_has_no_error(page, tmp_path):
     dom, console = browse(page, tmp_path)
     assert console == []

@@ -21,7 +21,7 @@ from peftkit.runs.report import read_report
 QUICK = Budget(trials=1, seeds=1)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_tuned_alike_then_tested_and_a_failure_is_a_row_with_its_cause(small_recipe, tmp_path):
     recipe = replace(small_recipe(), name="c")
     folder = tmp_path / "c"
@@ -58,7 +58,7 @@ def test_tuned_alike_then_tested_and_a_failure_is_a_row_with_its_cause(small_rec
         compare(recipe, over, budget=QUICK, output=folder)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_comparison_killed_at_any_moment_continues_and_repeats_nothing(small_recipe, tmp_path):
     recipe = replace(small_recipe(), name="c")
     recipe = replace(recipe, training={**recipe.training, "report_to": "none"})
@@ -94,7 +94,7 @@ def test_a_comparison_killed_at_any_moment_continues_and_repeats_nothing(small_r
     assert (tmp_path / "c" / "comparison.md").read_text() == text
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_run_with_too_little_memory_is_out_of_memory_and_the_others_go_on(small_recipe, tmp_path):
     recipe = small_recipe(max_steps=2, report_to="none")
     recipe = replace(recipe, name="c", data=replace(recipe.data, max_train_samples=2400))

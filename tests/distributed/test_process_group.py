@@ -101,7 +101,7 @@ def test_no_other_error_is_taken_for_a_lost_rank(said, ranks, monkeypatch):
         raise RuntimeError(said)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.xdist_group("ranks")
 def test_ranks_with_different_files_stop(tmp_path):
     """Each rank has a folder of its own, as hosts have that share none."""

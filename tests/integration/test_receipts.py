@@ -28,6 +28,7 @@ from peftkit.export.exporter import export
 from peftkit.system.files import write_text
 from peftkit.training.run import run
 
+pytestmark = pytest.mark.integration
 TASKS = {
     "one label": (SequenceClassification(max_length=32), "demo"),
     "several labels": (MultiLabelClassification(label="labels", max_length=32), "rows"),

@@ -22,7 +22,7 @@ FEW += ["--training.per_device_train_batch_size", "4", "--training.disable_tqdm"
 SHORT = {"seq2seq": ["--task.max_source_length", "32", "--task.max_target_length", "8"]}
 
 # Two ranks fill two cores: not beside another such test.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("ranks")]
 
 
 def launch(launcher, recipe, words, folder):

@@ -23,7 +23,7 @@ from tests.integration.test_recipes import ROOT
 
 BIN = Path(sys.executable).parent
 # Two ranks fill two cores: not beside another such test.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("ranks")]
 
 # A leg of a run: killed by SIGKILL at the step that is named, or to the end.
 LEG = """

@@ -10,7 +10,7 @@ from tests.integration.test_recipes import ROOT, launch
 SAME = ["--training.logging_steps", "1", "--training.lr_scheduler_type", "constant"]
 
 # Two ranks fill two cores: not beside another such test.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("ranks")]
 
 
 @pytest.fixture(scope="module")

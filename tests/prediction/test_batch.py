@@ -215,7 +215,7 @@ def test_arguments_and_the_first_rows_are_checked_before_weights_load(folder, fi
     assert not (tmp_path / "out.jsonl").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_standard_input_is_answered_on_standard_output(folder, file, tmp_path):
     predict([folder], file, tmp_path / "out.jsonl")
     words = [sys.executable, "-m", "peftkit", "predict", str(folder), "-"]
@@ -224,7 +224,7 @@ def test_standard_input_is_answered_on_standard_output(folder, file, tmp_path):
     assert [json.loads(line) for line in done.stdout.splitlines()] == read(tmp_path / "out.jsonl")
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_memory_does_not_grow_with_the_rows(folder, tmp_path, real_interpreter):
     """Twenty times the rows cost no more than what the first ones do."""
     code = (

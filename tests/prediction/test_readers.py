@@ -90,9 +90,9 @@ print([row.values for row in islice(stream_rows(None, "csv"), 2)])
     [
         ("jsonl", 30),
         ("csv", 30),
-        pytest.param("blank.csv", 30, marks=pytest.mark.slow),
+        pytest.param("blank.csv", 30, marks=pytest.mark.integration),
         # Arrow's allocator keeps some 60 MB of what it has freed; the file is one row group of 150 MB.
-        pytest.param("parquet", 100, marks=pytest.mark.slow),
+        pytest.param("parquet", 100, marks=pytest.mark.integration),
     ],
 )
 def test_memory_does_not_grow_with_the_rows(tmp_path, ending, most, real_interpreter):

@@ -152,7 +152,7 @@ def test_accumulated_micro_batches_train_as_one_batch(name, recipe, alone, tmp_p
     assert_same(tmp_path / "run", alone(name))
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.xdist_group("ranks")
 def test_two_ranks_train_as_one(recipe, alone, tmp_path):
     recipes = {name: recipe(name, ranks=2) for name in TASKS}
@@ -162,7 +162,7 @@ def test_two_ranks_train_as_one(recipe, alone, tmp_path):
         assert_same(tmp_path / "ranks" / name, alone(name.partition("-")[0]))
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.xdist_group("ranks")
 def test_two_ranks_under_zero_train_as_one(recipe, alone, tmp_path):
     recipes = {

@@ -35,7 +35,7 @@ print(json.dumps([before["peak"], measure.process_peak_bytes(), report.data["row
 """
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("task", "rows"), [("SequenceClassification", 20_000), ("MultiLabelClassification", 10_000)], ids=lambda v: str(v)
 )
