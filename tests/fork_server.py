@@ -1,8 +1,8 @@
 """A Python interpreter whose libraries are already imported: each program runs in a fork of one server process.
 
 `write_interpreter` writes an executable that takes the arguments of `python`. It hands them to the server with its
-environment, working directory, standard streams and processor affinity, passes signals on, and ends as the program
-ends. The server starts with the first program. It imports no peftkit: each program imports it.
+environment, working directory, standard streams, processor affinity and network namespace, passes signals on, and ends
+as the program ends. The server starts with the first program. It imports no peftkit: each program imports it.
 
 The real interpreter runs what a fork cannot: other options, a limit of the address space, and other values of the
 variables that libraries read when they are imported. Peak memory counts what the server has imported.
@@ -31,6 +31,7 @@ PRELOADED = (
 READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "LD_", "ARROW_", "PYTHONHASHSEED")
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 STREAMS = (0, 1, 2)
+NETWORK = "/proc/self/ns/net"
 
 
 def write_interpreter(folder: Path, owner: int) -> Path:
@@ -59,7 +60,8 @@ def run_client(folder: Path, owner: int, words: list[str]) -> None:
     request |= {"environment": dict(os.environ), "folder": os.getcwd(), "executable": str(folder / "python")}
     request["cores"] = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     connection = connect(folder, owner)
-    socket.send_fds(connection, [b"\0"], STREAMS)
+    networks = [os.open(NETWORK, os.O_RDONLY)] if os.path.exists(NETWORK) else []
+    socket.send_fds(connection, [b"\0"], [*STREAMS, *networks])
     connection.sendall(json.dumps(request).encode() + b"\n")
     answers = connection.makefile()
     pid = int(answers.readline())
@@ -143,10 +145,11 @@ def serve(folder: Path, owner: int) -> dict:
         for key, _ in selector.select(timeout=2):
             if key.fileobj is listener:
                 connection = listener.accept()[0]
-                streams = socket.recv_fds(connection, 1, len(STREAMS))[1]
-                request = json.loads(connection.makefile().readline())
-                pid = os.fork()
-                if not pid:
+                streams = socket.recv_fds(connection, 1, len(STREAMS) + 1)[1]
+                # Nothing comes from a client that was killed by now.
+                is_whole = (line := connection.makefile().readline()).endswith("\n")
+                pid = os.fork() if is_whole else None
+                if pid == 0:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     selector.close()
@@ -154,15 +157,20 @@ def serve(folder: Path, owner: int) -> dict:
                         other.close()
                     os.close(wake_read)
                     os.close(wake_write)
-                    for place, stream in zip(STREAMS, streams, strict=True):
+                    for place, stream in zip(STREAMS, streams, strict=False):
                         os.dup2(stream, place)
+                    for network in streams[len(STREAMS) :]:
+                        enter_network(network)
+                    for stream in streams:
                         os.close(stream)
-                    return request
+                    return json.loads(line)
                 for stream in streams:
                     os.close(stream)
-                connection.sendall(f"{pid}\n".encode())
-                programs[pid] = connection
-                selector.register(connection, selectors.EVENT_READ, pid)
+                if pid:
+                    with contextlib.suppress(OSError):
+                        connection.sendall(f"{pid}\n".encode())
+                    programs[pid] = connection
+                    selector.register(connection, selectors.EVENT_READ, pid)
             elif key.fileobj == wake_read:
                 os.read(wake_read, 4096)
             else:
@@ -171,9 +179,10 @@ def serve(folder: Path, owner: int) -> dict:
                 os.kill(key.data, signal.SIGKILL)
         while programs and (ended := os.waitpid(-1, os.WNOHANG))[0]:
             connection = programs.pop(ended[0])
-            with contextlib.suppress(OSError, KeyError):
-                connection.sendall(f"{os.waitstatus_to_exitcode(ended[1])}\n".encode())
+            with contextlib.suppress(KeyError):
                 selector.unregister(connection)
+            with contextlib.suppress(OSError):
+                connection.sendall(f"{os.waitstatus_to_exitcode(ended[1])}\n".encode())
             connection.close()
         try:
             os.kill(owner, 0)
@@ -181,6 +190,14 @@ def serve(folder: Path, owner: int) -> dict:
             for pid in programs:
                 os.kill(pid, signal.SIGKILL)
             os._exit(0)
+
+
+def enter_network(namespace: int) -> None:
+    """Join the network namespace of a file descriptor, if it is another one."""
+    import ctypes
+
+    if os.fstat(namespace).st_ino != os.stat(NETWORK).st_ino and ctypes.CDLL(None, use_errno=True).setns(namespace, 0):
+        raise OSError(ctypes.get_errno(), "setns")
 
 
 def run_program(request: dict) -> None:

@@ -13,6 +13,7 @@ from peftkit.export.exporter import export
 from peftkit.prediction.predictor import load
 from peftkit.runs.report import Report, read_report
 
+RSLORA = Method(name="rslora", peft=LoraConfig(use_rslora=True, target_modules="all-linear"))
 DORA = Method(name="dora", peft=LoraConfig(use_dora=True, target_modules="all-linear"))
 TEXTS = ["Return the mean of an array.", "Parse the header of a request.", "Draw a line."]
 
@@ -33,7 +34,7 @@ def merged_weight(folder):
 
 @pytest.mark.parametrize(
     "methods",
-    [(lora(), lora(r=4)), (Method(peft=LoraConfig(use_rslora=True, target_modules="all-linear")), lora())],
+    [(lora(), lora(r=4)), (RSLORA, lora())],
     ids=["lora", "rslora"],
 )
 def test_the_combination_is_the_weighted_sum_of_what_was_trained(runs, tmp_path, checkpoints, methods):

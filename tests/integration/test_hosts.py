@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from itertools import count
 
@@ -73,7 +74,7 @@ class Hosts:
             with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
                 self.launched.append(
                     subprocess.Popen(
-                        ["ip", "netns", "exec", name, *command],
+                        ["ip", "netns", "exec", name, sys.executable, str(BIN / command[0]), *command[1:]],
                         cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True,
                     )
                 )  # fmt: skip
@@ -119,7 +120,9 @@ def model(checkpoints):
 
 
 @pytest.mark.parametrize(("launcher", "shared"), [("torchrun", False), ("deepspeed", True)])
-def test_two_hosts_train_one_run(launcher, shared, hosts, model, tmp_path):
+def test_two_hosts_train_one_run(launcher, shared, hosts, model, tmp_path, request):
+    if launcher == "torchrun":
+        request.getfixturevalue("real_interpreter")
     output = str(tmp_path / "shared" / "run") if shared else "run"
     hosts.launch(launcher, [*model, "--training.max_steps", "3"], output)
     assert hosts.codes(300) == [0, 0], hosts.said(0) + hosts.said(1)
