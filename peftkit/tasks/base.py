@@ -88,6 +88,9 @@ class ModelSpec:
         if not labels:
             return {}
         kind = {} if self.problem_type is None else {"problem_type": self.problem_type}
+        if self.problem_type == "regression":
+            # One output, also where a plan does not know the label.
+            labels = labels[:1]
         ids = {name: index for index, name in enumerate(labels)}
         return {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": ids, **kind}
 
