@@ -62,7 +62,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for, so that `import peftkit` loads no torch."""
+    """Import a public name at its first use, so that `import peftkit` loads no torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'peftkit' has no attribute '{name}'")
     return getattr(importlib.import_module(f"peftkit.{_HOMES[name]}"), name)

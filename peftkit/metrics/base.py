@@ -124,8 +124,8 @@ class MetricSet:
 
     def statistics(self, predictions: Predictions, targets: Targets) -> dict[str, Statistic]:
         """Return the main metrics as functions of row numbers: the first one, and those that define a statistic."""
-        chosen = [metric for metric in self.main_metrics if metric.statistic is not None]
-        found = _call_each((metric.statistic for metric in chosen), predictions, targets)
+        resampled = [metric for metric in self.main_metrics if metric.statistic is not None]
+        found = _call_each((metric.statistic for metric in resampled), predictions, targets)
         statistics: dict[str, Statistic] = {}
         for place, metric in enumerate(self.main_metrics):
             if metric.statistic is not None:

@@ -115,9 +115,9 @@ def _quantize(model: PreTrainedModel, quantization: Quantization, on_gpu: bool, 
     double = quantization.bnb_4bit_use_double_quant
     for name, module in list(model.named_modules()):
         # T5 asks for its `wo` in float32.
-        kept = module is output or bool(in_float32 & set(name.split(".")))
-        kept = kept or any(name == one or name.startswith(f"{one}.") for one in skipped)
-        if type(module) is not torch.nn.Linear or kept:
+        is_unquantized = module is output or bool(in_float32 & set(name.split(".")))
+        is_unquantized = is_unquantized or any(name == one or name.startswith(f"{one}.") for one in skipped)
+        if type(module) is not torch.nn.Linear or is_unquantized:
             continue
         packed: Any = Linear4bit(
             module.in_features, module.out_features, bias=module.bias is not None, compress_statistics=double,

@@ -38,7 +38,7 @@ class StepMemory:
         rows: Rows of the batch.
         forward: Most that the forward pass holds beside weights and optimizer state.
         backward: Most that the backward pass holds beside them: activations, and the gradients so far.
-        kept: Gradients of earlier micro-batches that they hold besides, where gradients are accumulated.
+        accumulated: Gradients of earlier micro-batches that they hold besides, where gradients are accumulated.
         released: The same when each gradient is taken away as it comes, as ZeRO does from stage 2 on.
         update: Most that clipping and the optimizer hold beside them, the gradients among it.
         flops: Floating point operations of forward and backward; a multiplication and an addition are two.
@@ -48,7 +48,7 @@ class StepMemory:
     rows: int
     forward: int
     backward: int
-    kept: int
+    accumulated: int
     released: int
     update: int
     flops: int
@@ -87,7 +87,7 @@ class ModelMemory:
 
     def peak(self, step: StepMemory) -> int:
         """Most bytes at once in training by such steps."""
-        return self.weights + self.optimizer + max(max(step.forward, step.backward) + step.kept, step.update)
+        return self.weights + self.optimizer + max(max(step.forward, step.backward) + step.accumulated, step.update)
 
 
 def interpolate_step(steps: Sequence[StepMemory], rows: int) -> StepMemory:
@@ -98,7 +98,7 @@ def interpolate_step(steps: Sequence[StepMemory], rows: int) -> StepMemory:
         low, high = getattr(first, name), getattr(last, name)
         return max(0, int(low + (high - low) * (rows - first.rows) / (last.rows - first.rows)))
 
-    names = ("forward", "backward", "kept", "released", "update", "flops", "operators")
+    names = ("forward", "backward", "accumulated", "released", "update", "flops", "operators")
     return StepMemory(rows=rows, **{name: interpolate(name) for name in names})
 
 
@@ -227,11 +227,11 @@ def _step(
 ) -> StepMemory:  # fmt: skip
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     _, released, _ = _trace_passes(model, trained, task, classes, rows, on_gpu, half, release=True)
-    kept = 0
+    accumulated = 0
     if arguments.gradient_accumulation_steps > 1:
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
-        kept = sum_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
+        accumulated = sum_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
     forward, backward, live = _trace_passes(model, trained, task, classes, rows, on_gpu, half, release=False)
     gradients = sum_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
     flops, operators = live.flops, live.operators
@@ -244,8 +244,8 @@ def _step(
         optimizer.step()
     optimizer.zero_grad()
     return StepMemory(
-        rows=rows, forward=forward, backward=backward, kept=kept, released=released, update=gradients + live.peak,
-        flops=flops, operators=operators,
+        rows=rows, forward=forward, backward=backward, accumulated=accumulated, released=released,
+        update=gradients + live.peak, flops=flops, operators=operators,
     )  # fmt: skip
 
 

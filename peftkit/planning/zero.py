@@ -126,7 +126,7 @@ def estimate_rank_memory(memory: ModelMemory, step: StepMemory, placement: Place
     weights += memory.quantization
     # The optimizer wants gradients of the type of its own copy.
     update = gradients + (-(-master // ranks) if memory.gradients < master and not placement.offload_optimizer else 0)
-    whole = max(step.forward, step.backward) + step.kept
+    whole = max(step.forward, step.backward) + step.accumulated
     activations = max(step.forward, step.released) if placement.stage > 1 else whole
     working = activations + (gradients if placement.stage > 1 else 0)
     return RankMemory(

@@ -48,7 +48,7 @@ class MultiLabelClassification(TextTask):
         label: Column of the labels: a list of names or numbers, or one string with `separator` between names.
         separator: Separator of the names in a string.
         label_names: The names in the order of their ids.
-        max_length: Tokens kept of a text or a pair.
+        max_length: Most tokens of a text or a pair; longer ones are truncated.
         class_weights: `balanced` for an equal weight of rows with and without a label, or a weight by label name.
         thresholds: Probability from which a label is predicted, by name; by default fitted on validation.
     """

@@ -156,9 +156,9 @@ class Seq2Seq(DefaultTask):
         settings.update(**self._generation())
         _validated(settings)
         limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        asked = {"max_target_length": self.max_target_length}
-        asked |= {f"generation.{name}": self.generation[name] for name in LIMITS & set(self.generation)}
-        for name, length in asked.items():
+        lengths = {"max_target_length": self.max_target_length}
+        lengths |= {f"generation.{name}": self.generation[name] for name in LIMITS & set(self.generation)}
+        for name, length in lengths.items():
             if limit is not None and length > limit:
                 raise UserError(f"task.{name}: {length} is more than the {limit} positions of the decoder")
 

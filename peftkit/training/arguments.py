@@ -44,7 +44,7 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
     if given.get("auto_find_batch_size") and has_several_ranks():
         raise UserError("training.auto_find_batch_size: is for one rank only; set training.per_device_train_batch_size")
     use_cpu = bool(given.get("use_cpu")) or not torch.accelerator.is_available()
-    chosen: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         # Files in the run folder; nothing is sent.
         "report_to": "tensorboard",
         "run_name": recipe.name,
@@ -61,9 +61,9 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
         "activation_checkpointing_kwargs": {"use_reentrant": False},
     }
     if "learning_rate" not in given:
-        chosen["learning_rate"] = get_default_learning_rate(recipe.method)
+        defaults["learning_rate"] = get_default_learning_rate(recipe.method)
         logger.info(
-            "training.learning_rate not set: using %g, the default of %s", chosen["learning_rate"], recipe.method.name
+            "training.learning_rate not set: using %g, the default of %s", defaults["learning_rate"], recipe.method.name
         )
     if given.get("deepspeed") is not None:
         given["deepspeed"] = read_deepspeed_config(given["deepspeed"])
@@ -72,7 +72,7 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
     check_quantized_storage(recipe, given.get("deepspeed"))
     try:
         arguments = recipe.task.trainer.arguments_class(
-            **{**chosen, **recipe.task.trainer.defaults, **given, "output_dir": str(output_dir), "use_cpu": use_cpu}
+            **{**defaults, **recipe.task.trainer.defaults, **given, "output_dir": str(output_dir), "use_cpu": use_cpu}
         )
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error

@@ -134,7 +134,7 @@ def test_two_hosts_train_one_run(launcher, shared, hosts, model, tmp_path, reque
     assert report.audit["verdict"] == "passed"
     assert report.round_trip["rows"] == 32
     assert not (folder / ".filling").exists()
-    assert "peftkit: run saved in" in hosts.said(0)
+    assert "peftkit: saved run to" in hosts.said(0)
     assert "peftkit" not in hosts.said(1).replace(str(ROOT), "")
     assert "'loss'" in hosts.said(0, "out")
     assert "'loss'" not in hosts.said(1, "out")

@@ -47,7 +47,7 @@ def test_a_recipe_runs(launcher, name, tmp_path, real_interpreter):
     assert report.status == "complete"
     assert report.audit["verdict"] == "passed"
     assert report.environment["processes"] == (1 if launcher == "python" else 2)
-    assert done.stderr.count("peftkit: run saved in") == 1
+    assert done.stderr.count("peftkit: saved run to") == 1
 
 
 def test_deepspeed_without_a_config_chooses_one_and_says_so(tmp_path, real_interpreter):

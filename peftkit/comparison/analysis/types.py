@@ -100,7 +100,7 @@ class Findings:
         name: Of the comparison.
         metrics: Those shown; the first is what was tuned for and is tested.
         quick: Whether it had one setting and one seed.
-        rows: As they were asked for.
+        rows: In the order of the command line.
         pairs: Every two rows with a score.
         recommendation: One sentence: which row to take, why, and what it gives up.
         recommended: That row's name.

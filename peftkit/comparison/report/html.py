@@ -119,10 +119,10 @@ def _make_trial_table(findings: Findings) -> dict[str, Any]:
     for row in findings.rows:
         for number, tried in enumerate(row.tried, start=1):
             rate, rank, score = tried["learning_rate"], tried["r"], tried["score"]
-            told = f"{score:.4f}" if score is not None else f"{tried['status'].replace('_', ' ')}: {tried['cause']}"
+            outcome = f"{score:.4f}" if score is not None else f"{tried['status'].replace('_', ' ')}: {tried['cause']}"
             cells = [
                 _make_cell(row.name), _make_cell(str(number), number), _make_cell(f"{rate:g}", rate),
-                _make_cell("none" if rank is None else str(rank), rank), _make_cell(told, score),
+                _make_cell("none" if rank is None else str(rank), rank), _make_cell(outcome, score),
             ]  # fmt: skip
             rows.append({"cells": cells, "chosen": (rate, rank) == (row.learning_rate, row.r)})
     metric = findings.metrics[0].title if findings.metrics else "score"

@@ -25,14 +25,14 @@ class Example:
         number: In the data that it was read from.
         text: What it asks; None where the data is not at hand.
         right: The right answer.
-        said: The answer of each row of the comparison, of its first seed.
+        predictions: The prediction of each row of the comparison, of its first seed.
         hits: Those rows whose answer is right.
     """
 
     number: int
     text: str | None
     right: str
-    said: dict[str, str]
+    predictions: dict[str, str]
     hits: frozenset[str]
 
 
@@ -68,7 +68,7 @@ def read_answers(results: ComparisonResults, examples: int, *, reload_data: bool
     scores: dict[str, dict[str, dict[str, float]]] = {}
     class_rows: dict[str, int] = {}
     first: tuple[Report, list[int], list[Any]] | None = None
-    said: dict[str, list[str]] = {}
+    predictions: dict[str, list[str]] = {}
     hits: dict[str, list[bool]] = {}
     right: list[str] = []
     for row in results.rows:
@@ -80,8 +80,8 @@ def read_answers(results: ComparisonResults, examples: int, *, reload_data: bool
                 first = (report, numbers, references)
                 right = [format_target(task, reference) for reference in references]
             # Another test set has other rows, which can't stand beside these.
-            if row.name not in said and (numbers, references) == first[1:]:
-                said[row.name] = [format_prediction(answer) for answer in answers]
+            if row.name not in predictions and (numbers, references) == first[1:]:
+                predictions[row.name] = [format_prediction(answer) for answer in answers]
                 hits[row.name] = list(map(task.metrics.is_correct, answers, references))
             confusions.setdefault(row.name, Counter()).update(task.metrics.confusion(answers, references))
             by_seed.append(task.metrics.per_class(answers, references))
@@ -99,13 +99,13 @@ def read_answers(results: ComparisonResults, examples: int, *, reload_data: bool
     if first is None:
         return Answers()
     report, numbers, _ = first
-    differing = _differing(list(said.values()), list(hits.values()))
-    texts, why = _texts(report, numbers, reload_data) if examples and differing else (None, None)
+    differing = _find_disagreements(list(predictions.values()), list(hits.values()))
+    texts, why = _load_texts(report, numbers, reload_data) if examples and differing else (None, None)
     shown = [
         Example(
             number=numbers[place], text=None if texts is None else texts[place], right=right[place],
-            said={name: answers[place] for name, answers in said.items()},
-            hits=frozenset(name for name in said if hits[name][place]),
+            predictions={name: answers[place] for name, answers in predictions.items()},
+            hits=frozenset(name for name in predictions if hits[name][place]),
         )
         for place in differing[:examples]
     ]  # fmt: skip
@@ -115,15 +115,15 @@ def read_answers(results: ComparisonResults, examples: int, *, reload_data: bool
     )  # fmt: skip
 
 
-def _differing(said: Sequence[Sequence[str]], hits: Sequence[Sequence[bool]]) -> list[int]:
+def _find_disagreements(predictions: Sequence[Sequence[str]], hits: Sequence[Sequence[bool]]) -> list[int]:
     """Places on which the answers differ, those with the most different ones first; of a single row, where it errs."""
-    if len(said) == 1:
+    if len(predictions) == 1:
         return [place for place, hit in enumerate(hits[0]) if not hit]
-    kinds = [len(set(answers)) for answers in zip(*said, strict=True)]
+    kinds = [len(set(answers)) for answers in zip(*predictions, strict=True)]
     return sorted((place for place, count in enumerate(kinds) if count > 1), key=lambda place: (-kinds[place], place))
 
 
-def _texts(report: Report, numbers: Sequence[int], reload_data: bool) -> tuple[list[str] | None, str | None]:
+def _load_texts(report: Report, numbers: Sequence[int], reload_data: bool) -> tuple[list[str] | None, str | None]:
     """What each test row asks, from the data that the run was made on; or why that is not to be had."""
     recipe = dict_to_recipe(report.recipe)
     try:
