@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from peftkit.planning.run_estimate import estimate_run
 from peftkit.runs.report import read_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,4 +66,4 @@ def test_ds_auto_shards_no_adapter_that_fits(tmp_path):
     assert "would gain nothing" in done.stdout + done.stderr
     assert "deepspeed" not in report.recipe["training"]
     assert report.environment["processes"] == 2
-    assert report.plan["placement"] == "none"
+    assert estimate_run(tmp_path / "run")["placement"] == "none"

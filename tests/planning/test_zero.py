@@ -3,7 +3,9 @@ import pytest
 from peftkit.planning.tracing import ModelMemory, StepMemory
 from peftkit.planning.zero import PLACEMENTS, estimate_rank_memory
 
-STEP = StepMemory(rows=8, forward=500, backward=900, accumulated=0, released=600, update=300, flops=10**9, operators=100)
+STEP = StepMemory(
+    rows=8, forward=500, backward=900, accumulated=0, released=600, update=300, flops=10**9, operators=100
+)
 MODEL = ModelMemory(
     total=1000, trainable=100, weights=4000, quantization=0, trained_weights=400, gradients=400, optimizer=800,
     master_optimizer=800, largest_layer=50, width=4, steps=(STEP,),
