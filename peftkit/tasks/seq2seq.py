@@ -1,6 +1,7 @@
 """Task: generate a text from a text, as in summarization and translation."""
 
 import difflib
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -177,6 +178,8 @@ class Seq2Seq(DefaultTask):
             batched=True,
             remove_columns=rows.column_names,
             keep_in_memory=True,
+            # Nothing is cached; without a fingerprint the tokenizer would be pickled to compute one.
+            new_fingerprint=uuid.uuid4().hex,
         )
         if labels is None:
             return encoded

@@ -1,5 +1,6 @@
 """Base of the tasks that read a text, or a pair of texts, as a whole."""
 
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -64,6 +65,8 @@ class TextTask(DefaultTask):
             batched=True,
             remove_columns=rows.column_names,
             keep_in_memory=True,
+            # Nothing is cached; without a fingerprint the tokenizer would be pickled to compute one.
+            new_fingerprint=uuid.uuid4().hex,
         )
         return encoded if labels is None else self.encode_labels(encoded, rows, labels)
 
