@@ -23,9 +23,9 @@ import types
 from pathlib import Path
 
 PRELOADED = (
-    "torch", "torch._dynamo", "torch.distributed.run", "transformers.trainer_seq2seq", "peft", "datasets", "evaluate",
+    "torch", "torch._dynamo", "torch.distributed.launcher.api", "transformers.trainer_seq2seq", "peft", "datasets",
     "transformers.models.auto.modeling_auto", "transformers.models.bert.modeling_bert", "pandas", "pyarrow.parquet",
-    "transformers.models.t5.modeling_t5", "bitsandbytes", "deepspeed.launcher.launch", "deepspeed.launcher.runner",
+    "transformers.models.t5.modeling_t5", "evaluate", "bitsandbytes", "deepspeed.launcher.runner",
     "tensorboardX", "jsonargparse", "sklearn.metrics", "scipy.stats", "nltk", "sacrebleu",
 )  # fmt: skip
 READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "LD_", "ARROW_", "PYTHONHASHSEED")
@@ -106,6 +106,7 @@ def connect(folder: Path, owner: int) -> socket.socket:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if connection.connect_ex(str(folder / "socket")) == 0:
             return connection
+        (folder / "socket").unlink(missing_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         environment.pop("PYTHONPATH", None)
         with (folder / "log").open("ab") as log:

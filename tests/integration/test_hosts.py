@@ -103,6 +103,8 @@ def ip(*words):
 def hosts(tmp_path):
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and the program ip (Debian: iproute2)")
+    # The server of the forks is to start outside the namespaces, whose processes are killed.
+    subprocess.run([sys.executable, "-c", ""], check=True)
     found = Hosts(tmp_path)
     try:
         try:
