@@ -21,20 +21,20 @@ from peftkit.system.environment import environment
 HERE = Path(__file__).resolve().parent
 
 
-def peer(method: str, seed: int, words: argparse.Namespace) -> dict:
+def peer(method: str, seed: int, options: argparse.Namespace) -> dict:
     """One run of the plain Trainer."""
-    output = words.work / f"trainer-{method}-{seed}.json"
+    output = options.work / f"trainer-{method}-{seed}.json"
     if not output.exists():
         settings = {
-            "data": str(words.data.resolve()), "model": str(find_demo_model()), "kind": "SequenceClassification",
+            "data": str(options.data.resolve()), "model": str(find_demo_model()), "kind": "SequenceClassification",
             "task": {"text": "text", "label": "label", "max_length": 128},
             "learning_rate": {"full": 5e-5, "lora": 1e-3, "qlora": 1e-3},
             "training": {
-                "num_train_epochs": 1, "max_steps": words.max_steps, "per_device_train_batch_size": 32,
+                "num_train_epochs": 1, "max_steps": options.max_steps, "per_device_train_batch_size": 32,
                 "per_device_eval_batch_size": 64,
             },
         }  # fmt: skip
-        file = words.work / "settings.json"
+        file = options.work / "settings.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(settings))
         script = [sys.executable, HERE / "plain_trainer.py", file, "--method", method, "--seed", seed]
@@ -43,13 +43,13 @@ def peer(method: str, seed: int, words: argparse.Namespace) -> dict:
     return {"accuracy": found.pop("metrics")["accuracy"], **found}
 
 
-def ours(method: str, seed: int, words: argparse.Namespace) -> dict:
+def ours(method: str, seed: int, options: argparse.Namespace) -> dict:
     """One run of peftkit's recipe."""
-    folder = words.work / f"peftkit-{method}-{seed}"
+    folder = options.work / f"peftkit-{method}-{seed}"
     if not (folder / "report.json").exists():
         recipe = HERE.parent / "recipes" / f"{method}_cls.py"
-        where = ["--data.path", words.data, "--training.output_dir", folder]
-        _run([sys.executable, recipe, *where, "--training.seed", seed, "--training.max_steps", words.max_steps])
+        where = ["--data.path", options.data, "--training.output_dir", folder]
+        _run([sys.executable, recipe, *where, "--training.seed", seed, "--training.max_steps", options.max_steps])
     report = json.loads((folder / "report.json").read_text())
     return {
         "accuracy": report["metrics"]["test"]["accuracy"],
@@ -72,21 +72,21 @@ def main() -> None:
     parser.add_argument("--methods", default="full,lora,qlora")
     parser.add_argument("--max_steps", type=int, default=-1)
     parser.add_argument("--work", type=Path, default=Path("runs/against_trainer"))
-    words = parser.parse_args()
+    options = parser.parse_args()
     rows = []
-    for seed in map(int, words.seeds.split(",")):
-        for method in words.methods.split(","):
+    for seed in map(int, options.seeds.split(",")):
+        for method in options.methods.split(","):
             row = {"method": method, "seed": seed}
-            rows.append({**row, "trainer": peer(method, seed, words), "peftkit": ours(method, seed, words)})
-    name = words.data.resolve().name
+            rows.append({**row, "trainer": peer(method, seed, options), "peftkit": ours(method, seed, options)})
+    name = options.data.resolve().name
     result = {"data": name, "environment": {**environment(), "node": platform.machine()}, "rows": rows}
     output = HERE / "results" / f"trainer_{name}.json"
     output.parent.mkdir(exist_ok=True)
     output.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"\n{name}: median over seeds {words.seeds}; time and memory are peftkit over Trainer\n")
+    print(f"\n{name}: median over seeds {options.seeds}; time and memory are peftkit over Trainer\n")
     print("| method | Trainer accuracy | peftkit accuracy | train time | peak memory |")
     print("| --- | ---: | ---: | ---: | ---: |")
-    for method in words.methods.split(","):
+    for method in options.methods.split(","):
         mine = [row for row in rows if row["method"] == method]
         median = {
             (side, what): statistics.median(row[side][what] for row in mine)

@@ -51,20 +51,20 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--methods", default="lora,qlora")
     parser.add_argument("--work", type=Path, default=Path("runs/big_merge"))
-    words = parser.parse_args()
-    base = words.work / "base"
+    options = parser.parse_args()
+    base = options.work / "base"
     if not base.exists():
         torch.manual_seed(0)
         config = BertConfig(
-            vocab_size=30522, hidden_size=words.hidden, num_hidden_layers=words.layers, num_attention_heads=16,
-            intermediate_size=4 * words.hidden,
+            vocab_size=30522, hidden_size=options.hidden, num_hidden_layers=options.layers, num_attention_heads=16,
+            intermediate_size=4 * options.hidden,
         )  # fmt: skip
         AutoModel.from_config(config).save_pretrained(base)
         AutoTokenizer.from_pretrained(find_demo_model()).save_pretrained(base)
     size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
     rows = []
-    for method in words.methods.split(","):
-        run, out = words.work / method, words.work / "out"
+    for method in options.methods.split(","):
+        run, out = options.work / method, options.work / "out"
         if not (run / "report.json").exists():
             recipe = Path(__file__).resolve().parent.parent / "recipes" / f"{method}_cls.py"
             training = {

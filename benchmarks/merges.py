@@ -22,10 +22,10 @@ RESULT = HERE / "results" / "merges.json"
 NAMES = ("sst2_sentences", "trec", "mrpc", "wnut17", "stsb", "e2e_nlg")
 
 
-def measured(name: str, seed: int, words: argparse.Namespace) -> list[dict]:
+def measured(name: str, seed: int, options: argparse.Namespace) -> list[dict]:
     """The forms of one run."""
-    command, report = commands(name, ROWS[name], "qlora", seed, words)["peftkit"]
-    run, out = report.parent, words.work / "export"
+    command, report = commands(name, ROWS[name], "qlora", seed, options)["peftkit"]
+    run, out = report.parent, options.work / "export"
     if not report.exists():
         subprocess.run([str(word) for word in command], check=True)
     shutil.rmtree(out, ignore_errors=True)
@@ -63,13 +63,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/merges"))
     parser.add_argument("--only", default=",".join(NAMES))
     parser.add_argument("--table", action="store_true")
-    words = parser.parse_args()
+    options = parser.parse_args()
     found = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": []}
-    words.work.mkdir(parents=True, exist_ok=True)
-    for name in () if words.table else words.only.split(","):
+    options.work.mkdir(parents=True, exist_ok=True)
+    for name in () if options.table else options.only.split(","):
         for seed in ROWS[name].seeds:
             if not any((row["data"], row["seed"]) == (name, seed) for row in found["rows"]):
-                forms = measured(name, seed, words)
+                forms = measured(name, seed, options)
                 found["rows"].append({"data": name, "seed": seed, "forms": forms})
                 found["environment"] = environment()
                 RESULT.write_text(json.dumps(found, indent=1) + "\n")

@@ -151,19 +151,19 @@ def main() -> None:
     parser.add_argument("--method", choices=("full", "lora", "qlora"), required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    words = parser.parse_args()
-    settings = json.loads(words.settings.read_text())
+    options = parser.parse_args()
+    settings = json.loads(options.settings.read_text())
     kind, task, folder = settings["kind"], settings["task"], Path(settings["data"])
 
     seq2seq = kind == "Seq2Seq"
     trainer_class = Seq2SeqTrainer if seq2seq else Trainer
     arguments_class = Seq2SeqTrainingArguments if seq2seq else TrainingArguments
     arguments = arguments_class(
-        output_dir=str(words.output.with_suffix("")), learning_rate=settings["learning_rate"][words.method],
-        seed=words.seed, report_to="none", save_strategy="no", logging_steps=10, use_cpu=not torch.cuda.is_available(),
-        disable_tqdm=True, **({"predict_with_generate": True} if seq2seq else {}), **settings["training"],
+        output_dir=str(options.output.with_suffix("")), learning_rate=settings["learning_rate"][options.method],
+        seed=options.seed, report_to="none", save_strategy="no", logging_steps=10, disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(), **({"predict_with_generate": True} if seq2seq else {}), **settings["training"],
     )  # fmt: skip
-    set_seed(words.seed)
+    set_seed(options.seed)
     data = load_dataset(str(folder)) if not seq2seq else {
         split: load_dataset("json", data_files=str(folder / f"{split}.jsonl"), split="train")
         for split in ("train", "validation", "test")
@@ -180,7 +180,7 @@ def main() -> None:
         encoded, head, score = classifier(kind, task, data, tokenizer)
         collator, task_type, skipped = DataCollatorWithPadding(tokenizer), "SEQ_CLS", ["classifier"]
     quantization = None
-    if words.method == "qlora":
+    if options.method == "qlora":
         compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         quantization = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -191,7 +191,7 @@ def main() -> None:
         model.generation_config.max_new_tokens = task["max_target_length"]
     if quantization is not None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    if words.method != "full":
+    if options.method != "full":
         # For tagging peft takes the head for one more linear layer and then can't train it; left out by name.
         left_out = skipped if kind == "TokenClassification" else None
         config = LoraConfig(
@@ -212,8 +212,8 @@ def main() -> None:
     }
     if torch.cuda.is_available():
         result["allocated_peak"] = torch.cuda.max_memory_allocated()
-    words.output.parent.mkdir(parents=True, exist_ok=True)
-    words.output.write_text(json.dumps(result) + "\n")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -46,9 +46,9 @@ def main() -> None:
     """Write the result and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    words = parser.parse_args()
+    options = parser.parse_args()
     rows = [
-        {"run": row["run"], "planned": planned(row, words.data), "measured": row["memory"]["allocated_peak"]}
+        {"run": row["run"], "planned": planned(row, options.data), "measured": row["memory"]["allocated_peak"]}
         for row in json.loads((RESULTS / "h200.json").read_text())["rows"]
     ]
     (RESULTS / "planned_gpu.json").write_text(json.dumps({"rows": rows}, indent=2) + "\n")

@@ -114,11 +114,11 @@ def planned(recipe: Any, model: str) -> dict[str, int]:
     return dataclasses.asdict(estimate_rank_memory(found, found.steps[0], PLACEMENTS[0], 1))
 
 
-def case(words: argparse.Namespace) -> None:
+def case(options: argparse.Namespace) -> None:
     """One case in this process: print its figures as JSON."""
     with tempfile.TemporaryDirectory() as folder:
-        recipe = recipe_of(words.model, words.method, words.rows, words.length, folder, words.place)
-        found = planned(recipe, words.model) if words.case == "plan" else measure(recipe)
+        recipe = recipe_of(options.model, options.method, options.rows, options.length, folder, options.place)
+        found = planned(recipe, options.model) if options.case == "plan" else measure(recipe)
     print(json.dumps(found))
 
 
@@ -148,18 +148,18 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/planned_memory"))
     parser.add_argument("--result", type=Path, default=RESULT)
-    words = parser.parse_args()
-    if words.case:
-        case(words)
+    options = parser.parse_args()
+    if options.case:
+        case(options)
         return
     from peftkit.system.environment import environment
     from peftkit.system.files import write_json
 
-    found = json.loads(words.result.read_text()) if words.result.exists() else {"cases": []}
+    found = json.loads(options.result.read_text()) if options.result.exists() else {"cases": []}
     found["environment"] = environment()
     done = {(one["model"], one["method"], one["rows"], one["length"]) for one in found["cases"]}
-    for model in words.models.split(","):
-        place = checkpoint(model, words.checkpoints)
+    for model in options.models.split(","):
+        place = checkpoint(model, options.checkpoints)
         for method in METHODS:
             for rows, length in SHAPES:
                 if (model, method, rows, length) in done:
@@ -174,7 +174,7 @@ def main() -> None:
                 told["error"] = told["plan"]["peak"] / told["measure"]["peak"] - 1
                 print(model, method, rows, length, f"{told['error']:+.2%}", flush=True)
                 found["cases"].append(told)
-                write_json(words.result, found)
+                write_json(options.result, found)
 
 
 if __name__ == "__main__":

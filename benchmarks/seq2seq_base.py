@@ -3,7 +3,7 @@
     python benchmarks/seq2seq_base.py [--work FOLDER] [--max_steps N]
 
 Rows, vocabulary and random weights are made first, unless WORK has them; peftkit's own full fine-tuning trains them.
-Two jobs are learned, told by a prefix: `restore:` a text of which words are masked, and `summarize:` the body of a
+Two jobs are learned, told by a prefix: `restore:` a text of which options are masked, and `summarize:` the body of a
 docstring. WORK/base is the run; WORK/shipped goes, with a card, to peftkit/models/seq2seq_base.
 """
 
@@ -39,15 +39,15 @@ SPLITS = ("train", "validation", "test")
 
 
 def masked(text: str, chance: random.Random) -> str:
-    """The text with about a fifth of its words, one to three at a time, behind a mask."""
-    words, kept = text.split(), []
+    """The text with about a fifth of its options, one to three at a time, behind a mask."""
+    options, kept = text.split(), []
     place = 0
-    while place < len(words):
+    while place < len(options):
         if chance.random() < 0.1:
             kept.append("<mask>")
             place += chance.choice((1, 2, 3))
         else:
-            kept.append(words[place])
+            kept.append(options[place])
             place += 1
     return " ".join(kept)
 
@@ -146,25 +146,25 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, default=Path("runs/seq2seq_base"))
     parser.add_argument("--max_steps", type=int, default=11_000)
-    words = parser.parse_args()
+    options = parser.parse_args()
     set_up_logging()
     report = run(
         Recipe(
             name="seq2seq_base",
-            model=ModelConfig(name_or_path=str(prepare(words.work))),
-            data=DataConfig(data_files={split: str(words.work / f"{split}.jsonl") for split in SPLITS}),
+            model=ModelConfig(name_or_path=str(prepare(options.work))),
+            data=DataConfig(data_files={split: str(options.work / f"{split}.jsonl") for split in SPLITS}),
             task=Seq2Seq(max_source_length=64, max_target_length=64),
             method=full(),
             training=dict(
-                output_dir=str(words.work / "base"), max_steps=words.max_steps, per_device_train_batch_size=256,
+                output_dir=str(options.work / "base"), max_steps=options.max_steps, per_device_train_batch_size=256,
                 per_device_eval_batch_size=256, learning_rate=2e-3, warmup_steps=400, logging_steps=100, seed=SEED,
                 dataloader_num_workers=4,
             ),
         )
     )  # fmt: skip
-    ship(words.work)
-    answers = [json.loads(line) for line in (words.work / "base" / "predictions.jsonl").read_text().splitlines()]
-    rows = [json.loads(line) for line in (words.work / "test.jsonl").read_text().splitlines()]
+    ship(options.work)
+    answers = [json.loads(line) for line in (options.work / "base" / "predictions.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (options.work / "test.jsonl").read_text().splitlines()]
     print(report.data["rows"], report.times, report.environment["gpus"] or report.environment["cpu"])
     for job in ("restore", "summarize"):
         mine = [answer for answer, row in zip(answers, rows, strict=True) if row["source"].startswith(job)]

@@ -15,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from peftkit.planning.run_estimate import estimate_run
+
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "sharding.json"
 BIN = Path(sys.executable).parent
@@ -29,9 +31,9 @@ HOSTS = ("peftkit-bench-0", "peftkit-bench-1")
 ADDRESSES = ("10.78.0.1", "10.78.0.2")
 
 
-def ip(*words: str) -> None:
+def ip(*options: str) -> None:
     """Run iproute2's command."""
-    subprocess.run([IP, *words], check=True, capture_output=True)
+    subprocess.run([IP, *options], check=True, capture_output=True)
 
 
 def make_hosts() -> bool:
@@ -59,10 +61,10 @@ def remove_hosts() -> None:
         subprocess.run([IP, "netns", "delete", name], check=False, capture_output=True)
 
 
-def commands(place: str, sharding: str, recipe: Path, words: list[str]) -> list[list[str]]:
+def commands(place: str, sharding: str, recipe: Path, options: list[str]) -> list[list[str]]:
     """One command, or one for each host."""
     ds = [] if sharding == "none" else ["--ds", sharding]
-    run = [str(recipe), *words, *ds]
+    run = [str(recipe), *options, *ds]
     if place == "1":
         return [[sys.executable, *run]]
     if place == "2":
@@ -78,7 +80,7 @@ def train(method: str, place: str, sharding: str, data: Path, steps: int, work: 
     """Train once, or read what was trained."""
     folder = work / f"{method}-{place}-{sharding}-{steps}"
     if not (folder / "report.json").exists():
-        words = [
+        options = [
             "--data.path", str(data), "--training.max_steps", str(steps), "--data.max_train_samples", str(32 * steps),
             "--data.max_eval_samples", "400", "--training.per_device_train_batch_size", "32" if place == "1" else "16",
             "--training.learning_rate", str(LEARNING_RATES[method]), "--training.warmup_steps", "3",
@@ -90,7 +92,7 @@ def train(method: str, place: str, sharding: str, data: Path, steps: int, work: 
         with (work / f"{folder.name}.log").open("w") as log:
             started = [
                 subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-                for command in commands(place, sharding, recipe, words)
+                for command in commands(place, sharding, recipe, options)
             ]
             try:
                 codes = [process.wait(900) for process in started]
@@ -100,18 +102,19 @@ def train(method: str, place: str, sharding: str, data: Path, steps: int, work: 
         if any(codes):
             raise SystemExit(f"failed: {work / folder.name}.log")
     report = json.loads((folder / "report.json").read_text())
+    plan = estimate_run(folder)
     losses = [row["loss"] for row in report["history"] if "loss" in row]
     ranks = report["environment"]["processes"]
     # The float32 copy of the trained weights, which is no part of the optimizer's own state.
     master = 0 if sharding == "none" else 4 * report["parameters"]["trainable"] // ranks
-    planned = report["plan"]["optimizer"] - master if "offload" not in sharding else None
+    planned = plan["optimizer"] - master if "offload" not in sharding else None
     return {
         "method": method, "place": place, "sharding": sharding, "ranks": ranks,
         "hosts": report["environment"]["hosts"], "losses": losses,
         "accuracy": report["metrics"]["test"]["accuracy"],
         "optimizer": report["optimizer_bytes"], "planned_optimizer": planned,
         "process_peak": max(rank["process_peak"] for rank in report["memory_per_rank"]),
-        "planned_peak": report["plan"]["process_peak"],
+        "planned_peak": plan["process_peak"],
         "steps_per_second": steps / report["times"]["train"],
         "environment": report["environment"],
     }  # fmt: skip
@@ -137,8 +140,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--work", type=Path, default=Path("runs/sharding"))
-    words = parser.parse_args()
-    words.work.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
     places = ["1", "2"]
     if make_hosts():
         places.append("hosts")
@@ -149,7 +152,7 @@ def main() -> None:
         for method in LEARNING_RATES:
             for place in places:
                 for sharding in SHARDINGS[place]:
-                    rows.append(train(method, place, sharding, words.data, words.steps, words.work))
+                    rows.append(train(method, place, sharding, options.data, options.steps, options.work))
                     row = rows[-1]
                     print(method, place, sharding, f"{row['losses'][-1]:.4f}", f"{row['accuracy']:.4f}", flush=True)
     finally:
@@ -162,9 +165,11 @@ def main() -> None:
     for row in rows:
         other = unsharded[row["method"], row["place"]]
         row["loss_apart"] = max(abs(a - b) for a, b in zip(row["losses"], other, strict=True))
-    efficiency = {method: planned_efficiency(method, words.data, words.steps, words.work) for method in LEARNING_RATES}
+    efficiency = {
+        method: planned_efficiency(method, options.data, options.steps, options.work) for method in LEARNING_RATES
+    }
     result = {
-        "data": words.data.resolve().name, "steps": words.steps, "environment": environment, "rows": rows,
+        "data": options.data.resolve().name, "steps": options.steps, "environment": environment, "rows": rows,
         "planned_efficiency": efficiency,
     }  # fmt: skip
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

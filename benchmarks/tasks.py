@@ -102,13 +102,14 @@ ROWS = {
 }  # fmt: skip
 
 
-def subset(name: str, row: Row, words: argparse.Namespace) -> Path:
+def subset(name: str, row: Row, options: argparse.Namespace) -> Path:
     """The seeded rows of a data set, as three files; drawn once."""
-    folder = words.work / "data" / f"{name}-{row.train}-{row.test}"
+    folder = options.work / "data" / f"{name}-{row.train}-{row.test}"
     if folder.exists():
         return folder
     found = {
-        split: (words.data / name / file).read_text(encoding="utf-8").splitlines() for split, file in row.files.items()
+        split: (options.data / name / file).read_text(encoding="utf-8").splitlines()
+        for split, file in row.files.items()
     }
     chance = random.Random(DATA_SEED)
     for lines in found.values():
@@ -122,12 +123,12 @@ def subset(name: str, row: Row, words: argparse.Namespace) -> Path:
     return folder
 
 
-def chinese_model(words: argparse.Namespace) -> Path:
+def chinese_model(options: argparse.Namespace) -> Path:
     """all-MiniLM-L6-v2 with the vocabulary of bert-base-chinese; tokens that it does not know get random vectors."""
-    folder = words.work / "minilm-zh"
+    folder = options.work / "minilm-zh"
     if not folder.exists():
         source = find_demo_model()
-        vocabulary = words.data.parent / "tokenizers" / "bert-base-chinese"
+        vocabulary = options.data.parent / "tokenizers" / "bert-base-chinese"
         tokenizer, known = AutoTokenizer.from_pretrained(vocabulary), AutoTokenizer.from_pretrained(source).get_vocab()
         weights = load_file(source / "model.safetensors")
         name = next(name for name in weights if name.endswith("word_embeddings.weight"))
@@ -144,9 +145,9 @@ def chinese_model(words: argparse.Namespace) -> Path:
     return folder
 
 
-def model_folder(row: Row, words: argparse.Namespace) -> Path:
+def model_folder(row: Row, options: argparse.Namespace) -> Path:
     """Where the weights of a row lie."""
-    return chinese_model(words) if row.model == "minilm-zh" else find_demo_model(row.model)
+    return chinese_model(options) if row.model == "minilm-zh" else find_demo_model(row.model)
 
 
 def digest(data: bytes) -> str:
@@ -154,25 +155,25 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
-def settings_of(row: Row, words: argparse.Namespace) -> dict:
+def settings_of(row: Row, options: argparse.Namespace) -> dict:
     """What makes a row another one: everything but its seeds and what is shown of it."""
     found = {name: value for name, value in vars(row).items() if name not in ("seeds", "metrics")}
-    return {**found, "weights": digest((model_folder(row, words) / "model.safetensors").read_bytes())}
+    return {**found, "weights": digest((model_folder(row, options) / "model.safetensors").read_bytes())}
 
 
-def commands(name: str, row: Row, method: str, seed: int, words: argparse.Namespace) -> dict[str, tuple[list, Path]]:
+def commands(name: str, row: Row, method: str, seed: int, options: argparse.Namespace) -> dict[str, tuple[list, Path]]:
     """For either side its command and the file that it leaves."""
-    model = str(model_folder(row, words))
+    model = str(model_folder(row, options))
     training = {
         "num_train_epochs": row.epochs, "per_device_train_batch_size": row.batch, "per_device_eval_batch_size": 64,
     }  # fmt: skip
     settings = {
-        "data": str(subset(name, row, words)), "model": model, "kind": row.kind, "task": row.task,
+        "data": str(subset(name, row, options)), "model": model, "kind": row.kind, "task": row.task,
         "training": training, "learning_rate": row.learning_rate,
     }  # fmt: skip
     # What was left by other settings is another thing's.
-    run = f"{name}-{method}-{seed}-{digest(json.dumps(settings_of(row, words)).encode())}"
-    file = words.work / f"{run}.json"
+    run = f"{name}-{method}-{seed}-{digest(json.dumps(settings_of(row, options)).encode())}"
+    file = options.work / f"{run}.json"
     file.write_text(json.dumps(settings))
     recipe = {
         "name": f"{name} {method}",
@@ -182,7 +183,7 @@ def commands(name: str, row: Row, method: str, seed: int, words: argparse.Namesp
         "method": {"name": method},
         "training": {
             **training, "learning_rate": row.learning_rate[method], "seed": seed, "logging_steps": 10,
-            "disable_tqdm": True, "output_dir": str(words.work / "peftkit" / run),
+            "disable_tqdm": True, "output_dir": str(options.work / "peftkit" / run),
         },
     }  # fmt: skip
     if method != "full":
@@ -190,9 +191,9 @@ def commands(name: str, row: Row, method: str, seed: int, words: argparse.Namesp
         recipe["method"]["peft"] = {"class_path": "peft.LoraConfig", "init_args": adapter}
     if method == "qlora":
         recipe["method"]["quantization"] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    ours = words.work / f"{run}.yaml"
+    ours = options.work / f"{run}.yaml"
     ours.write_text(json.dumps(recipe))
-    theirs = words.work / "trainer" / f"{run}.json"
+    theirs = options.work / "trainer" / f"{run}.json"
     plain = [sys.executable, HERE / "plain_trainer.py", file, "--method", method, "--seed", seed, "--output", theirs]
     return {
         "trainer": (plain, theirs),
@@ -203,19 +204,19 @@ def commands(name: str, row: Row, method: str, seed: int, words: argparse.Namesp
     }  # fmt: skip
 
 
-def run_both(sides: dict[str, tuple[list, Path]], words: argparse.Namespace) -> None:
+def run_both(sides: dict[str, tuple[list, Path]], options: argparse.Namespace) -> None:
     """Both sides at once, a core each; neither where it is done."""
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     running = []
     for side, (command, file) in sides.items():
         if not done(file):
             print("+", " ".join(map(str, command)), flush=True)
-            log = (words.work / f"{side}.log").open("a")
+            log = (options.work / f"{side}.log").open("a")
             running.append(
                 subprocess.Popen([str(word) for word in command], env=variables, stdout=log, stderr=subprocess.STDOUT)
             )
     if failed := [process.args for process in running if process.wait()]:
-        sys.exit(f"failed: {failed[0]}; see {words.work}/*.log")
+        sys.exit(f"failed: {failed[0]}; see {options.work}/*.log")
 
 
 def done(file: Path) -> bool:
@@ -224,7 +225,7 @@ def done(file: Path) -> bool:
 
 
 def measured(file: Path) -> dict:
-    """What a side measured, in the words of the plain one."""
+    """What a side measured, in the options of the plain one."""
     found = json.loads(file.read_text())
     if "status" not in found:
         return found
@@ -277,23 +278,23 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/tasks"))
     parser.add_argument("--only", default=",".join(ROWS))
     parser.add_argument("--table", action="store_true")
-    words = parser.parse_args()
-    words.work = words.work.resolve()
-    words.work.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    options.work = options.work.resolve()
+    options.work.mkdir(parents=True, exist_ok=True)
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {"environments": {}, "rows": []}
     # The first seed of every data set comes first: half a table is a table.
     for seed in SEEDS:
-        for name in words.only.split(","):
-            for method in METHODS if seed in ROWS[name].seeds and not words.table else ():
+        for name in options.only.split(","):
+            for method in METHODS if seed in ROWS[name].seeds and not options.table else ():
                 row = {"data": name, "method": method, "seed": seed}
-                settings = settings_of(ROWS[name], words)
+                settings = settings_of(ROWS[name], options)
                 kept = [found for found in result["rows"] if any(found[part] != row[part] for part in row)]
                 same = [found for found in result["rows"] if found not in kept and found["settings"] == settings]
                 if same:
                     continue
-                sides = commands(name, ROWS[name], method, seed, words)
+                sides = commands(name, ROWS[name], method, seed, options)
                 began = time.monotonic()
-                run_both(sides, words)
+                run_both(sides, options)
                 where = environment()
                 row |= {
                     "settings": settings, "environment": digest(json.dumps(where).encode()),

@@ -18,10 +18,10 @@ HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "recipes" / "lora_cls.py"
 
 
-def run(launcher: list, folder: Path, threads: int, words: list) -> dict:
+def run(launcher: list, folder: Path, threads: int, options: list) -> dict:
     """Train once, or read what was trained."""
     if not (folder / "report.json").exists():
-        command = [*launcher, RECIPE, *words, "--training.output_dir", folder]
+        command = [*launcher, RECIPE, *options, "--training.output_dir", folder]
         print("+", " ".join(map(str, command)), flush=True)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         subprocess.run([str(word) for word in command], check=True, env=environment)
@@ -45,24 +45,24 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--stages", default="1,2,3")
     parser.add_argument("--work", type=Path, default=Path("runs/against_trainer"))
-    words = parser.parse_args()
-    data = ["--data.path", words.data]
+    options = parser.parse_args()
+    data = ["--data.path", options.data]
     alone = [
-        run([sys.executable], words.work / f"peftkit-lora-{seed}", 2, [*data, "--training.seed", seed])
-        for seed in words.seeds.split(",")
+        run([sys.executable], options.work / f"peftkit-lora-{seed}", 2, [*data, "--training.seed", seed])
+        for seed in options.seeds.split(",")
     ]
     deepspeed = [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", 2]
     half = [*data, "--training.per_device_train_batch_size", 16]
     stages = {
         stage: run(
             deepspeed,
-            words.work / f"zero{stage}",
+            options.work / f"zero{stage}",
             1,
             [*half, "--training.deepspeed", HERE.parent / "ds_configs" / f"zero{stage}.json"],
         )
-        for stage in words.stages.split(",")
+        for stage in options.stages.split(",")
     }
-    name = words.data.resolve().name
+    name = options.data.resolve().name
     environment = alone[0]["environment"]
     for row in [*alone, *stages.values()]:
         del row["environment"]

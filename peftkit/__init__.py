@@ -1,4 +1,4 @@
-"""peftkit: full fine-tuning, LoRA or QLoRA by one recipe, compared, and exported as an ordinary model."""
+"""peftkit: full fine-tuning, LoRA or QLoRA by one recipe, compared, and exported as a standard Transformers model."""
 
 import importlib
 import logging

@@ -47,7 +47,7 @@ def _parse(arguments: Sequence[str], recipe: Recipe, prog: str, *, training: boo
     found, options = parse_fields(arguments, recipe, prog, add_options)
     if options.ds is not None:
         if any(argument.split("=")[0] == "--training.deepspeed" for argument in arguments):
-            raise UserError("--ds and --training.deepspeed: mean the same; pass one of them")
+            raise UserError("--ds and --training.deepspeed: are the same option; pass only one")
         found = replace(found, training={**found.training, "deepspeed": options.ds})
     if not training:
         return RecipeArguments(recipe=found)

@@ -35,7 +35,7 @@ def choose_default_config(recipe: Recipe) -> str:
         stage, why = "zero2", "full fine-tuning: shards gradients and optimizer state"
     else:
         stage, why = "zero1", "an adapter's optimizer state is small: more sharding gains nothing"
-    logger.info("deepspeed without --training.deepspeed: chose ds_configs/%s.json (%s)", stage, why)
+    logger.info("training.deepspeed not set: using ds_configs/%s.json (%s)", stage, why)
     return f"ds_configs/{stage}.json"
 
 
@@ -111,7 +111,7 @@ def clear_stale_locks() -> None:
             age = time.time() - lock.stat().st_mtime
             if age > STALE_AFTER and not _is_open(lock):
                 lock.unlink()
-                logger.warning("removed a lock of a stopped build of DeepSpeed's %s: %s", name, lock)
+                logger.warning("removed a stale build lock of DeepSpeed's %s: %s", name, lock)
             else:
                 logger.warning("waiting for another process that builds DeepSpeed's %s (lock: %s)", name, lock)
         except FileNotFoundError:

@@ -135,8 +135,8 @@ def check_same_on_ranks(fingerprint: str, deepspeed: str, can_load_best: bool) -
     """
     ranks = gather_from_ranks((fingerprint, deepspeed, can_load_best))
     messages = (
-        "data: rank {} read other rows than rank 0; give every host the same data and packages",
-        "training.deepspeed: auto: rank {} would shard differently from rank 0; name one config",
+        "data: rank {} read different rows than rank 0; use the same data and packages on every host",
+        "training.deepspeed: auto: rank {} chose a different config than rank 0; pass one config",
         "training.load_best_model_at_end: rank {} does not see the run folder of rank 0, where the best checkpoint "
         "is saved; give the hosts a shared training.output_dir, or set the option to false",
     )

@@ -19,7 +19,7 @@ class ModelConfig:
 
     Args:
         name_or_path: A hub id, a local folder, `demo`: the small BERT that the extra `demo` installs, or
-            `demo-seq2seq`: the very small T5 that peftkit brings.
+            `demo-seq2seq`: a very small T5 included in peftkit.
         revision: Branch, tag or commit on the hub.
         dtype: Dtype of the loaded weights: `float32`, `bfloat16`, `float16`, or `auto` for that of the checkpoint.
         trust_remote_code: Run code that the checkpoint brings. Only for a source that you trust. Accepted from the
@@ -48,8 +48,8 @@ class DataConfig:
         test_split: Name of the test split; made from train when absent.
         sql: A query, for data in a database.
         seed: Seed of the rows that are held out or drawn; another training seed sees the same rows.
-        max_train_samples: Use at most so many training rows, drawn with `seed`.
-        max_eval_samples: The same for validation and for test.
+        max_train_samples: Maximum number of training rows, drawn with `seed`.
+        max_eval_samples: Maximum number of validation rows and of test rows.
     """
 
     path: str = "demo"

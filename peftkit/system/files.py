@@ -48,7 +48,7 @@ def write_json(path: Path, value: Any) -> None:
 def check_new_directory(path: Path) -> None:
     """Raise UserError when `path` exists and is not an empty folder."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path.resolve().name}: already exists; name another folder or remove it")
+        raise UserError(f"{path.resolve().name}: already exists; use another folder or remove it")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def _load_plugin(path: Path) -> None:
             return
         raise UserError(f"--plugin {path}: a module named '{path.stem}' is loaded already; rename the file")
     if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"--plugin {path}: no such Python file")
+        raise UserError(f"--plugin {path}: no such Python file; pass an existing .py file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

@@ -33,16 +33,18 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
     """
     given = dict(recipe.training)
     if given.get("label_smoothing_factor") and not recipe.task.trainer.supports_label_smoothing:
-        raise UserError(f"training.label_smoothing_factor: has no meaning for {type(recipe.task).__name__}; remove it")
+        raise UserError(f"training.label_smoothing_factor: not supported by {type(recipe.task).__name__}; remove it")
     for name, needed in NEEDED_TO_SCORE.items():
         if given.get(name, needed) != needed:
             raise UserError(
                 f"training.{name}: must be {str(needed).lower()}, or evaluation would lose predictions; remove it"
             )
     if given.get("resume_from_checkpoint"):
-        raise UserError("training.resume_from_checkpoint: is not used; pass --resume PATH instead")
+        raise UserError("training.resume_from_checkpoint: not supported; pass --resume PATH instead")
     if given.get("auto_find_batch_size") and has_several_ranks():
-        raise UserError("training.auto_find_batch_size: is for one rank only; set training.per_device_train_batch_size")
+        raise UserError(
+            "training.auto_find_batch_size: not supported with several ranks; set training.per_device_train_batch_size"
+        )
     use_cpu = bool(given.get("use_cpu")) or not torch.accelerator.is_available()
     defaults: dict[str, Any] = {
         # Files in the run folder; nothing is sent.

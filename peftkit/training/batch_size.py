@@ -36,8 +36,8 @@ class ConstantGlobalBatchTrainer(Trainer):
             raise self._error
         if self._tried:
             logger.info(
-                "out of memory with %d rows a device; trying %d rows, accumulated %d times", self._tried, fitting,
-                self._whole // fitting,
+                "out of memory with batch size %d per device; retrying with %d (gradient accumulation %d)",
+                self._tried, fitting, self._whole // fitting,
             )  # fmt: skip
         self._tried, args.gradient_accumulation_steps = fitting, self._whole // fitting
         try:

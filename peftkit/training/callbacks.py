@@ -13,7 +13,7 @@ from peftkit.system.logging import is_rank_zero
 from peftkit.training.audit import TrainingAudit
 
 # A loss of ten nats is worse than a guess among 22,000 classes.
-RISEN = 10.0
+DIVERGENCE_FACTOR = 10.0
 
 
 def _read_state(callback: TrainerCallback, state: TrainerState) -> dict[str, Any]:
@@ -107,5 +107,5 @@ class ClockCallback(TrainerCallback, ExportableState):
             return
         last = losses[-max(1, len(losses) // 4) :]
         end = sum(last) / len(last)
-        if end > RISEN * max(losses[0], 1.0):
+        if end > DIVERGENCE_FACTOR * max(losses[0], 1.0):
             raise DivergedError(f"the training loss rose from {losses[0]:.3g} to {end:.3g}")

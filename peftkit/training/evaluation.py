@@ -62,7 +62,7 @@ class Scoring:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What the trained model predicts, on rank 0.
+    """Predictions and metrics of the trained model, on rank 0.
 
     Attributes:
         task: Calibrated on validation.

@@ -53,17 +53,17 @@ def fit(
         return calibrated.score("validation", calibrated.predict("validation", prediction.predictions))
 
     audit = AuditCallback()
-    about = None if start is None else checkpoint.read_manifest(start)
+    manifest = None if start is None else checkpoint.read_manifest(start)
     trainer = build_trainer(
         recipe, loaded.model, data.arguments, data.tokenizer, data.encoded, data.splits.labels, compute_metrics,
-        [audit, clock], resumed_step=None if about is None else about.step,
+        [audit, clock], resumed_step=None if manifest is None else manifest.step,
     )  # fmt: skip
-    if about is not None or data.arguments.save_strategy != "no":
+    if manifest is not None or data.arguments.save_strategy != "no":
         trainer.identity = checkpoint.identify_run(recipe, data.splits.fingerprint, data.arguments)
-    if start is not None and about is not None:
-        checkpoint.check_identity(start.name, about.recipe, trainer.identity)
-        trainer.resumed = [*about.resumed, about.describe(start.name)]
-        logger.info("resuming from %s (saved by %d processes)", redact_home(start), about.processes)
+    if start is not None and manifest is not None:
+        checkpoint.check_identity(start.name, manifest.recipe, trainer.identity)
+        trainer.resumed = [*manifest.resumed, manifest.describe(start.name)]
+        logger.info("resuming from %s (saved by %d processes)", redact_home(start), manifest.processes)
     start_up = process_age() - data.seconds
     metrics = trainer.train(resume_from_checkpoint=None if start is None else str(start)).metrics
     return FittedModel(

@@ -93,8 +93,8 @@ def log_report(recipe: Recipe, report: Report, folder: Path) -> None:
         shown += f", calibration error {report.metrics[split]['ece']:.4f}"
     logger.info("%s: audit %s; %s: %s", recipe.name, report.audit.get("verdict"), split, shown)
     kind = "allocated_peak" if "allocated_peak" in report.memory else "process_peak"
-    whose = "on the GPU" if kind == "allocated_peak" else "of the process"
-    logger.info("peak memory %s: %.2f GiB", whose, report.memory[kind] / 2**30)
+    scope = "on the GPU" if kind == "allocated_peak" else "of the process"
+    logger.info("peak memory %s: %.2f GiB", scope, report.memory[kind] / 2**30)
     if report.round_trip:
         result: dict[str, Any] = report.round_trip
         logger.info(

@@ -1,4 +1,4 @@
-"""One training run: resolve, prepare the data, load the model, fit, evaluate, save, verify."""
+"""One training run: resolve, prepare_data, load_model, fit, evaluate, save, verify."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,10 +27,10 @@ from peftkit.training.saving import save, save_weights, verify
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRun:
-    """What is known of a run before anything is loaded.
+    """A run before anything is loaded.
 
     Attributes:
-        recipe: With every open choice made: the DeepSpeed config, the batch size of a resumed run.
+        recipe: With every choice made that changes it: DeepSpeed config, 4-bit storage, batch size of a resumed run.
         folder: The run folder.
         checkpoint: The checkpoint to resume from; None for a new run.
         report: The report so far: name, method, recipe, environment.
@@ -98,7 +98,7 @@ def run(
 
 
 def resolve(recipe: Recipe, *, trial: bool, resume: bool | str | Path) -> ResolvedRun:
-    """Make every open choice of the recipe; the only place that changes a recipe. Raises UserError."""
+    """Make every choice that changes the recipe; no other step changes it. Raises UserError."""
     check_name(recipe.name)
     if recipe.training.get("deepspeed") is None and is_deepspeed_launcher():
         recipe = replace(recipe, training={**recipe.training, "deepspeed": choose_default_config(recipe)})

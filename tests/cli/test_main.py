@@ -37,7 +37,7 @@ def test_help_and_import_load_no_torch(real_interpreter):
         (["train", "recipes/lora_cls.py", "--training.max_step", "3"], "did you mean 'training.max_steps'?"),
         (["compare", "recipes/lora_cls.py", "--methods", "full,loraa"], "did you mean 'lora'?"),
         (["compare", "recipes/lora_cls.py", "--learning_rates", "full"], "expected METHOD=NUMBER, got 'full'"),
-        (["compare", "recipes/lora_cls.py", "--methods", "full", "--over", "method=lora"], "pass one of them"),
+        (["compare", "recipes/lora_cls.py", "--methods", "full", "--over", "method=lora"], "pass only one"),
         (["compare", "recipes/lora_cls.py", "--quick", "--seeds", "2"], "one trial and one seed"),
         (
             ["compare", "recipes/lora_cls.py", "--over", "data.max_train_sample=3"],

@@ -124,6 +124,6 @@ def test_ranks_with_different_files_stop(tmp_path):
         capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode != 0
-    assert done.stderr.count("peftkit: data: rank 1 read other rows than rank 0") == 1
+    assert done.stderr.count("peftkit: data: rank 1 read different rows than rank 0") == 1
     assert done.stderr.count("training.load_best_model_at_end: rank 1 does not see the run folder of rank 0") == 1
     assert "exitcode  : 2" in done.stderr

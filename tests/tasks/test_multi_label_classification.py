@@ -170,5 +170,5 @@ def test_thresholds_travel_with_the_model(small_recipe, folder, tmp_path, method
 
 
 def test_label_smoothing_has_no_meaning_here(small_recipe, folder):
-    with pytest.raises(UserError, match="label_smoothing_factor: has no meaning for MultiLabelClassification"):
+    with pytest.raises(UserError, match="label_smoothing_factor: not supported by MultiLabelClassification"):
         run(small_recipe("bert", None, TASK, str(folder), label_smoothing_factor=0.1))

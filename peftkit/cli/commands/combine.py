@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments."""
     parser.add_argument("run_folders", type=Path, nargs="+", metavar="RUN", help="folders of finished runs")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new run folder")
-    parser.add_argument("--weights", default="", metavar="A,B", help="one a run, in their order (equal ones)")
+    parser.add_argument("--weights", default="", metavar="A,B", help="one weight per run, in order (equal weights)")
     parser.add_argument(
         "--combination_type", default="cat",
         help="as in peft's add_weighted_adapter: cat (exact, ranks add up), svd, linear, ties, dare_ties, ... (cat)",

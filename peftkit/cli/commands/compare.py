@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--over", action="append", default=[], metavar="FIELD=A,B",
-        help="compare any field of the recipe, such as model.name_or_path=a,b; several give every combination",
+        help="compare any field of the recipe, such as model.name_or_path=a,b; "
+        "repeat the option to compare all combinations",
     )  # fmt: skip
     parser.add_argument(
         "--trials", type=int, metavar="N", help=f"settings tried for each row on validation ({DEFAULT_RUNS})"
@@ -33,13 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=int, metavar="N", help=f"runs of each row with its best setting ({DEFAULT_RUNS})"
     )
     parser.add_argument("--quick", action="store_true", help="one setting, one seed: a first look")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each on its own devices (1)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="number of parallel runs, on separate devices (1)"
+    )
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="ranks of each run (1)")
     parser.add_argument(
-        "--learning_rates", default="", help="other than the defaults of the methods, such as full=3e-5,ia3=5e-3"
+        "--learning_rates", default="", help="starting learning rate per method, such as full=3e-5,ia3=5e-3"
     )
     parser.add_argument(
-        "--output", type=Path, help="a new folder, or one where this comparison was begun (comparisons/NAME)"
+        "--output", type=Path, help="comparison folder; an unfinished one is continued (comparisons/NAME)"
     )
     parser.set_defaults(takes_fields=True)
 

@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "dequantized on validation",
     )  # fmt: skip
     parser.add_argument("--int8", action="store_true", help="ONNX with 8-bit weights, scored on validation")
-    parser.add_argument("--tolerance", type=float, help="largest difference of a logit that passes (1e-4)")
+    parser.add_argument("--tolerance", type=float, help="maximum accepted logit difference (1e-4)")
     parser.add_argument(
-        "--push_to_hub", "--push-to-hub", metavar="USER/NAME", help="also upload the export, with your own login"
+        "--push_to_hub", "--push-to-hub", metavar="USER/NAME", help="also upload the export, with your Hub login"
     )
     parser.add_argument("--private", action="store_true", help="with --push_to_hub: create a private model")
     add_reload_data(parser)
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_trust_remote_code(parser: argparse.ArgumentParser) -> None:
     """Define `--trust_remote_code`, which commands that load the model of a run share."""
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that the base model brings")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run custom code of the base model")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -17,13 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run", type=Path, dest="run_folder", metavar="FOLDER",
         help="print the estimated beside the measured memory of a finished run; other options do not apply",
     )  # fmt: skip
-    parser.add_argument("--gpus", type=int, metavar="N", help="number of devices (1 of this machine's)")
+    parser.add_argument("--gpus", type=int, metavar="N", help="number of GPUs (one device of this machine)")
     parser.add_argument("--gpu-memory", "--gpu_memory", metavar="SIZE", help="memory of each device (24GiB)")
     parser.add_argument("--methods", default="full,lora,qlora", metavar="A,B", help="as in compare (full,lora,qlora)")
-    parser.add_argument("--rows", type=int, metavar="N", help="training rows, if the data is not to be read")
-    parser.add_argument(
-        "--tflops", type=float, help="operations in 10^12 a second that training reaches on a device (40 on a GPU)"
-    )
+    parser.add_argument("--rows", type=int, metavar="N", help="number of training rows; the data is then not read")
+    parser.add_argument("--tflops", type=float, help="sustained TFLOP/s per device (40 on a GPU)")
     parser.add_argument(
         "--speed-from",
         "--speed_from",
@@ -31,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="take --tflops from a finished run of one process",
     )
-    parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="between the devices of a host (12)")
-    parser.add_argument("--network", type=float, metavar="GB/S", help="between hosts, a device's share (3)")
+    parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="bandwidth between the devices of a host (12)")
+    parser.add_argument("--network", type=float, metavar="GB/S", help="bandwidth between hosts, per device (3)")
     parser.add_argument("--gpus-per-host", "--gpus_per_host", type=int, metavar="N", help="devices of a host (8)")
     parser.add_argument(
         "--scaling", action="store_true",
@@ -46,13 +44,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Run `peftkit plan`. Raises UserError."""
     if arguments.run_folder is not None:
         if arguments.recipe is not None or arguments.fields:
-            raise UserError("--run: takes no RECIPE and no fields; remove them")
+            raise UserError("--run: can not be combined with RECIPE or fields; remove them")
         from peftkit.planning.run_estimate import format_run_estimate
 
         print(format_run_estimate(arguments.run_folder))
         return
     if arguments.recipe is None:
-        raise UserError("plan: missing RECIPE (a .yaml or .py file) or --run FOLDER")
+        raise UserError("plan: missing RECIPE (a .yaml or .py file) or --run FOLDER; pass one of them")
     options = PlanOptions(
         gpus=arguments.gpus, gpu_memory=arguments.gpu_memory, rows=arguments.rows, tflops=arguments.tflops,
         speed_from=arguments.speed_from, bandwidth=arguments.bandwidth, network=arguments.network,

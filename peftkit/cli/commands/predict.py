@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments."""
     parser.add_argument(
         "folders", type=Path, nargs="+", metavar="FOLDER",
-        help="of a run, an export or a model; several runs on one base model predict in one pass",
+        help="folder of a run, an export or a model; several runs on one base model predict in one pass",
     )  # fmt: skip
     parser.add_argument("file", help="csv, tsv, json, jsonl, parquet, arrow or txt; - is standard input")
     parser.add_argument(
@@ -21,9 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a new .jsonl, .csv or .parquet file; default: FILE.predictions.jsonl here, or standard output",
     )  # fmt: skip
     parser.add_argument("--input_format", help="format of standard input (jsonl), or of a file with another extension")
-    parser.add_argument("--top_k", type=int, metavar="K", help="output only the K most probable labels' probabilities")
+    parser.add_argument(
+        "--top_k", type=int, metavar="K", help="output probabilities of the K most probable labels only"
+    )
     for name in INPUT_FIELDS:
-        parser.add_argument(f"--{name}", metavar="COLUMN", help=f"the column of {name}, if not the one trained on")
+        parser.add_argument(f"--{name}", metavar="COLUMN", help=f"column to use as {name} (as in training)")
     add_trust_remote_code(parser)
 
 
