@@ -161,7 +161,8 @@ def main() -> None:
     arguments = arguments_class(
         output_dir=str(options.output.with_suffix("")), learning_rate=settings["learning_rate"][options.method],
         seed=options.seed, report_to="none", save_strategy="no", logging_steps=10, disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(), **({"predict_with_generate": True} if seq2seq else {}), **settings["training"],
+        use_cpu=not torch.cuda.is_available(), **({"predict_with_generate": True} if seq2seq else {}),
+        **settings["training"],
     )  # fmt: skip
     set_seed(options.seed)
     data = load_dataset(str(folder)) if not seq2seq else {

@@ -86,7 +86,7 @@ def parse_compared_values(methods: str | None, over: Sequence[str]) -> dict[str,
     if methods is None and values:
         return values
     if METHOD in values:
-        raise UserError("--methods and --over method: mean the same; pass one of them")
+        raise UserError("--methods and --over method: are the same option; pass only one")
     names = [name.strip() for name in (DEFAULT_METHODS if methods is None else methods).split(",") if name.strip()]
     if not names:
         raise UserError("--methods: names no method; pass names separated by commas")

@@ -43,6 +43,6 @@ def test_it_runs_as_the_recipe_says(tmp_path, monkeypatch):
     rates = [row["learning_rate"] for row in report.history if "learning_rate" in row]
     # Linear from 5e-5 to nothing, a step a row.
     assert rates == [5e-5 * (8 - step) / 8 for step in range(8)]
-    assert "test is train, the training rows" in " ".join(report.data["decisions"])
+    assert "test uses the training split 'train'" in " ".join(report.data["decisions"])
     assert report.data["labels"] == ["0", "1"]
     assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 4
