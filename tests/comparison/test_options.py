@@ -27,7 +27,7 @@ def test_a_budget_that_makes_no_sense_is_refused(words, said):
         (lambda: parse_over(["method"]), "FIELD=VALUE"),
         (lambda: parse_over(["a=1", "a=2"]), "--over a: given twice"),
         (lambda: parse_over(["training.seed=1,2"]), "use --seeds"),
-        (lambda: parse_compared_values("full", ["method=lora"]), "pass one of them"),
+        (lambda: parse_compared_values("full", ["method=lora"]), "pass only one"),
         (lambda: parse_compared_values(",", []), "--methods: names no method"),
         (lambda: parse_learning_rates("full"), "expected METHOD=NUMBER, got 'full'"),
         (lambda: make_budget(trials=2, seeds=None, is_quick=True), "--quick: means one trial"),

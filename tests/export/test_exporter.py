@@ -128,6 +128,7 @@ def test_generated_text_is_the_same(trained_run, tmp_path):
     assert receipt.exported_difference <= 1e-4
 
 
+@pytest.mark.integration
 class TestOnnx:
     @pytest.fixture(autouse=True)
     def needs_onnx(self):

@@ -53,7 +53,7 @@ def test_a_recipe_runs(launcher, name, tmp_path, real_interpreter):
 
 def test_deepspeed_without_a_config_chooses_one_and_says_so(tmp_path, real_interpreter):
     report, done = launch("deepspeed", ROOT / "recipes" / "full_cls.py", [], tmp_path / "run")
-    assert (done.stdout + done.stderr).count("chose ds_configs/zero2.json") == 1
+    assert (done.stdout + done.stderr).count("using ds_configs/zero2.json") == 1
     assert report.recipe["training"]["deepspeed"] == "ds_configs/zero2.json"
     port = done.args[done.args.index("--master_port") + 1]
     assert not list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*"))
