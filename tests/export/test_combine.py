@@ -32,6 +32,7 @@ def merged_weight(folder):
     return load_file(folder / "model.safetensors")["bert.encoder.layer.0.attention.self.query.weight"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "methods",
     [(lora(), lora(r=4)), (RSLORA, lora())],
@@ -60,6 +61,7 @@ def test_quantized_runs_combine_and_export(runs, tmp_path):
     assert export(tmp_path / "both", tmp_path / "out").exported_difference <= 1e-4
 
 
+@pytest.mark.integration
 def test_what_does_not_fit_is_refused_naming_both(runs, trained_run, two_labels, tmp_path):
     one, other = runs(lora(), full())
     with pytest.raises(UserError, match=r"run-1: trained by full \(expected LoRA\); combine LoRA runs only"):
