@@ -3,7 +3,7 @@
     python benchmarks/seq2seq_base.py [--work FOLDER] [--max_steps N]
 
 Rows, vocabulary and random weights are made first, unless WORK has them; peftkit's own full fine-tuning trains them.
-Two jobs are learned, told by a prefix: `restore:` a text of which options are masked, and `summarize:` the body of a
+Two jobs are learned, told by a prefix: `restore:` a text of which words are masked, and `summarize:` the body of a
 docstring. WORK/base is the run; WORK/shipped goes, with a card, to peftkit/models/seq2seq_base.
 """
 
@@ -39,15 +39,15 @@ SPLITS = ("train", "validation", "test")
 
 
 def masked(text: str, chance: random.Random) -> str:
-    """The text with about a fifth of its options, one to three at a time, behind a mask."""
-    options, kept = text.split(), []
+    """The text with about a fifth of its words, one to three at a time, behind a mask."""
+    words, kept = text.split(), []
     place = 0
-    while place < len(options):
+    while place < len(words):
         if chance.random() < 0.1:
             kept.append("<mask>")
             place += chance.choice((1, 2, 3))
         else:
-            kept.append(options[place])
+            kept.append(words[place])
             place += 1
     return " ".join(kept)
 

@@ -225,7 +225,7 @@ def done(file: Path) -> bool:
 
 
 def measured(file: Path) -> dict:
-    """What a side measured, in the options of the plain one."""
+    """The measurements of a side, with the names of the plain one."""
     found = json.loads(file.read_text())
     if "status" not in found:
         return found

@@ -204,7 +204,7 @@ def _check_class_paths(plain: Any, field: str = "") -> None:
             module = value.rpartition(".")[0] if is_class and isinstance(value, str) else ""
             if module and module.split(".")[0] not in ("peft", "peftkit") and module not in sys.modules:
                 raise UserError(
-                    f"{field or name}: '{value}' is not a class of peft or peftkit; import it in a .py recipe"
+                    f"{field or name}: '{value}' is not a class of peft or peftkit; pass the --plugin that defines it"
                 )
 
 

@@ -46,7 +46,11 @@ class DefaultTask:
             names = [metric.name for metric in every]
             if self.main_metric not in names:
                 nearest = difflib.get_close_matches(self.main_metric, names, n=1)
-                hint = f"use '{nearest[0]}'" if nearest else f"use one of {', '.join(names)}"
+                hint = (
+                    f"use '{nearest[0]}'"
+                    if nearest
+                    else f"use one of {', '.join(names)}, or pass the --plugin that registers it"
+                )
                 raise UserError(f"task.main_metric: unknown metric '{self.main_metric}'; {hint}")
             main = (self.main_metric, *(name for name in main if name != self.main_metric))
         return MetricSet(metrics=every, main=main, **parts)
