@@ -7,7 +7,7 @@ TORCH := 2.13.0
 WORKERS := -n 2 --dist loadgroup
 DEMO ?= --training.per_device_train_batch_size 16
 
-.PHONY: demo test test-fast check install
+.PHONY: demo test test-fast check docs install
 install: $(VENV)/.installed
 
 demo: install
@@ -25,6 +25,10 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site in docs/_build/html; a warning, such as a broken link, is an error.
+docs: install
+	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
 
 # With an NVIDIA GPU, or on macOS, torch is the registry's own build. On any other Linux it is the CPU build, which
 # brings no CUDA packages: from the registry if it has one, else from PyTorch's own index.

@@ -15,7 +15,7 @@ from peftkit.runs.report import read_report
 from tests.integration.test_recipes import BIN, ROOT
 
 pytestmark = [pytest.mark.hosts, pytest.mark.xdist_group("ranks")]
-DOCUMENTED = ROOT / "docs" / "many_hosts.md"
+DOCUMENTED = ROOT / "docs" / "how-to" / "multi_node.md"
 SMALL = ["--data.max_train_samples", "96", "--data.max_eval_samples", "40", "--task.max_length", "32"]
 SMALL += ["--training.per_device_train_batch_size", "4", "--training.disable_tqdm", "true"]
 SMALL += ["--training.logging_steps", "1"]
