@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from peftkit.models.demo import find_demo_model
-from peftkit.system.environment import environment
+from peftkit.system.environment import read_environment
 
 HERE = Path(__file__).resolve().parent
 
@@ -79,7 +79,7 @@ def main() -> None:
             row = {"method": method, "seed": seed}
             rows.append({**row, "trainer": peer(method, seed, options), "peftkit": ours(method, seed, options)})
     name = options.data.resolve().name
-    result = {"data": name, "environment": {**environment(), "node": platform.machine()}, "rows": rows}
+    result = {"data": name, "environment": {**read_environment(), "node": platform.machine()}, "rows": rows}
     output = HERE / "results" / f"trainer_{name}.json"
     output.parent.mkdir(exist_ok=True)
     output.write_text(json.dumps(result, indent=2) + "\n")

@@ -18,11 +18,11 @@ import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig
 
 from peftkit.models.demo import find_demo_model
-from peftkit.system.environment import environment
+from peftkit.system.environment import read_environment
 
 RESULT = Path(__file__).resolve().parent / "results" / "big_merge.json"
 # A line of Python in the process that is measured, after what it does.
-PEAK = "; import peftkit.system.environment; print('peak', peftkit.system.environment.process_peak_bytes())"
+PEAK = "; import peftkit.system.environment; print('peak', peftkit.system.environment.read_process_peak_bytes())"
 OURS = (
     "from pathlib import Path; from peftkit.system.logging import set_up_logging; set_up_logging(); "
     "from peftkit.export.exporter import export; export(Path({run!r}), Path({out!r}))"
@@ -81,7 +81,7 @@ def main() -> None:
         rows.append(row)
         shares = {name: round(row[name] / size, 3) for name in ("ours", "usual") if name in row}
         print(method, f"{size / 1e9:.2f} GB", shares, flush=True)
-        RESULT.write_text(json.dumps({"rows": rows, "environment": environment()}, indent=1) + "\n")
+        RESULT.write_text(json.dumps({"rows": rows, "environment": read_environment()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

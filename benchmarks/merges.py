@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tasks import HERE, ROWS, commands
 
-from peftkit.system.environment import environment
+from peftkit.system.environment import read_environment
 
 RESULT = HERE / "results" / "merges.json"
 NAMES = ("sst2_sentences", "trec", "mrpc", "wnut17", "stsb", "e2e_nlg")
@@ -71,7 +71,7 @@ def main() -> None:
             if not any((row["data"], row["seed"]) == (name, seed) for row in found["rows"]):
                 forms = measured(name, seed, options)
                 found["rows"].append({"data": name, "seed": seed, "forms": forms})
-                found["environment"] = environment()
+                found["environment"] = read_environment()
                 RESULT.write_text(json.dumps(found, indent=1) + "\n")
     print(table(found["rows"]))
 

@@ -152,11 +152,11 @@ def main() -> None:
     if options.case:
         case(options)
         return
-    from peftkit.system.environment import environment
+    from peftkit.system.environment import read_environment
     from peftkit.system.files import write_json
 
     found = json.loads(options.result.read_text()) if options.result.exists() else {"cases": []}
-    found["environment"] = environment()
+    found["environment"] = read_environment()
     done = {(one["model"], one["method"], one["rows"], one["length"]) for one in found["cases"]}
     for model in options.models.split(","):
         place = checkpoint(model, options.checkpoints)

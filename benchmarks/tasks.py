@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from peftkit.models.demo import find_demo_model
-from peftkit.system.environment import environment
+from peftkit.system.environment import read_environment
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "tasks.json"
@@ -295,7 +295,7 @@ def main() -> None:
                 sides = commands(name, ROWS[name], method, seed, options)
                 began = time.monotonic()
                 run_both(sides, options)
-                where = environment()
+                where = read_environment()
                 row |= {
                     "settings": settings, "environment": digest(json.dumps(where).encode()),
                     "seconds": round(time.monotonic() - began),

@@ -1,4 +1,4 @@
-"""peftkit: full fine-tuning, LoRA or QLoRA by one recipe, compared, and exported as a standard Transformers model."""
+"""peftkit: fine-tune transformers (full, LoRA, QLoRA, ...) from one recipe, compare methods, export the model."""
 
 import importlib
 import logging
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# It announces on import that an optional kernel package is absent, even where nothing is in 4 bits.
+# bitsandbytes warns at import that an optional kernel package is missing, even when nothing is in 4 bits.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOMES = {

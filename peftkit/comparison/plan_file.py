@@ -14,7 +14,7 @@ from peftkit.distributed.deepspeed import read_deepspeed_config
 from peftkit.errors import UserError
 from peftkit.recipe.schema import Recipe
 from peftkit.recipe.serialization import recipe_to_dict
-from peftkit.system.environment import environment
+from peftkit.system.environment import read_environment
 from peftkit.system.logging import logger
 
 PLAN_FILE = "comparison.json"
@@ -40,7 +40,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 def make_plan(recipe: Recipe, rows: Sequence[ComparisonRow], budget: Budget) -> dict[str, Any]:
     """Make the plan, but for the fingerprints of the data: whatever makes it another comparison when it changes."""
-    here = environment()
+    here = read_environment()
     first = int(recipe.training.get("seed", DEFAULT_SEED))
     return {
         "name": recipe.name,

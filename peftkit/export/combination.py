@@ -91,7 +91,7 @@ def combine_runs(
             "combine: the reloaded combination", found, find_tolerance(live, half=half, same_device=not on_gpu)
         )
         combined = replace(
-            report, name=recipe.name, method=recipe.method.name, environment=measure.environment(), metrics=scores,
+            report, name=recipe.name, method=recipe.method.name, environment=measure.read_environment(), metrics=scores,
             seed=None, round_trip=asdict(found), **_build_cost_fields(report, folder),
         )  # fmt: skip
         combined.write(folder)
@@ -199,7 +199,7 @@ def _score_splits(saved: SavedRun, task: Task, model: Any, splits: Splits, folde
 
 def _build_cost_fields(report: Report, folder: Path) -> dict[str, Any]:
     """Build the report's fields of cost, here the cost of combining."""
-    age = measure.process_age()
+    age = measure.measure_process_age()
     memory = [measure.read_peak_memory()]
     rates = {"samples_per_second": 0.0, "tokens_per_second": 0.0}
     return {

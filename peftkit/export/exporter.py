@@ -91,13 +91,13 @@ def _write_export(source: "ExportSource", out: Path, export_format: ExportFormat
     from peftkit.recipe.serialization import recipe_to_dict
     from peftkit.runs.manifest import read_manifest
     from peftkit.runs.report import replace_nonfinite
-    from peftkit.system.environment import environment
+    from peftkit.system.environment import read_environment
 
     recipe = source.saved.recipe
     with atomic_directory(out) as folder:
         receipt = export_format.write(source, folder, options)
         content = replace_nonfinite(asdict(receipt))
-        write_json(folder / RECEIPT, {**content, "recipe": recipe_to_dict(recipe), "environment": environment()})
+        write_json(folder / RECEIPT, {**content, "recipe": recipe_to_dict(recipe), "environment": read_environment()})
         manifest = read_manifest(folder)
         assert manifest is not None
         write_model_card(folder, recipe, source.report, manifest, content, export_format)

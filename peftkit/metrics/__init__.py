@@ -1,4 +1,4 @@
 """Metrics, confidence intervals and significance tests.
 
-Functions of predictions and references; no model, tokenizer or dataset is used here.
+Functions of predictions and references, without model, tokenizer or dataset.
 """

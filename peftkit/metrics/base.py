@@ -1,6 +1,6 @@
 """Metric records and the metrics of a task.
 
-Predictions are mappings as `Task.decode` returns them, such as `{"label": "sports"}`; targets as `Task.targets` does.
+A prediction is a mapping from `Task.decode`, such as `{"label": "sports"}`. Targets come from `Task.targets`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,19 +16,19 @@ Targets = Sequence[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One metric: how it is computed, named, bounded and compared.
+    """One metric: computation, name, bounds and direction.
 
     Attributes:
-        name: Its key in reports.
-        function: Returns the score of predictions and targets, or several scores by name; metrics with the same
+        name: Key of the metric in reports.
+        function: Returns the score of predictions and targets, or several scores by name. Metrics with the same
             function share one call.
-        title: Its name in tables; `name` by default.
-        bounds: The least and the greatest value.
+        title: Name of the metric in tables; `name` by default.
+        bounds: The minimum and the maximum value.
         direction: Whether a higher or a lower value is better.
-        hub_name: Its id on the Hugging Face Hub; `name` by default.
-        statistic: Returns the score as a function of row numbers, or several by name, for the bootstrap; by default
-            `function` is called on the rows drawn.
-        interval: Returns the 95 % interval where the bootstrap over rows is not used.
+        hub_name: Id of the metric on the Hugging Face Hub; `name` by default.
+        statistic: Returns the score as a function of row numbers, or several by name, for the bootstrap. By default
+            `function` is called on the resampled rows.
+        interval: Returns the 95 % interval if the bootstrap over rows does not apply.
     """
 
     name: str
@@ -50,11 +50,11 @@ class Metric:
 
     @property
     def has_points(self) -> bool:
-        """Whether differences are written in points, hundredths of a scale that ends at 1."""
+        """Whether differences are written in points: hundredths, for a metric whose maximum is 1."""
         return self.bounds[1] == 1.0
 
     def format_difference(self, value: float) -> str:
-        """Write a difference in points where the scale ends at 1, else as it is."""
+        """Format a difference in points if the metric's maximum is 1, else unchanged."""
         return f"{100 * value:.1f}" if self.has_points else f"{value:.3g}"
 
 
@@ -76,7 +76,7 @@ def no_class_scores(predictions: Predictions, targets: Targets) -> Mapping[str, 
 
 
 def no_confusion(predictions: Predictions, targets: Targets) -> Mapping[tuple[str, str], int]:
-    """Return no counts: a row has no single class."""
+    """Return no counts: the task does not have one class per row."""
     return {}
 
 
@@ -90,13 +90,13 @@ class MetricSet:
     """The metrics of a task.
 
     Attributes:
-        metrics: All metrics that a report has.
-        main: Names of those in tables; by the first one runs are tuned, compared and recommended.
-        is_correct: Whether a prediction as a whole equals its target.
-        per_class: `precision`, `recall`, `f1` and `rows` of each class.
-        confusion: Counts by target class and predicted class.
-        class_counts: How often each class is a target.
-        class_names: The classes of these labels.
+        metrics: All metrics of a report.
+        main: Names of the metrics in tables. Tuning, comparison and recommendation use the first one.
+        is_correct: Returns whether a prediction equals its target.
+        per_class: Returns `precision`, `recall`, `f1` and `rows` of each class.
+        confusion: Returns counts by target class and predicted class.
+        class_counts: Returns the number of targets of each class.
+        class_names: Returns the classes that a list of labels defines.
     """
 
     metrics: tuple[Metric, ...]
@@ -123,7 +123,7 @@ class MetricSet:
         return scores
 
     def statistics(self, predictions: Predictions, targets: Targets) -> dict[str, Statistic]:
-        """Return the main metrics as functions of row numbers: the first one, and those that define a statistic."""
+        """Return main metrics as functions of row numbers: the first one, and those that define a statistic."""
         resampled = [metric for metric in self.main_metrics if metric.statistic is not None]
         found = _call_each((metric.statistic for metric in resampled), predictions, targets)
         statistics: dict[str, Statistic] = {}
@@ -147,17 +147,17 @@ _REGISTERED: dict[type, dict[str, Metric]] = {}
 
 
 def register_metric(metric: Metric, *, task: type) -> None:
-    """Add a metric to a task and its subclasses: reports have it, and `main_metric` may name it.
+    """Add a metric to the reports of a task and its subclasses; `main_metric` may name the metric.
 
-    Registering a name again replaces the metric. Raises UserError for the name of a metric that the task has itself.
+    Registering a name again replaces the metric. Raises UserError for the name of one of the task's built-in metrics.
     """
     registered = _REGISTERED.setdefault(task, {})
     names = {known.name for known in task().metrics.metrics} - set(registered)
     if metric.name in names:
-        raise UserError(f"register_metric: {task.__name__} has a metric '{metric.name}'; use another name")
+        raise UserError(f"register_metric: {task.__name__} has a built-in metric '{metric.name}'; use another name")
     registered[metric.name] = metric
 
 
 def find_registered_metrics(task: type) -> tuple[Metric, ...]:
-    """Return the metrics registered for a task or a class that it inherits from."""
+    """Return the metrics registered for a task class or one of its base classes."""
     return tuple(metric for kind in task.__mro__ for metric in _REGISTERED.get(kind, {}).values())

@@ -6,20 +6,20 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-# A metric as a function of row numbers, drawn with replacement.
+# A metric as a function of row numbers that are drawn with replacement.
 Statistic = Callable[[np.ndarray], float]
 
 RESAMPLES = 1000
-# Row numbers drawn at a time, to bound memory.
-AT_ONCE = 1_000_000
+# Maximum number of row numbers that are drawn at a time; limits memory.
+MAX_DRAWS = 1_000_000
 
 
 def compute_interval(statistic: Statistic, rows: int, *, seed: int = 0, n_resamples: int = RESAMPLES) -> list[float]:
     """Compute the 95 % interval `[low, high]` of `statistic` over row numbers drawn from `rows`.
 
-    Percentile bootstrap over rows (Efron and Tibshirani 1993, chapter 13), by `scipy.stats.bootstrap`, seeded; the
-    variance between training seeds is not part of it. With fewer than two rows both ends are the score. Resamples
-    without a score, such as the correlation of a constant, are left out; without any score both ends are NaN.
+    Seeded percentile bootstrap over rows (Efron and Tibshirani 1993, chapter 13) by `scipy.stats.bootstrap`. The
+    interval does not include the variance between training seeds. With fewer than two rows both ends are the score.
+    Resamples without a score, such as the correlation of a constant, are skipped; without any score both ends are NaN.
     """
     if rows < 2:
         return [statistic(np.arange(rows))] * 2
@@ -28,7 +28,7 @@ def compute_interval(statistic: Statistic, rows: int, *, seed: int = 0, n_resamp
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
         scores = bootstrap(
             (np.arange(rows),), statistic, vectorized=False, n_resamples=n_resamples, method="percentile", rng=seed,
-            batch=max(1, AT_ONCE // rows),
+            batch=max(1, MAX_DRAWS // rows),
         ).bootstrap_distribution  # fmt: skip
     scores = scores[np.isfinite(scores)]
     return [float(end) for end in np.percentile(scores, [2.5, 97.5])] if len(scores) else [math.nan, math.nan]

@@ -12,12 +12,12 @@ def compute_calibration_error(confidences: Sequence[float], right: Sequence[bool
     """Compute the mean gap between confidence and accuracy over 15 bins of equal width.
 
     Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 2, equation 3. `confidences` are the
-    probabilities of the answers given, from 0 to 1.
+    probabilities of the predicted classes, from 0 to 1.
     """
     from sklearn.calibration import calibration_curve
 
     accuracies, means = calibration_curve(np.asarray(right, dtype=int), confidences, n_bins=BINS)
-    # The curve leaves out bins without rows, and counts by the same edges as here.
+    # `calibration_curve` omits empty bins; its bin edges are the same as here.
     places = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidences)
     counts = np.bincount(places, minlength=BINS)
     return float(np.sum(counts[counts > 0] * np.abs(accuracies - means)) / len(confidences))
@@ -26,7 +26,7 @@ def compute_calibration_error(confidences: Sequence[float], right: Sequence[bool
 def fit_temperature(logits: np.ndarray, right: np.ndarray) -> float:
     """Fit the temperature, from 0.1 to 10, that maximizes the likelihood (Guo et al., section 4.2).
 
-    `logits` is of shape (rows, classes); `right` holds the place of each row's right class. 1 where there is no row.
+    `logits` has the shape (rows, classes); `right` is the index of each row's reference class. Returns 1 without rows.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax

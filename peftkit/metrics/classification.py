@@ -1,4 +1,4 @@
-"""Metrics of one label a row: accuracy, macro F1, calibration error; scores of each class."""
+"""Metrics of one label per row: accuracy, macro F1, calibration error; scores of each class."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ SCIKIT_LEARN = "Pedregosa et al., Scikit-learn: Machine Learning in Python, JMLR
 
 
 def _compute_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Compute `accuracy` and `f1_macro`, the unweighted mean over labels (scikit-learn), of one label a row."""
+    """Compute `accuracy` and `f1_macro`, the unweighted mean over labels (scikit-learn), of one label per row."""
     from sklearn.metrics import accuracy_score, f1_score
 
     return {
@@ -25,7 +25,7 @@ def _compute_scores(predictions: Sequence[str], references: Sequence[str]) -> di
 
 
 def score_labels(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Compute `accuracy` and `f1_macro`, the unweighted mean over labels (scikit-learn), of one label a row."""
+    """Compute `accuracy` and `f1_macro`, the unweighted mean over labels (scikit-learn), of one label per row."""
     return compute_by_module(
         _compute_scores, predictions, references, kinds=("string", "string"), citation=SCIKIT_LEARN
     )
@@ -37,7 +37,7 @@ def make_label_statistics(predictions: Sequence[str], references: Sequence[str])
     predicted, right = ids[: len(predictions)], ids[len(predictions) :]
 
     def macro_f1(rows: np.ndarray) -> float:
-        # The same as scikit-learn's, by counts: a resample of many classes costs a millisecond.
+        # Equals scikit-learn's macro F1; from counts, one resample of many classes takes a millisecond.
         hits = np.bincount(right[rows][predicted[rows] == right[rows]], minlength=len(names))
         seen = np.bincount(predicted[rows], minlength=len(names)) + np.bincount(right[rows], minlength=len(names))
         return float(np.mean(2 * hits[seen > 0] / seen[seen > 0]))
@@ -49,7 +49,7 @@ def make_label_statistics(predictions: Sequence[str], references: Sequence[str])
 
 
 def score_classes(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, dict[str, float]]:
-    """Compute `precision`, `recall`, `f1` and `rows` of each label, for one label or a list of labels a row.
+    """Compute `precision`, `recall`, `f1` and `rows` of each label, for one label or a list of labels per row.
 
     A score whose denominator is 0 is 0.
     """

@@ -20,7 +20,7 @@ def find_entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
 
 
 def _compute_scores(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Compute `precision`, `recall`, `f1`, `f1_macro`, and the first three per type, of BIO tags, one list a row."""
+    """Compute `precision`, `recall`, `f1`, `f1_macro`, and the first three per type, of BIO tags, one list per row."""
     from seqeval.metrics import classification_report
 
     if not any(find_entities(tags) for tags in (*references, *predictions)):
@@ -43,9 +43,9 @@ def _compute_scores(predictions: Sequence[Sequence[str]], references: Sequence[S
 
 
 def score_entities(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Compute `precision`, `recall`, `f1`, `f1_macro`, and the first three per type, of BIO tags, one list a row.
+    """Compute `precision`, `recall`, `f1`, `f1_macro`, and the first three per type, of BIO tags, one list per row.
 
-    An entity is correct when its type and both its ends are (seqeval's `classification_report`, as CoNLL scores).
+    An entity is correct if its type, start and end are correct (seqeval's `classification_report`, as in CoNLL).
     """
     return compute_by_module(_compute_scores, predictions, references, kinds=("strings", "strings"), citation=SEQEVAL)
 
@@ -89,11 +89,11 @@ def score_entity_types(
 def count_type_confusions(
     predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
 ) -> Counter[tuple[str, str]]:
-    """Count words by target type and predicted type, without those outside of entities in both."""
+    """Count words by target type and predicted type, except words outside of entities in both."""
     pairs: Counter[tuple[str, str]] = Counter()
     for predicted, right in zip(predictions, references, strict=True):
         pairs.update(zip(map(_type, right), map(_type, predicted), strict=True))
-    # They outnumber all others.
+    # Words outside of entities outnumber all others.
     del pairs["O", "O"]
     return pairs
 

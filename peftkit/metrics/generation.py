@@ -13,12 +13,12 @@ from peftkit.metrics.modules import compute_by_module
 PAPERS = "Lin 2004 (ROUGE); Papineni et al. 2002 (BLEU); Popovic 2015 (chrF); Post 2018 (sacrebleu)"
 
 
-# How BLEU, and ROUGE with it, cut text into words; by sacrebleu's names.
+# Names of the sacrebleu tokenizers that split text into words for BLEU and ROUGE.
 TOKENIZERS = ("13a", "intl", "zh", "char", "none")
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
-class _Words:
+class _SacrebleuTokenizer:
     """One of sacrebleu's tokenizers with the interface of rouge-score."""
 
     def __init__(self, tokenize: str) -> None:
@@ -31,22 +31,22 @@ class _Words:
 
 
 @lru_cache
-def _scorer(tokenize: str) -> Any:
+def _make_rouge_scorer(tokenize: str) -> Any:
     from rouge_score import rouge_scorer
 
-    # For "13a" rouge-score's own: letters and digits of ASCII, as published ROUGE has it; it sees no Chinese at all.
-    return rouge_scorer.RougeScorer(list(ROUGE), tokenizer=None if tokenize == "13a" else _Words(tokenize))
+    # "13a" means rouge-score's default tokenizer, ASCII letters and digits, as in published ROUGE.
+    return rouge_scorer.RougeScorer(list(ROUGE), tokenizer=None if tokenize == "13a" else _SacrebleuTokenizer(tokenize))
 
 
-def _rouge(predictions: Sequence[str], references: Sequence[Sequence[str]], tokenize: str) -> np.ndarray:
-    """F-measures of shape (rows, 4): with several references the best one counts."""
-    scorer = _scorer(tokenize)
+def _compute_rouge(predictions: Sequence[str], references: Sequence[Sequence[str]], tokenize: str) -> np.ndarray:
+    """Compute F-measures of shape (rows, 4); with several references the best one counts."""
+    scorer = _make_rouge_scorer(tokenize)
     rows = (scorer.score_multi(list(right), text) for text, right in zip(predictions, references, strict=True))
     return np.array([[row[kind].fmeasure for kind in ROUGE] for row in rows])
 
 
-def _streams(references: Sequence[Sequence[str]]) -> Any:
-    """References as sacrebleu has them: the first of every row, the second of every row, and so on."""
+def _transpose_references(references: Sequence[Sequence[str]]) -> Any:
+    """Transpose references to the layout of sacrebleu: the first of every row, the second of every row, ..."""
     most = max(map(len, references))
     return [[row[place] if place < len(row) else None for row in references] for place in range(most)]
 
@@ -54,11 +54,11 @@ def _streams(references: Sequence[Sequence[str]]) -> Any:
 def _compute_scores(
     predictions: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str = "13a"
 ) -> dict[str, float]:
-    """Compute ROUGE F-measures of 0 to 1, BLEU and chrF2 of 0 to 100, and exact match of one text a row."""
+    """Compute ROUGE F-measures of 0 to 1, BLEU and chrF2 of 0 to 100, and exact match of one text per row."""
     from sacrebleu.metrics import BLEU, CHRF
 
-    means = _rouge(predictions, references, tokenize).mean(0)
-    streams = _streams(references)
+    means = _compute_rouge(predictions, references, tokenize).mean(0)
+    streams = _transpose_references(references)
     exact = [
         text.strip() in {one.strip() for one in right} for text, right in zip(predictions, references, strict=True)
     ]
@@ -73,10 +73,10 @@ def _compute_scores(
 def score_texts(
     predictions: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str = "13a"
 ) -> dict[str, float]:
-    """Compute ROUGE F-measures of 0 to 1, BLEU and chrF2 of 0 to 100, and exact match of one text a row.
+    """Compute ROUGE F-measures of 0 to 1, BLEU and chrF2 of 0 to 100, and exact match of one text per row.
 
-    ROUGE is rouge-score's without stemmer, BLEU and chrF are sacrebleu's. `tokenize` is sacrebleu's name of the
-    tokenizer; ROUGE uses it too, unless it is `13a`.
+    ROUGE is from rouge-score without stemmer, BLEU and chrF are from sacrebleu. `tokenize` is sacrebleu's name of the
+    tokenizer. ROUGE uses the same tokenizer, except for `13a`.
     """
     return compute_by_module(
         _compute_scores, predictions, references, kinds=("string", "strings"), citation=PAPERS, tokenize=tokenize
@@ -87,7 +87,7 @@ def make_text_statistics(
     predictions: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str = "13a"
 ) -> dict[str, Statistic]:
     """Return `rougeL` as a function of row numbers."""
-    longest = _rouge(predictions, references, tokenize)[:, ROUGE.index("rougeL")]
+    longest = _compute_rouge(predictions, references, tokenize)[:, ROUGE.index("rougeL")]
     return {"rougeL": lambda rows: float(longest[rows].mean())}
 
 
@@ -98,16 +98,18 @@ def compute_bleu_interval(
     tokenize: str = "13a",
     n_resamples: int = RESAMPLES,
 ) -> list[float]:
-    """95 % bootstrap interval of BLEU over rows: no mean over rows, so sacrebleu resamples its counts (Koehn 2004)."""
+    """Compute the 95 % interval of BLEU, which is not a mean over rows: sacrebleu resamples counts (Koehn 2004)."""
     from sacrebleu.metrics import BLEU
 
-    bleu = BLEU(tokenize=tokenize).corpus_score(list(predictions), _streams(references), n_bootstrap=n_resamples)
+    bleu = BLEU(tokenize=tokenize).corpus_score(
+        list(predictions), _transpose_references(references), n_bootstrap=n_resamples
+    )
     return [float(bleu._mean - bleu._ci), float(bleu._mean + bleu._ci)]
 
 
 @lru_cache
 def make_generation_metrics(tokenize: str) -> tuple[Metric, ...]:
-    """Return the metrics of generated text whose words are separated by one of sacrebleu's tokenizers."""
+    """Return the metrics of generated text for one of sacrebleu's tokenizers."""
 
     def score(predictions: Predictions, targets: Targets) -> dict[str, float]:
         return score_texts([prediction["text"] for prediction in predictions], targets, tokenize=tokenize)

@@ -1,9 +1,9 @@
-"""Scores through an `evaluate` module, which checks and casts predictions and references and needs no network."""
+"""Compute scores in an `evaluate` module, which checks and casts its inputs and needs no network."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-# Of a prediction or a reference: a string, a list of strings, or a number.
+# Type of a prediction or a reference: a string, a list of strings, or a number.
 Kind = Literal["string", "strings", "number"]
 
 
@@ -18,7 +18,7 @@ def compute_by_module(
 ) -> dict[str, float]:
     """Compute the scores of `score(predictions, references, **options)` as an `evaluate` module.
 
-    `kinds` are those of a prediction and of a reference; the description of the module is the docstring of `score`.
+    `kinds` are the types of a prediction and of a reference. The docstring of `score` describes the module.
     """
     import evaluate
     from datasets import Features, List, Value
@@ -30,7 +30,7 @@ def compute_by_module(
             return evaluate.MetricInfo(
                 description=score.__doc__,
                 citation=citation,
-                inputs_description="predictions and references: one a row",
+                inputs_description="predictions and references: one per row",
                 features=Features({"predictions": features[kinds[0]], "references": features[kinds[1]]}),
             )
 

@@ -1,4 +1,4 @@
-"""Metrics of any number of labels a row: macro and micro F1, exact match."""
+"""Metrics of any number of labels per row: macro and micro F1, exact match."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,13 +20,13 @@ def _indicators(predictions: Sequence[Sequence[str]], references: Sequence[Seque
 
 
 def _compute_scores(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Compute `f1_macro`, `f1_micro` and `exact_match` (scikit-learn) of lists of label names, one list a row."""
+    """Compute `f1_macro`, `f1_micro` and `exact_match` (scikit-learn) of lists of label names, one list per row."""
     from sklearn.metrics import accuracy_score, f1_score
 
     predicted, right = _indicators(predictions, references)
     if not right.shape[1]:
         return {"f1_macro": 0.0, "f1_micro": 0.0, "exact_match": 1.0}
-    # scikit-learn reads a single column as two classes, of which this label is one.
+    # scikit-learn would read a single column as two classes.
     if right.shape[1] == 1:
         predicted, right = predicted.toarray().ravel(), right.toarray().ravel()
         one = float(f1_score(right, predicted, zero_division=0.0))
@@ -39,9 +39,9 @@ def _compute_scores(predictions: Sequence[Sequence[str]], references: Sequence[S
 
 
 def score_label_lists(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Compute `f1_macro`, `f1_micro` and `exact_match` (scikit-learn) of lists of label names, one list a row.
+    """Compute `f1_macro`, `f1_micro` and `exact_match` (scikit-learn) of lists of label names, one list per row.
 
-    Macro F1 is over the labels that some row has or was predicted.
+    Macro F1 is over the labels that occur in references or predictions.
     """
     return compute_by_module(
         _compute_scores, predictions, references, kinds=("strings", "strings"), citation=SCIKIT_LEARN

@@ -1,4 +1,4 @@
-"""Metrics of one number a row: correlations and errors."""
+"""Metrics of one number per row: correlations and errors."""
 
 import math
 import warnings
@@ -16,7 +16,7 @@ SCIPY = "Virtanen et al., SciPy 1.0, Nature Methods 17, 2020"
 def _pearson(predicted: np.ndarray, right: np.ndarray) -> float:
     from scipy.stats import pearsonr
 
-    # The correlation of a constant is NaN, in a report null.
+    # The correlation of a constant is NaN, which a report contains as null.
     with warnings.catch_warnings(action="ignore"):
         return float(pearsonr(predicted, right).statistic) if len(right) > 1 else float("nan")
 
@@ -29,7 +29,7 @@ def _spearman(predicted: np.ndarray, right: np.ndarray) -> float:
 
 
 def _compute_scores(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
-    """Compute `pearson`, `spearman` (SciPy), `rmse` and `mae` (scikit-learn) of one number a row."""
+    """Compute `pearson`, `spearman` (SciPy), `rmse` and `mae` (scikit-learn) of one number per row."""
     from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
     predicted, right = np.asarray(predictions), np.asarray(references)
@@ -42,7 +42,7 @@ def _compute_scores(predictions: Sequence[float], references: Sequence[float]) -
 
 
 def score_numbers(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
-    """Compute `pearson`, `spearman` (SciPy), `rmse` and `mae` (scikit-learn) of one number a row."""
+    """Compute `pearson`, `spearman` (SciPy), `rmse` and `mae` (scikit-learn) of one number per row."""
     return compute_by_module(_compute_scores, predictions, references, kinds=("number", "number"), citation=SCIPY)
 
 
@@ -65,19 +65,21 @@ def _statistics(predictions: Predictions, targets: Targets) -> dict[str, Statist
     return make_number_statistics([prediction["score"] for prediction in predictions], targets)
 
 
-def _correlation(name: str, title: str, hub_name: str) -> Metric:
+def _make_correlation(name: str, title: str, hub_name: str) -> Metric:
     return Metric(
         name=name, title=title, hub_name=hub_name, bounds=(-1.0, 1.0), function=_score, statistic=_statistics
     )  # fmt: skip
 
 
-def _error(name: str, title: str) -> Metric:
+def _make_error(name: str, title: str) -> Metric:
     return Metric(
         name=name, title=title, bounds=(0.0, math.inf), direction="lower", function=_score, statistic=_statistics
     )  # fmt: skip
 
 
 METRICS = (
-    _correlation("pearson", "Pearson's r", "pearsonr"), _correlation("spearman", "Spearman's rho", "spearmanr"),
-    _error("rmse", "RMSE"), _error("mae", "MAE"),
-)  # fmt: skip
+    _make_correlation("pearson", "Pearson's r", "pearsonr"),
+    _make_correlation("spearman", "Spearman's rho", "spearmanr"),
+    _make_error("rmse", "RMSE"),
+    _make_error("mae", "MAE"),
+)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peftkit.metrics.bootstrap import AT_ONCE, Statistic
+from peftkit.metrics.bootstrap import MAX_DRAWS, Statistic
 
 ALPHA = 0.05
 
@@ -24,15 +24,15 @@ def compute_seed_interval(scores: Sequence[float]) -> list[float] | None:
 
 
 def resample_scores(runs: Sequence[Statistic], rows: int, *, n_resamples: int, seed: int = 0) -> np.ndarray:
-    """Compute the score of each run on rows drawn with replacement, (runs, n_resamples).
+    """Compute the score of each run on rows drawn with replacement; the shape is (runs, n_resamples).
 
-    The draws are those of `scipy.stats.bootstrap` with the same seed; equal `rows` and `seed` draw equal rows.
+    Equal `rows` and `seed` draw equal rows, the same as `scipy.stats.bootstrap`.
     """
     rng = np.random.default_rng(seed)
-    at_once = max(1, AT_ONCE // rows)
+    batch_size = max(1, MAX_DRAWS // rows)
     scores: list[list[float]] = [[] for _ in runs]
-    for first in range(0, n_resamples, at_once):
-        for drawn in rng.integers(0, rows, (min(at_once, n_resamples - first), rows)):
+    for first in range(0, n_resamples, batch_size):
+        for drawn in rng.integers(0, rows, (min(batch_size, n_resamples - first), rows)):
             for place, run in enumerate(runs):
                 scores[place].append(run(drawn))
     return np.array(scores)
@@ -40,12 +40,12 @@ def resample_scores(runs: Sequence[Statistic], rows: int, *, n_resamples: int, s
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The difference of two methods, first less second.
+    """The difference of two methods: first minus second.
 
     Attributes:
-        mean: Of their scores on all rows, over seeds.
-        ci95: `[low, high]`, by resampling.
-        p_value: Two-sided, of no difference.
+        mean: Difference of the scores on all rows, averaged over seeds.
+        ci95: `[low, high]` from resampling.
+        p_value: Two-sided p-value of the hypothesis of no difference.
     """
 
     mean: float
@@ -59,9 +59,9 @@ def compare_paired_scores(
     """Compute the difference of two methods and its p-value from resampled scores, each (seeds, n_resamples).
 
     Paired percentile bootstrap over rows (Efron and Tibshirani 1993, chapters 13 and 16): a resample draws the same
-    rows for both. It draws seeds too, of each method apart, so that a lucky seed is not taken for a better method.
+    rows for both methods. It also draws seeds, separately for each method, to include the variance between seeds.
     """
-    # Not the stream that drew the rows.
+    # A different random stream from the one that draws the rows.
     rng = np.random.default_rng([seed, 1])
 
     def over_seeds(scores: np.ndarray) -> np.ndarray:
@@ -75,7 +75,7 @@ def compare_paired_scores(
     if not len(found):
         return Difference(mean=mean, ci95=[mean, mean], p_value=1.0)
     low, high = np.percentile(found, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
-    # One more on each side: a resample can't show that something never happens (Davison and Hinkley 1997, section 4.2).
+    # Add one to both counts: a finite number of resamples cannot give p = 0 (Davison and Hinkley 1997, section 4.2).
     below, above = ((1 + np.sum(side)) / (1 + len(found)) for side in (found <= 0, found >= 0))
     return Difference(mean=mean, ci95=[float(low), float(high)], p_value=float(min(1.0, 2 * min(below, above))))
 

@@ -1,16 +1,16 @@
-"""The threshold of a label that scores best by F1."""
+"""Decision threshold of a label with the best F1."""
 
 import numpy as np
 
-# Outside of these a threshold would predict a rare label in every row, or never.
+# A threshold outside of these limits could predict a rare label in every row, or in none.
 LOWEST, HIGHEST = 0.05, 0.95
 
 
 def find_best_threshold(probabilities: np.ndarray, right: np.ndarray, positives: int, rows: int) -> float:
-    """Find the threshold with the best F1, of equals the middle one; `positives` of all `rows` have the label.
+    """Find the threshold with the best F1, the middle one of equals; `positives` of all `rows` have the label.
 
-    `right` tells which of the given probabilities belong to rows with the label. The result is 0.5 where none does, or
-    where no threshold beats predicting the label in every row.
+    `right` marks the probabilities of rows with the label. The result is 0.5 if no row has the label, or if no
+    threshold is better than predicting the label in every row.
     """
     if not right.any():
         return 0.5

@@ -1,4 +1,4 @@
-"""The machine and the process: memory, age, packages, out-of-memory errors."""
+"""Machine and process: memory, process age, package versions, out-of-memory errors."""
 
 import errno
 import os
@@ -27,11 +27,11 @@ PACKAGES = (
 )
 
 
-def process_peak_bytes() -> int:
-    """Largest resident memory of this process so far, in bytes.
+def read_process_peak_bytes() -> int:
+    """Read the peak resident memory of this process so far, in bytes.
 
-    On Linux from `VmHWM`, which each program starts at zero. `ru_maxrss` is inherited from the parent process, so that
-    a small run started by a large program would look large.
+    On Linux the value is `VmHWM`, which starts at zero in each program. `ru_maxrss` is inherited from the parent
+    process: a small run started by a large program would look large.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -42,8 +42,8 @@ def process_peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def process_bytes() -> int:
-    """Resident memory of this process now, in bytes."""
+def read_process_bytes() -> int:
+    """Read the current resident memory of this process, in bytes."""
     return psutil.Process().memory_info().rss
 
 
@@ -57,24 +57,24 @@ def count_optimizer_bytes(optimizer: Any) -> int:
 
 def read_peak_memory() -> dict[str, int]:
     """Read the peak memory in bytes: `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`."""
-    peaks = {"process_peak": process_peak_bytes()}
+    peaks = {"process_peak": read_process_peak_bytes()}
     if torch.cuda.is_available():
         peaks["allocated_peak"] = torch.cuda.max_memory_allocated()
         peaks["reserved_peak"] = torch.cuda.max_memory_reserved()
     return peaks
 
 
-def process_age() -> float:
-    """Seconds since this process was started, the import of packages included."""
+def measure_process_age() -> float:
+    """Measure the seconds since this process started, including the import of packages."""
     stat = Path("/proc/self/stat")
     if stat.exists():
-        # psutil adds the time of boot, which Linux reports in whole seconds.
+        # psutil adds the boot time, which Linux reports in whole seconds.
         ticks = int(stat.read_text().rpartition(")")[2].split()[19])
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return time.time() - psutil.Process().create_time()
 
 
-def _cpu_name() -> str:
+def _read_cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():
@@ -83,8 +83,8 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def environment() -> dict[str, Any]:
-    """Python, package versions, processor, cores usable here, memory in bytes, GPUs, number of processes and hosts."""
+def read_environment() -> dict[str, Any]:
+    """Read Python and package versions, processor, usable cores, memory in bytes, GPUs, processes and hosts."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -96,7 +96,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": versions,
-        "cpu": _cpu_name(),
+        "cpu": _read_cpu_name(),
         "cores": cores,
         "threads": torch.get_num_threads(),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -108,7 +108,7 @@ def environment() -> dict[str, Any]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error, or its cause, means that the memory of the machine or of a GPU ran out."""
+    """Whether the error or its cause means that the machine or a GPU ran out of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
@@ -119,7 +119,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_out_of_memory_message(text: str) -> bool:
-    """Whether the text contains a library's message that memory ran out."""
+    """Whether the text contains a library's out-of-memory message."""
     known = (
         r"can't allocate memory|[Cc]annot allocate memory|CUDA.{0,40}out of memory|std::bad_alloc|\bMemoryError\b|"
         "No executable batch size"

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and carry no home path. Standard library only."""
+"""Atomic writes of files and folders; redaction of home paths and passwords. Standard library only."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_open(path: Path) -> Iterator[IO[str]]:
-    """A text file in UTF-8 under a temporary name, renamed to `path` at the end and removed on any failure."""
+    """Open a UTF-8 text file under a temporary name; rename it to `path` at the end, remove it on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -41,7 +41,7 @@ def atomic_open(path: Path) -> Iterator[IO[str]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON; NaN and infinity are refused by raising ValueError."""
+    """Write `value` as indented JSON. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -53,7 +53,7 @@ def check_new_directory(path: Path) -> None:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Give a temporary sibling of `path` to fill; rename it to `path` at the end, remove it on any failure.
+    """Create a temporary folder beside `path`; rename it to `path` at the end, remove it on failure.
 
     Raises UserError when `path` already exists and is not an empty folder.
     """
@@ -72,13 +72,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def redact_home_in_text(text: str) -> str:
-    """The text with the user's home folder written as `~` wherever it stands."""
+    """Replace the user's home folder by `~` everywhere in the text."""
     home = str(Path.home())
     return text if home == "/" else text.replace(home + os.sep, "~" + os.sep)
 
 
 def redact_home(path: str | Path) -> str:
-    """Return the path with the user's home folder written as `~`, so that saved files name no one."""
+    """Replace the user's home folder by `~` at the start of a path, so that saved files contain no user name."""
     text, home = str(path), str(Path.home())
     if home != "/" and (text == home or text.startswith(home + os.sep)):
         return "~" + text[len(home) :]
@@ -86,5 +86,5 @@ def redact_home(path: str | Path) -> str:
 
 
 def redact_password(text: str) -> str:
-    """The text with the password of any `scheme://user:password@host` in it written as `***`; `$NAME` may stay."""
+    """Replace the password in each `scheme://user:password@host` of the text by `***`, except a `$NAME`."""
     return re.sub(r"(\w://[^/\s:@]*):(?!\$)[^/\s@]*@", r"\1:***@", text)

@@ -14,16 +14,16 @@ def is_rank_zero() -> bool:
 
 
 def set_up_logging(*, debug: bool = False) -> None:
-    """Log peftkit's messages to standard error, and only warnings of the libraries.
+    """Log peftkit's messages to standard error, and only errors of the libraries.
 
-    Messages of ranks other than 0 are dropped. With `debug`, the libraries log too.
+    Ranks other than 0 log nothing. With `debug` the libraries log too.
     """
     import datasets
     import torch
     import transformers
 
     if not torch.accelerator.is_available():
-        # DeepSpeed, which other libraries import, would warn that there is no GPU.
+        # Other libraries import DeepSpeed, which would warn about the missing GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("peftkit: %(message)s"))
@@ -37,7 +37,7 @@ def set_up_logging(*, debug: bool = False) -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    # Deprecations between the libraries that a user can not act on.
+    # Deprecation warnings between the libraries; a user cannot act on them.
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*is deprecated and will be removed in v6")
     warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\.\w+` is deprecated")
     warnings.filterwarnings(

@@ -13,7 +13,7 @@ VARIABLE = "PEFTKIT_PLUGINS"
 
 
 def load_plugins(paths: Sequence[Path]) -> None:
-    """Run the plug-in files, here and in every process that is started from now on. Raises UserError."""
+    """Run the plug-in files in this process and in every process that it starts. Raises UserError."""
     inherited = [Path(path) for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
     every = list(dict.fromkeys([*inherited, *(path.expanduser().resolve() for path in paths)]))
     for path in every:
@@ -23,14 +23,14 @@ def load_plugins(paths: Sequence[Path]) -> None:
 
 
 def _load_plugin(path: Path) -> None:
-    """Import the file as the module that its name says, so that saved recipes can name its classes."""
+    """Import the file as a module with the file's name, so that saved recipes can name its classes."""
     loaded = sys.modules.get(path.stem)
     if loaded is not None:
         if getattr(loaded, "__file__", None) == str(path):
             return
-        raise UserError(f"--plugin {path}: a module named '{path.stem}' is loaded already; rename the file")
+        raise UserError(f"--plugin {path}: a module named '{path.stem}' is already loaded; rename the file")
     if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"--plugin {path}: no such Python file; pass an existing .py file")
+        raise UserError(f"--plugin {path}: not a Python file; pass an existing .py file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

@@ -9,7 +9,7 @@ from typing import Any
 from peftkit.distributed.process_group import has_several_ranks, leave_process_group
 from peftkit.errors import AuditError, DivergedError, LostRankError, NotReproducedError, UserError
 from peftkit.runs.report import FILE_NAME, Report, read_report
-from peftkit.system.environment import is_out_of_memory, process_age, process_peak_bytes
+from peftkit.system.environment import is_out_of_memory, measure_process_age, read_process_peak_bytes
 from peftkit.system.files import redact_home_in_text
 from peftkit.system.logging import is_rank_zero
 from peftkit.training.callbacks import ClockCallback
@@ -49,8 +49,9 @@ class FailureReporter:
         measured: dict[str, Any] = {}
         if not self.report.times:
             measured = {
-                "seed": self.report.recipe["training"].get("seed"), "memory": {"process_peak": process_peak_bytes()},
-                "times": {"total": process_age()}, "history": [dict(row) for row in self.clock.history],
+                "seed": self.report.recipe["training"].get("seed"),
+                "memory": {"process_peak": read_process_peak_bytes()},
+                "times": {"total": measure_process_age()}, "history": [dict(row) for row in self.clock.history],
             }  # fmt: skip
         report = replace(self.report, status=find_status(error), error=redact_home_in_text(line), **measured)
         report.write(self.folder)
@@ -68,7 +69,7 @@ def find_status(error: BaseException) -> str:
 def has_report_of_cause(folder: Path, error: BaseException) -> bool:
     """Whether another rank of this run has reported the cause: its memory, or the failure that ended this rank too."""
     path = folder / FILE_NAME
-    if not path.exists() or path.stat().st_mtime < time.time() - process_age():
+    if not path.exists() or path.stat().st_mtime < time.time() - measure_process_age():
         return False
     is_consequence = has_several_ranks() and isinstance(error, LostRankError | KeyboardInterrupt)
     return is_consequence or read_report(folder).status == "out_of_memory"

@@ -10,7 +10,7 @@ from transformers import EvalPrediction
 from peftkit.checkpoints import manifest as checkpoint
 from peftkit.distributed.process_group import gather_from_ranks, gather_peak_memory
 from peftkit.recipe.schema import Recipe
-from peftkit.system.environment import count_optimizer_bytes, process_age
+from peftkit.system.environment import count_optimizer_bytes, measure_process_age
 from peftkit.system.files import redact_home
 from peftkit.system.logging import logger
 from peftkit.training.callbacks import AuditCallback, ClockCallback
@@ -64,7 +64,7 @@ def fit(
         checkpoint.check_identity(start.name, manifest.recipe, trainer.identity)
         trainer.resumed = [*manifest.resumed, manifest.describe(start.name)]
         logger.info("resuming from %s (saved by %d processes)", redact_home(start), manifest.processes)
-    start_up = process_age() - data.seconds
+    start_up = measure_process_age() - data.seconds
     metrics = trainer.train(resume_from_checkpoint=None if start is None else str(start)).metrics
     return FittedModel(
         trainer=trainer, train_metrics=metrics, start_up=start_up, memory=gather_peak_memory(),

@@ -18,7 +18,7 @@ from peftkit.models.parameters import count_parameters
 from peftkit.models.positions import read_position_limit
 from peftkit.recipe.schema import Recipe
 from peftkit.runs import writer
-from peftkit.system.environment import process_bytes
+from peftkit.system.environment import read_process_bytes
 from peftkit.system.logging import is_rank_zero, logger
 from peftkit.training.arguments import build_training_arguments
 
@@ -86,7 +86,7 @@ def prepare_data(recipe: Recipe, folder: Path, *, sees_folder: bool) -> Prepared
     encoded = {name: task.encode(rows, tokenizer, splits.labels) for name, rows in splits.rows.items()}
     return PreparedData(
         arguments=arguments, splits=splits, tokenizer=tokenizer, encoded=encoded, checks=checks,
-        seconds=time.perf_counter() - started, process_bytes=process_bytes(),
+        seconds=time.perf_counter() - started, process_bytes=read_process_bytes(),
     )  # fmt: skip
 
 

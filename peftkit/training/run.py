@@ -13,7 +13,7 @@ from peftkit.recipe.schema import Recipe, check_name
 from peftkit.recipe.serialization import recipe_to_dict
 from peftkit.runs import writer
 from peftkit.runs.report import Report
-from peftkit.system.environment import environment
+from peftkit.system.environment import read_environment
 from peftkit.system.logging import is_rank_zero
 from peftkit.tasks import Task
 from peftkit.training.callbacks import ClockCallback
@@ -109,7 +109,7 @@ def resolve(recipe: Recipe, *, trial: bool, resume: bool | str | Path) -> Resolv
         recipe = checkpoint.keep_global_batch(recipe, checkpoint.read_manifest(start), rank_count())
     report = Report(
         name=recipe.name, method=recipe.method.name, status="failed", recipe=recipe_to_dict(recipe),
-        environment=environment(),
+        environment=read_environment(),
     )  # fmt: skip
     return ResolvedRun(recipe=recipe, folder=folder, checkpoint=start, report=report, is_trial=trial)
 

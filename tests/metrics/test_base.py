@@ -45,7 +45,7 @@ def test_registering_again_replaces_and_a_name_of_the_task_is_refused(matthews):
     found = SequenceClassification().metrics
     assert [metric.name for metric in found.metrics].count("matthews") == 1
     assert found.compute([{"label": "a"}], ["b"])["matthews"] == 1.0
-    with pytest.raises(UserError, match="has a metric 'accuracy'"):
+    with pytest.raises(UserError, match="has a built-in metric 'accuracy'"):
         peftkit.register_metric(Metric(name="accuracy", function=score_matthews), task=SequenceClassification)
 
 

@@ -230,7 +230,7 @@ def test_memory_does_not_grow_with_the_rows(folder, tmp_path, real_interpreter):
     code = (
         "import sys; from pathlib import Path; from peftkit.prediction.batch import predict\n"
         "import peftkit.system.environment as m\n"
-        "predict([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3])); print(m.process_peak_bytes())"
+        "predict([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3])); print(m.read_process_peak_bytes())"
     )
     peaks = []
     for rows in (4_000, 80_000):

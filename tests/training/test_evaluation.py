@@ -20,7 +20,7 @@ fields = {} if task == "SequenceClassification" else {"thresholds": {str(n): 0.9
 before = {}
 saved = fitting.gather_peak_memory
 def gather_peak_memory():
-    before["peak"] = measure.process_peak_bytes()  # after training, before anything is evaluated
+    before["peak"] = measure.read_process_peak_bytes()  # after training, before anything is evaluated
     return saved()
 fitting.gather_peak_memory = gather_peak_memory
 recipe = Recipe(
@@ -31,7 +31,7 @@ recipe = Recipe(
     ),
 )
 report = run_module.run(recipe)
-print(json.dumps([before["peak"], measure.process_peak_bytes(), report.data["rows"], len(report.data["labels"])]))
+print(json.dumps([before["peak"], measure.read_process_peak_bytes(), report.data["rows"], len(report.data["labels"])]))
 """
 
 
