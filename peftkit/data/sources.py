@@ -19,6 +19,7 @@ from peftkit.data.formats import find_format, read_dataset
 from peftkit.errors import UserError
 from peftkit.recipe.schema import DataConfig
 from peftkit.system.files import redact_password
+from peftkit.system.shipped_files import find_shipped_recipe_file
 
 # Files by which a folder written by `save_to_disk` is recognized.
 SAVED = ("dataset_dict.json", "state.json")
@@ -38,7 +39,7 @@ def load_rows(config: DataConfig) -> DatasetDict:
         raise UserError("data.sql: can't be combined with data.data_files; remove one of them")
     if config.path in DEMOS and config.sql is None and config.data_files is None:
         return DEMOS[config.path]()
-    path = Path(config.path).expanduser()
+    path = _locate(config.path)
     try:
         if config.sql is not None:
             return DatasetDict({config.train_split: _read_query(config.path, config.sql)})
@@ -83,12 +84,17 @@ def is_remote(config: DataConfig) -> bool:
         return True
     if config.data_files is not None or config.path in DEMOS:
         return False
-    path = Path(config.path).expanduser()
+    path = _locate(config.path)
     if not path.is_dir():
         return not path.exists() and not _is_local(config.path)
     card = path / "README.md"
     # The metadata of a local folder may list files by web address.
     return card.is_file() and "://" in str(DatasetCard.load(card, ignore_metadata_errors=True).data.get("configs"))
+
+
+def _locate(path: str) -> Path:
+    """Return the local path; of a missing file `recipes/NAME` the file of the package."""
+    return find_shipped_recipe_file(path) or Path(path).expanduser()
 
 
 def _is_local(path: str) -> bool:
@@ -131,7 +137,7 @@ def _find_files(path: str, name: str | None) -> dict[str, list[str]]:
 
 def list_split_files(config: DataConfig) -> dict[str, list[str]]:
     """List the names of the files of each split, if the data is a folder; resolving them takes some milliseconds."""
-    path = Path(config.path).expanduser()
+    path = _locate(config.path)
     if config.sql is not None or config.data_files is not None or not path.is_dir():
         return {}
     if any((path / name).exists() for name in SAVED):
@@ -146,7 +152,7 @@ def locate_split(config: DataConfig, split: str, files: Mapping[str, Sequence[st
     """
     if config.data_files is not None:
         source = config.data_files.get(split)
-    elif config.path in DEMOS or (config.sql is None and Path(config.path).expanduser().is_file()):
+    elif config.path in DEMOS or (config.sql is None and _locate(config.path).is_file()):
         source = config.path
     else:
         names = files.get(split, ())

@@ -13,16 +13,10 @@ import torch
 from peftkit.errors import UserError
 from peftkit.recipe.schema import Recipe
 from peftkit.system.logging import logger
+from peftkit.system.shipped_files import DEEPSPEED_CONFIGS, find_shipped_folder
 
 STALE_AFTER = 120
 """Seconds after which a lock on an operator build is stale, unless a process of this host has the lock open."""
-
-
-def find_config_folder() -> Path:
-    """Return the folder `ds_configs`: inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "ds_configs"
-    return inside if inside.is_dir() else package.parent / "ds_configs"
 
 
 def choose_default_config(recipe: Recipe) -> str:
@@ -52,15 +46,15 @@ def read_deepspeed_config(name: str | dict[str, Any]) -> dict[str, Any]:
     if isinstance(name, dict):
         return name
     places = [Path(name).expanduser()]
-    if str(Path(name).parent) in (".", "ds_configs"):
-        places.append(find_config_folder() / Path(name).with_suffix(".json").name)
+    if str(Path(name).parent) in (".", DEEPSPEED_CONFIGS):
+        places.append(find_shipped_folder(DEEPSPEED_CONFIGS) / Path(name).with_suffix(".json").name)
     for path in places:
         if path.is_file():
             try:
                 return json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise UserError(f"training.deepspeed: {name}: not JSON ({error})") from None
-    known = sorted(path.stem for path in find_config_folder().glob("*.json"))
+    known = sorted(path.stem for path in find_shipped_folder(DEEPSPEED_CONFIGS).glob("*.json"))
     near = difflib.get_close_matches(Path(name).stem, [*known, "auto"], n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     raise UserError(

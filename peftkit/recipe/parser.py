@@ -26,6 +26,8 @@ from peftkit.recipe.serialization import (
     recipe_to_dict,
     to_plain,
 )
+from peftkit.system.logging import logger
+from peftkit.system.shipped_files import find_shipped_recipe_file
 from peftkit.tasks import TASKS, Task, get_task_path
 
 TRUST = "--model.trust_remote_code"
@@ -111,8 +113,14 @@ def parse_fields(
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """Read a recipe from a YAML file, or from a Python file that names it `recipe`. Raises UserError."""
+    """Read a recipe from a YAML file, or from a Python file that names it `recipe`. Raises UserError.
+
+    A missing file `recipes/NAME` is read from the recipes of the package.
+    """
     path = Path(path)
+    if shipped := find_shipped_recipe_file(path):
+        logger.info("%s: not in the current folder; using the recipe of the package", path)
+        path = shipped
     if not path.is_file():
         raise UserError(f"{path}: no such recipe file")
     if path.suffix == ".py":
