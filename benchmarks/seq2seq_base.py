@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from peftkit import DataConfig, ModelConfig, Recipe, Seq2Seq, full
-from peftkit.data.demo.docstrings import LIBRARIES, extract_prose, find_documented, hash_module, parse_modules
+from peftkit.data.demo.docstrings import LIBRARIES, extract_prose, hash_module, iterate_documentable, parse_modules
 from peftkit.data.demo.summaries import extract_summaries
 from peftkit.metrics.generation import score_texts
 from peftkit.system.logging import set_up_logging
@@ -59,7 +59,7 @@ def texts() -> dict[str, list[str]]:
         for module, tree in parse_modules(package, FILES):
             if package in LIBRARIES.values() and hash_module(module) >= 0.5:
                 continue
-            for node in find_documented(tree):
+            for node in iterate_documentable(tree):
                 for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
                     text = extract_prose(paragraph, is_masked=False)
                     if len(text.split()) >= 4:

@@ -1,4 +1,4 @@
 """Datasets: file formats, sources, splits, fingerprints and quality checks.
 
-Each file format is read here, for training and for prediction. Tokenization belongs to `tasks`.
+This package reads every file format, for training and for prediction. `tasks` tokenizes.
 """

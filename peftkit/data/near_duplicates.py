@@ -1,16 +1,16 @@
-"""Near-duplicate search by the cosine of words and word pairs."""
+"""Near-duplicate search by cosine similarity of words and word pairs."""
 
 import re
 from collections.abc import Iterator, Sequence
 
-# A word, or one character of a script that has no spaces between words.
+# A word, or one character of a script without spaces between words.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
-# Rows compared at a time: bounds the memory of the product.
+# Rows compared at a time; limits the memory of the product.
 CHUNK = 250
 
 
 def find_near_duplicates(texts: Sequence[str], others: Sequence[str], threshold: float) -> Iterator[tuple[int, int]]:
-    """Yield the index of a text and of another for each pair with a cosine of at least `threshold`."""
+    """Yield the pair of indices in `texts` and `others` for each cosine of at least `threshold`."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.preprocessing import normalize
 
@@ -18,7 +18,7 @@ def find_near_duplicates(texts: Sequence[str], others: Sequence[str], threshold:
     try:
         unit = normalize(counts.fit_transform([*texts, *others])).tocsr()
     except ValueError:
-        # No text has a word.
+        # No text contains a word.
         return
     right = unit[len(texts) :].T.tocsr()
     for start in range(0, len(texts), CHUNK):

@@ -16,8 +16,8 @@ from peftkit.data.splits import Splits
 from peftkit.tasks import Task, TokenClassification
 
 NEAR_DUPLICATE = 0.8
-# Near duplicates are searched among the first rows of a split only.
-MOST_TRAIN, MOST_OTHER = 20_000, 2_000
+# The search for near duplicates uses only the first rows of a split.
+MAX_TRAIN_ROWS, MAX_OTHER_ROWS = 20_000, 2_000
 FEW_ROWS = 10
 IMBALANCED = 20
 PERCENTILES = (50, 90, 95, 99, 100)
@@ -30,13 +30,14 @@ class Checks:
     """Results of the data checks.
 
     Attributes:
-        warnings: Problems that may make a result wrong, one sentence each.
-        classes: Training rows (or entities) by class.
-        lengths: By the task's length field, token counts of the training rows: percentiles, the share of truncated
-            rows, and the smallest length, a multiple of 8, that fits 99 % of the rows, at most the model's limit.
-        duplicates: By split, the number of its rows that repeat an earlier one, that are in train exactly or nearly,
-            and that are in validation.
-        entities: The number of training entities that are truncated in every window, and of all.
+        warnings: Problems that may invalidate results, one sentence each.
+        classes: Number of training rows (or entities) by class.
+        lengths: Token counts of the training rows by the task's length field: percentiles, the share of truncated
+            rows, and a suggested length. That is the smallest multiple of 8 that fits 99 % of the rows, at most the
+            model's limit.
+        duplicates: Number of duplicates by split: rows equal to an earlier row, rows equal or similar to a training
+            row, and test rows in validation.
+        entities: Number of training entities that are truncated in every window, and of all training entities.
     """
 
     warnings: tuple[str, ...] = ()
@@ -51,7 +52,7 @@ def check_data(
 ) -> Checks:
     """Check for duplicates between splits, conflicting labels, rare classes and truncation.
 
-    `position_limit` is the model's maximum number of tokens; no longer length is suggested.
+    `position_limit` is the model's maximum number of tokens, which limits the suggested length.
     """
     references = {split: task.targets(rows, splits.labels) for split, rows in splits.rows.items()}
     classes = task.metrics.class_counts(references["train"])
@@ -65,8 +66,10 @@ def check_data(
         found = task.count_cut_entities(splits.train, tokenizer, references["train"])
         entities = dict(zip(("cut", "all"), found, strict=True))
         if found[0]:
-            why = "they are longer than a window of the text, or contain a word without tokens; raise task.stride"
-            warnings.append(f"train: {found[0]} of {found[1]} entities are truncated in every window: {why}")
+            why = "longer than a window, or with a word without tokens"
+            warnings.append(
+                f"train: {found[0]} of {found[1]} entities are truncated in every window ({why}); increase task.stride"
+            )
     warnings += _check_vocabulary(splits.train, task, tokenizer)
     return Checks(
         warnings=tuple(warnings),
@@ -78,7 +81,7 @@ def check_data(
 
 
 def _find_duplicates(splits: Splits, task: Task) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """Count by split the rows that repeat one of train, of validation, or an earlier one; with warnings."""
+    """Count duplicates by split, of training rows, validation rows and earlier rows; also return warnings."""
     texts = {
         split: [" ".join(text.lower().split()) for text in task.columns.texts(rows)]
         for split, rows in splits.rows.items()
@@ -89,19 +92,20 @@ def _find_duplicates(splits: Splits, task: Task) -> tuple[dict[str, dict[str, in
         found = counts[split] = {"repeated": len(rows) - len(first[split])}
         if found["repeated"]:
             again = next(row for row, text in enumerate(rows) if first[split][text] != row)
-            example = f"{splits.locate_row(split, again)} is {splits.locate_row(split, first[split][rows[again]])}"
-            warnings.append(f"{split}: {_format_share(found['repeated'], len(rows))} repeat an earlier row ({example})")
+            example = f"{splits.locate_row(split, again)} equals {splits.locate_row(split, first[split][rows[again]])}"
+            warnings.append(
+                f"{split}: {_format_share(found['repeated'], len(rows))} duplicate an earlier row ({example})"
+            )
         if split == "train":
             continue
         exact = [row for row, text in enumerate(rows) if text in first["train"]]
-        compared = rows[:MOST_OTHER]
-        near = dict(find_near_duplicates(compared, texts["train"][:MOST_TRAIN], NEAR_DUPLICATE))
+        compared = rows[:MAX_OTHER_ROWS]
+        near = dict(find_near_duplicates(compared, texts["train"][:MAX_TRAIN_ROWS], NEAR_DUPLICATE))
         only_near = sorted(set(near) - set(exact))
         found |= {"exact": len(exact), "near": len(only_near)}
         if exact:
-            example = (
-                f"{splits.locate_row(split, exact[0])} is {splits.locate_row('train', first['train'][rows[exact[0]]])}"
-            )
+            same = splits.locate_row("train", first["train"][rows[exact[0]]])
+            example = f"{splits.locate_row(split, exact[0])} equals {same}"
             warnings.append(
                 f"{split}: {_format_share(len(exact), len(rows))} duplicate training rows ({example}); "
                 "scores will be too optimistic"
@@ -115,13 +119,13 @@ def _find_duplicates(splits: Splits, task: Task) -> tuple[dict[str, dict[str, in
     if both := [row for row, text in enumerate(texts["test"]) if text in first["validation"]]:
         counts["test"]["in_validation"] = len(both)
         same = splits.locate_row("validation", first["validation"][texts["test"][both[0]]])
-        example = f"{splits.locate_row('test', both[0])} is {same}"
+        example = f"{splits.locate_row('test', both[0])} equals {same}"
         warnings.append(f"test: {_format_share(len(both), len(texts['test']))} duplicate validation rows ({example})")
     return counts, warnings
 
 
-def _target_key(task: Task, target: Any) -> str:
-    """Return a string that is equal for equal targets; the order of a row's labels does not count."""
+def _make_target_key(task: Task, target: Any) -> str:
+    """Return a string that is equal for equal targets, independent of the order of a row's labels."""
     return json.dumps(sorted(target) if task.output_kind == "sequence" and isinstance(target, list) else target)
 
 
@@ -129,7 +133,7 @@ def _find_conflicts(splits: Splits, task: Task, references: Mapping[str, Sequenc
     places_by_text: dict[str, dict[str, str]] = defaultdict(dict)
     for split, rows in splits.rows.items():
         for row, (text, right) in enumerate(zip(task.columns.texts(rows), references[split], strict=True)):
-            places_by_text[text].setdefault(_target_key(task, right), splits.locate_row(split, row))
+            places_by_text[text].setdefault(_make_target_key(task, right), splits.locate_row(split, row))
     conflicts = [places for places in places_by_text.values() if len(places) > 1]
     if not conflicts:
         return []
@@ -144,12 +148,12 @@ def _check_balance(classes: Mapping[str, int], labels: Sequence[str], task: Task
     if len(classes) > sum(classes.values()) / 2:
         warnings.append(f"train has {len(classes)} classes in {sum(classes.values())} rows; check the label column")
     if missing := [name for name in names if not classes.get(name)]:
-        warnings.append(f"train has no row of {_list_names(missing)}, which can't be learned")
+        warnings.append(f"train has no rows of {_list_names(missing)}; the model cannot learn them")
     if few := [name for name in names if 0 < classes.get(name, 0) < FEW_ROWS]:
         warnings.append(f"train has fewer than {FEW_ROWS} rows of {_list_names(few)}")
     largest, smallest = max(classes.values()), min(classes.values())
     if largest > IMBALANCED * smallest:
-        hint = "; task.class_weights balanced lets all count alike" if hasattr(task, "class_weights") else ""
+        hint = "; task.class_weights balanced weights all classes equally" if hasattr(task, "class_weights") else ""
         warnings.append(f"train: the largest class has {largest} rows, the smallest {smallest}{hint}")
     return warnings
 
@@ -174,7 +178,7 @@ def _measure_lengths(
             "suggested_keeps": fits,
         }
         if cut > CUT_SHARE * len(tokens):
-            effect = "are read in parts" if task.output_kind == "tokens" else "are cut"
+            effect = "are split into parts" if task.output_kind == "tokens" else "are truncated"
             share = _format_share(cut, len(tokens))
             warnings.append(
                 f"train: {share} {effect} at task.{name} {limit}; {suggested} fits {100 * fits:.0f} % of the rows"

@@ -1,4 +1,4 @@
-"""Report of `peftkit check`: the data of a recipe checked without training, and the findings as text."""
+"""Report of `peftkit check`: data checks of a recipe without training."""
 
 import dataclasses
 from pathlib import Path
@@ -12,16 +12,16 @@ from peftkit.recipe.schema import DataConfig, Recipe
 from peftkit.system.files import write_json
 from peftkit.tasks import Task
 
-MOST_PROBLEMS = 20
+MAX_PRINTED_ROWS = 20
 
 
 def check(recipe: Recipe, output: Path | None = None) -> str:
-    """Check the data of a recipe and return the findings as text; `output` is a JSON file for them.
+    """Check the data of a recipe and return the findings as text; `output` is a JSON file for the findings.
 
-    Prints the first invalid rows, and raises UserError with their number.
+    Prints the first invalid rows, and raises UserError with the number of invalid rows.
     """
     if output is not None and output.is_dir():
-        raise UserError(f"--output {output}: is a folder (expected a .json file)")
+        raise UserError(f"--output {output}: expected a .json file, got a folder; use another path")
     splits = _load_checked_splits(recipe.data, recipe.task)
     tokenizer = load_tokenizer(recipe.model, recipe.task)
     checks = check_data(splits, recipe.task, tokenizer, read_position_limit(recipe.model))
@@ -31,16 +31,16 @@ def check(recipe: Recipe, output: Path | None = None) -> str:
 
 
 def _load_checked_splits(config: DataConfig, task: Task) -> Splits:
-    """Load the splits, or print the first invalid rows. Raises UserError with the number of invalid rows."""
+    """Load the splits; print the first invalid rows and raise UserError with their number, if there are any."""
     found = find_splits(config, task)
     labels = task.find_labels(found["train"])
     if problems := find_row_problems(config, task, found, labels):
-        for problem in problems[:MOST_PROBLEMS]:
+        for problem in problems[:MAX_PRINTED_ROWS]:
             print(problem)
-        if len(problems) > MOST_PROBLEMS:
-            print(f"and {len(problems) - MOST_PROBLEMS} more")
+        if len(problems) > MAX_PRINTED_ROWS:
+            print(f"and {len(problems) - MAX_PRINTED_ROWS} more")
         rows = "1 row" if len(problems) == 1 else f"{len(problems)} rows"
-        raise UserError(f"{rows} can't be used; the first: {problems[0]}")
+        raise UserError(f"invalid data in {rows}, first: {problems[0]}")
     return complete_splits(config, task, found, labels)
 
 
@@ -61,11 +61,11 @@ def format_checks(splits: Splits, checks: Checks) -> str:
             f"{found['cut_share']:.1%} of rows; {fits}"
         )
     if checks.entities:
-        lines.append(f"entities    {checks.entities['cut']} of {checks.entities['all']} are truncated in every window")
-    copies = "; ".join(
+        lines.append(f"entities    {checks.entities['cut']} of {checks.entities['all']} truncated in every window")
+    duplicates = "; ".join(
         f"{split} {', '.join(f'{count} {kind}' for kind, count in found.items())}"
         for split, found in checks.duplicates.items()
     )
-    lines.append(f"duplicates  {copies.replace('_', ' ')}")
+    lines.append(f"duplicates  {duplicates.replace('_', ' ')}")
     lines += [f"warning     {warning}" for warning in checks.warnings] or ["no warnings"]
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from peftkit.recipe.schema import DataConfig
 from peftkit.system.files import redact_password
 from peftkit.system.shipped_files import find_shipped_recipe_file
 
-# Files by which a folder written by `save_to_disk` is recognized.
+# A folder written by `save_to_disk` contains one of these files.
 SAVED = ("dataset_dict.json", "state.json")
 DEMOS: dict[str, Callable[[], DatasetDict]] = {
     "demo": load_docstrings,
@@ -31,12 +31,12 @@ DEMOS: dict[str, Callable[[], DatasetDict]] = {
 
 
 def load_rows(config: DataConfig) -> DatasetDict:
-    """Load the rows unchanged, by split; a single file is the training split.
+    """Load the unchanged rows of each split; a single file is the training split.
 
-    Raises UserError for rows that can't be read.
+    Raises UserError for rows that cannot be read.
     """
     if config.sql is not None and config.data_files is not None:
-        raise UserError("data.sql: can't be combined with data.data_files; remove one of them")
+        raise UserError("data.sql: cannot be combined with data.data_files; remove one of them")
     if config.path in DEMOS and config.sql is None and config.data_files is None:
         return DEMOS[config.path]()
     path = _locate(config.path)
@@ -48,7 +48,7 @@ def load_rows(config: DataConfig) -> DatasetDict:
             files = {split: folder / Path(file).expanduser() for split, file in config.data_files.items()}
             for split, file in files.items():
                 if not file.is_file():
-                    raise UserError(f"data.data_files.{split}: {file}: no such file")
+                    raise UserError(f"data.data_files.{split}: {file}: no such file; use an existing file")
             return DatasetDict({split: read_dataset(file) for split, file in files.items()})
         if path.is_file():
             return DatasetDict({config.train_split: read_dataset(path)})
@@ -58,12 +58,12 @@ def load_rows(config: DataConfig) -> DatasetDict:
                 return saved if isinstance(saved, DatasetDict) else DatasetDict({config.train_split: saved})
             return _read_folder(str(path), config.name)
         if _is_local(config.path):
-            raise UserError(f"data.path: {config.path}: no such file or folder")
+            raise UserError(f"data.path: {config.path}: no such file or folder; use an existing path")
         return load_dataset(config.path, config.name, revision=config.revision)
     except UserError:
         raise
     except StopIteration:
-        raise UserError(f"data.path: {format_path(config)}: has no rows") from None
+        raise UserError(f"data.path: {format_path(config)}: no rows; use another source") from None
     except (
         DatasetGenerationError,
         DatasetNotFoundError,
@@ -75,11 +75,11 @@ def load_rows(config: DataConfig) -> DatasetDict:
     ) as error:
         cause = error.__cause__ or error
         reason = redact_password(" ".join(str(cause).split())[:300])
-        raise UserError(f"data.path: {format_path(config)}: can't be read: {reason}") from error
+        raise UserError(f"data.path: {format_path(config)}: cannot be read: {reason}") from error
 
 
 def is_remote(config: DataConfig) -> bool:
-    """Return whether loading runs a query or opens a connection: to a database, the Hub or a web address."""
+    """Return whether loading runs a query or opens a connection to a database, the Hub or a URL."""
     if config.sql is not None:
         return True
     if config.data_files is not None or config.path in DEMOS:
@@ -88,7 +88,7 @@ def is_remote(config: DataConfig) -> bool:
     if not path.is_dir():
         return not path.exists() and not _is_local(config.path)
     card = path / "README.md"
-    # The metadata of a local folder may list files by web address.
+    # The metadata of a local folder may contain URLs of files.
     return card.is_file() and "://" in str(DatasetCard.load(card, ignore_metadata_errors=True).data.get("configs"))
 
 
@@ -102,41 +102,41 @@ def _is_local(path: str) -> bool:
 
 
 def _read_folder(path: str, name: str | None) -> DatasetDict:
-    """Read the splits of a folder; each has its own columns, which may differ between splits."""
+    """Read the splits of a folder, each alone, because their columns may differ."""
     files = _find_files(path, name)
     if not files:
         return load_dataset(path, name)
 
     def read_split(split: str, split_files: list[str]) -> Dataset:
-        if all(map(_is_read_here, split_files)):
+        if all(map(_has_own_reader, split_files)):
             return concatenate_datasets([read_dataset(Path(file)) for file in split_files])
         return load_dataset(path, name, data_files={split: split_files}, split=split)
 
     return DatasetDict({split: read_split(split, split_files) for split, split_files in files.items()})
 
 
-def _is_read_here(file: str) -> bool:
-    """Return whether the file has a format that is read here, not by `datasets`."""
+def _has_own_reader(file: str) -> bool:
+    """Return whether peftkit reads the file's format, not `datasets`."""
     data_format = find_format(file)
     return data_format is not None and data_format.is_trainable and data_format.read is None and "://" not in file
 
 
 def _find_files(path: str, name: str | None) -> dict[str, list[str]]:
-    """Find the files of each split of a folder by their names, as `datasets` does."""
+    """Find the files of each split of a folder by file name, as `datasets` does."""
     try:
         files = load_dataset_builder(path, name).config.data_files or {}
     except DataFilesNotFoundError:
-        # `datasets` knows none of the formats; registered ones may.
+        # `datasets` supports none of the formats; a registered format may.
         found = DataFilesDict.from_patterns(sanitize_patterns(get_data_patterns(path)), base_path=path)
-        files = {split: [file for file in of if find_format(file) is not None] for split, of in found.items()}
-        files = {split: of for split, of in files.items() if of}
+        files = {split: [file for file in paths if find_format(file) is not None] for split, paths in found.items()}
+        files = {split: paths for split, paths in files.items() if paths}
         if not files:
             raise
-    return {str(split): list(of) for split, of in files.items()}
+    return {str(split): list(paths) for split, paths in files.items()}
 
 
 def list_split_files(config: DataConfig) -> dict[str, list[str]]:
-    """List the names of the files of each split, if the data is a folder; resolving them takes some milliseconds."""
+    """List the file names of each split, if the data is a folder."""
     path = _locate(config.path)
     if config.sql is not None or config.data_files is not None or not path.is_dir():
         return {}
@@ -146,9 +146,9 @@ def list_split_files(config: DataConfig) -> dict[str, list[str]]:
 
 
 def locate_split(config: DataConfig, split: str, files: Mapping[str, Sequence[str]]) -> str:
-    """Return the source of a split for messages: its file if it has only one, else the path and the split's name.
+    """Return the source of a split for messages: the file of a split with one file, else path and split name.
 
-    `files` are those of `list_split_files`.
+    `files` comes from `list_split_files`.
     """
     if config.data_files is not None:
         source = config.data_files.get(split)
@@ -161,14 +161,14 @@ def locate_split(config: DataConfig, split: str, files: Mapping[str, Sequence[st
 
 
 def describe_split_files(names: Sequence[str]) -> str:
-    """Return the number of the files of a split, and the names of the first ones."""
+    """Return the number of files of a split and the first file names."""
     return f"{len(names)} files: {', '.join(names[:5])}" + (" and more" if len(names) > 5 else "")
 
 
 def _read_query(path: str, sql: str) -> Dataset:
-    """Run a query and return its rows, never cached since a database changes.
+    """Run a query and return the rows, without a cache because a database may change.
 
-    `path` is a SQLite file or the address of a database.
+    `path` is a SQLite file or the URL of a database.
     """
     import pandas
 
@@ -179,14 +179,14 @@ def _read_query(path: str, sql: str) -> Dataset:
                 return Dataset.from_pandas(pandas.read_sql(sql, connection), preserve_index=False)
         if "://" not in path:
             raise UserError(
-                f"data.path: {path}: no such SQLite file (expected a file or an address such as postgresql://...)"
+                f"data.path: {path}: no such SQLite file (expected a file or a URL such as postgresql://...)"
             )
         if redact_password(path) != path:
             raise UserError(
                 "data.path: the password would be saved with the run; use an environment variable: user:$PASSWORD@host"
             )
         if importlib.util.find_spec("sqlalchemy") is None:
-            raise UserError("data.path: a database address needs SQLAlchemy; run: pip install 'peftkit[sql]'")
+            raise UserError("data.path: a database URL needs SQLAlchemy; run pip install 'peftkit[sql]'")
         return Dataset.from_pandas(pandas.read_sql(sql, os.path.expandvars(path)), preserve_index=False)
     except UserError:
         raise
@@ -197,5 +197,5 @@ def _read_query(path: str, sql: str) -> Dataset:
 
 
 def format_path(config: DataConfig) -> str:
-    """Return the path without the password that a database address may contain."""
+    """Return the path without the password of a database URL."""
     return redact_password(config.path)

@@ -1,6 +1,5 @@
-"""DeepSpeed: its configs, the dtype of its weights, and what it leaves on a host."""
+"""DeepSpeed: configs, weight dtype, shared memory and build locks."""
 
-import difflib
 import json
 import os
 import time
@@ -16,32 +15,32 @@ from peftkit.system.logging import logger
 from peftkit.system.shipped_files import DEEPSPEED_CONFIGS, find_shipped_folder
 
 STALE_AFTER = 120
-"""Seconds after which a lock on an operator build is stale, unless a process of this host has the lock open."""
+"""Age in seconds after which a build lock is stale, unless a process on this host has the lock file open."""
 
 
 def choose_default_config(recipe: Recipe) -> str:
-    """Choose a ZeRO config for a run that the `deepspeed` launcher started without one, and log why.
+    """Choose a ZeRO config for a run that the `deepspeed` launcher started without one, and log the reason.
 
-    ZeRO-2 shards gradients and optimizer state. Full fine-tuning has three times its weights of them, an adapter a few
-    MB. ZeRO-1 communicates least.
+    ZeRO-2 shards gradients and optimizer state. In full fine-tuning these take three times the memory of the weights,
+    for an adapter a few MB. ZeRO-1 needs the least communication.
     """
     if recipe.method.peft is None:
-        stage, why = "zero2", "full fine-tuning: shards gradients and optimizer state"
+        stage, why = "zero2", "full fine-tuning: shard gradients and optimizer state"
     else:
-        stage, why = "zero1", "an adapter's optimizer state is small: more sharding gains nothing"
+        stage, why = "zero1", "adapter: the optimizer state is small, more sharding saves no memory"
     logger.info("training.deepspeed not set: using ds_configs/%s.json (%s)", stage, why)
     return f"ds_configs/{stage}.json"
 
 
 def is_deepspeed_launcher() -> bool:
-    """Whether the `deepspeed` launcher started this process; it sets CROSS_SIZE, the number of hosts."""
+    """Whether the `deepspeed` launcher started this process: the launcher sets CROSS_SIZE, the number of hosts."""
     return "CROSS_SIZE" in os.environ
 
 
 def read_deepspeed_config(name: str | dict[str, Any]) -> dict[str, Any]:
-    """Read a DeepSpeed config: a dictionary, a path, or the name of a config that peftkit brings.
+    """Read a DeepSpeed config: a dictionary, a path, or the name of a config included in peftkit.
 
-    `NAME` and `ds_configs/NAME` are looked up in the current folder first. Raises UserError.
+    A file `NAME` or `ds_configs/NAME` in the current folder comes first. Raises UserError.
     """
     if isinstance(name, dict):
         return name
@@ -53,49 +52,48 @@ def read_deepspeed_config(name: str | dict[str, Any]) -> dict[str, Any]:
             try:
                 return json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise UserError(f"training.deepspeed: {name}: not JSON ({error})") from None
-    known = sorted(path.stem for path in find_shipped_folder(DEEPSPEED_CONFIGS).glob("*.json"))
-    near = difflib.get_close_matches(Path(name).stem, [*known, "auto"], n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    raise UserError(
-        f"training.deepspeed (--ds): {name}: no such file; use auto, {', '.join(known)}, or a config's path{hint}"
-    )
+                raise UserError(f"training.deepspeed: {name}: invalid JSON ({error})") from None
+    known = ", ".join(sorted(path.stem for path in find_shipped_folder(DEEPSPEED_CONFIGS).glob("*.json")))
+    raise UserError(f"training.deepspeed (--ds): {name}: no such file; use auto, {known}, or the path of a config")
 
 
 def get_weight_dtype(recipe: Recipe) -> str:
-    """Return the dtype in which DeepSpeed holds the weights."""
+    """Return the dtype of the weights under DeepSpeed."""
     training = recipe.training
     return "bfloat16" if training.get("bf16") else "float16" if training.get("fp16") else recipe.model.dtype
 
 
 def check_quantized_storage(recipe: Recipe, deepspeed: dict[str, Any] | None) -> None:
-    """Raise UserError for a 4-bit base that ZeRO-3 can't shard: its storage needs the dtype of the other weights."""
+    """Raise UserError if the storage dtype of a 4-bit base model prevents ZeRO-3 sharding.
+
+    The storage dtype must equal the dtype of the other weights.
+    """
     quantization = recipe.method.quantization
     if quantization is None or deepspeed is None or deepspeed.get("zero_optimization", {}).get("stage") != 3:
         return
     dtype = get_weight_dtype(recipe)
     if quantization.bnb_4bit_quant_storage != dtype:
         raise UserError(
-            f"method.quantization.bnb_4bit_quant_storage: ZeRO-3 can't shard {quantization.bnb_4bit_quant_storage} "
-            f"beside {dtype} weights; set it to {dtype}, or use ZeRO-1 or 2"
+            f"method.quantization.bnb_4bit_quant_storage: ZeRO-3 cannot shard {quantization.bnb_4bit_quant_storage} "
+            f"with {dtype} weights; set it to {dtype}, or use ZeRO-1 or ZeRO-2"
         )
 
 
 def unlink_shared_memory() -> None:
-    """Unlink DeepSpeed's buffers in shared memory: 66 MiB a rank, which DeepSpeed never removes.
+    """Unlink DeepSpeed's buffers in shared memory: 66 MiB per rank, which DeepSpeed never removes.
 
-    Once every rank has opened the buffers, they exist until the ranks end.
+    After every rank has opened the buffers, the memory exists until the ranks end.
     """
     torch.distributed.barrier()
     mine = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_*"
-    for path in Path("/dev/shm").glob(mine):  # noqa: S108  this is where they are
+    for path in Path("/dev/shm").glob(mine):  # noqa: S108  DeepSpeed's location
         path.unlink(missing_ok=True)
 
 
 def clear_stale_locks() -> None:
-    """Remove the locks of builds of DeepSpeed's operators that were stopped.
+    """Remove the locks of interrupted builds of DeepSpeed operators.
 
-    PyTorch waits for such a lock forever and logs nothing. A running build has its lock open.
+    PyTorch waits for such a lock forever, without a log message. A running build has its lock file open.
     """
     from torch.utils.cpp_extension import _get_build_directory
 
@@ -113,7 +111,7 @@ def clear_stale_locks() -> None:
 
 
 def _is_open(path: Path) -> bool:
-    """Whether a process that this user may inspect has the file open."""
+    """Whether a process of this user has the file open."""
     for process in psutil.process_iter():
         try:
             if any(Path(opened.path) == path for opened in process.open_files()):

@@ -1,4 +1,4 @@
-"""The ranks of a run: joining them, waiting for them, comparing values between them, losing one."""
+"""Process group of a run: join, barrier, gather, consistency checks, lost ranks."""
 
 import importlib.util
 import os
@@ -17,14 +17,14 @@ from peftkit.errors import LostRankError, UserError
 from peftkit.system.environment import read_peak_memory
 
 
-def rank_count() -> int:
-    """Number of ranks that the launcher started; 1 without a launcher."""
+def count_ranks() -> int:
+    """Count the ranks that the launcher started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def has_several_ranks() -> bool:
-    """Whether a launcher started more than this process."""
-    return rank_count() > 1
+    """Whether a launcher started more than one process."""
+    return count_ranks() > 1
 
 
 def has_joined_ranks() -> bool:
@@ -33,16 +33,16 @@ def has_joined_ranks() -> bool:
 
 
 def join_process_group(*, deepspeed: bool, use_cpu: bool, timeout: timedelta) -> None:
-    """Join the other ranks where the Trainer would not do so correctly: on a CPU, and with DeepSpeed on one rank.
+    """Join the process group if the Trainer would not join correctly: on a CPU, or with DeepSpeed on one rank.
 
-    `timeout` is the Trainer's `ddp_timeout`: how long a rank waits for another rank before an error is raised. On a GPU
-    with a launcher the Trainer joins. Raises UserError when deepspeed is not installed.
+    `timeout` is the Trainer's `ddp_timeout`: the time that a rank waits for another rank before an error. On a GPU with
+    a launcher the Trainer joins. Raises UserError if deepspeed is not installed.
     """
     if torch.distributed.is_initialized() or not (deepspeed or "RANK" in os.environ):
         return
     if deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise UserError("training.deepspeed: deepspeed is not installed; run: pip install deepspeed")
-    # DeepSpeed creates more process groups without a timeout; these defaults apply to them.
+    # DeepSpeed creates process groups without a timeout argument; they use these defaults.
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
     if not deepspeed:
         if use_cpu:
@@ -65,20 +65,20 @@ def join_process_group(*, deepspeed: bool, use_cpu: bool, timeout: timedelta) ->
         }
     import deepspeed as library
 
-    # The Trainer reads the world size before it would join, and derives the batch size from it.
+    # The Trainer reads the world size before it joins, and derives the batch size from that value.
     library.init_distributed("gloo" if use_cpu else "nccl", timeout=timeout, verbose=False)
     if use_cpu:
         unlink_shared_memory()
 
 
 def wait_for_ranks() -> None:
-    """Wait until every rank is here: a rank that leaves early can break the connections of the others."""
+    """Wait for all ranks: a rank that leaves early can break the connections of the other ranks."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
 
 
 def leave_process_group() -> None:
-    """Leave the process group; no effect without one."""
+    """Leave the process group, if there is one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -99,24 +99,23 @@ def gather_peak_memory() -> list[dict[str, int]]:
 
 @contextmanager
 def raise_lost_rank_errors() -> Iterator[None]:
-    """Turn the errors that libraries raise when another rank is gone into LostRankError, with this rank and a fix."""
+    """Turn library errors about a lost rank into LostRankError, with this rank and a fix."""
     try:
         yield
     except RuntimeError as error:
         if not is_lost_rank_error(error):
             raise
-        # The source location and the advice of the library do not help a user.
+        # Remove the source location and the advice of the library.
         reason = " ".join(re.sub(r"^\[[^\]]*:\d+\]", "", str(error).strip()).split(". ")[0].split())[:200]
         rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         raise LostRankError(
             f"the connection to the other ranks was lost: {reason} (rank {rank} of {ranks}, host "
-            f"{socket.gethostname()}); read their log, then start the run again: --resume continues from the last "
-            "checkpoint"
+            f"{socket.gethostname()}); read the logs of the other ranks, then restart with --resume"
         ) from error
 
 
 def is_lost_rank_error(error: RuntimeError) -> bool:
-    """Whether gloo, NCCL or the rendezvous store raised the error because another rank is gone."""
+    """Whether gloo, NCCL or the rendezvous store raised the error because another rank ended."""
     if isinstance(error, torch.distributed.DistNetworkError | torch.distributed.DistStoreError):
         return True
     known = (
@@ -128,17 +127,17 @@ def is_lost_rank_error(error: RuntimeError) -> bool:
 
 
 def check_same_on_ranks(fingerprint: str, deepspeed: str, can_load_best: bool) -> None:
-    """Raise UserError on every rank when a rank differs from rank 0 in its rows, its sharding, or what it can load.
+    """Raise UserError on every rank if a rank differs from rank 0 in rows, DeepSpeed config or visible checkpoints.
 
-    Hosts may have other files or other memory than rank 0. A rank that does not see the best checkpoint would continue
-    with its last weights.
+    Hosts may have different files or memory. A rank that does not see the best checkpoint would continue with its last
+    weights.
     """
     ranks = gather_from_ranks((fingerprint, deepspeed, can_load_best))
     messages = (
         "data: rank {} read different rows than rank 0; use the same data and packages on every host",
-        "training.deepspeed: auto: rank {} chose a different config than rank 0; pass one config",
-        "training.load_best_model_at_end: rank {} does not see the run folder of rank 0, where the best checkpoint "
-        "is saved; give the hosts a shared training.output_dir, or set the option to false",
+        "training.deepspeed: auto: rank {} chose another config than rank 0; pass the same config on every host",
+        "training.load_best_model_at_end: rank {} does not see the run folder of rank 0, which contains the best "
+        "checkpoint; use a training.output_dir on a shared file system, or set the option to false",
     )
     problems = []
     for place, message in enumerate(messages):

@@ -1,4 +1,4 @@
 """Tokenizers, base models and task heads, batched inference and ONNX models.
 
-Applying a fine-tuning method to a model belongs here; the values of a method are in `recipe`, saved runs in `runs`.
+This package applies a fine-tuning method to a model. `recipe` defines methods, `runs` reads saved runs.
 """

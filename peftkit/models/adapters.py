@@ -17,11 +17,10 @@ from peftkit.recipe.method import Method
 def apply_method(
     method: Method, model: PreTrainedModel, head: tuple[str, ...], task_type: str, unused: tuple[str, ...] = ()
 ) -> PreTrainedModel | PeftModel:
-    """Apply `method` to `model`; the modules in `head` are trained and saved by every method.
+    """Apply `method` to `model`; every method trains and saves the modules in `head`.
 
-    Modules in `unused` get no adapter if the method can exclude modules.
-
-    Raises UserError when peft does not accept the config for this model.
+    Modules in `unused` get no adapter if the method can exclude modules. Raises UserError if peft rejects the config
+    for this model.
     """
     if method.peft is None:
         return model
@@ -38,7 +37,7 @@ def apply_method(
         model = prepare_quantized_model(model)
     try:
         with warnings.catch_warnings():
-            # peft corrects this option for GPT-2's transposed layers and warns.
+            # peft corrects this option for the transposed layers of GPT-2, with a warning.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
             adapted = peft.get_peft_model(model, config)
     except (ValueError, NotImplementedError, KeyError) as error:
@@ -58,16 +57,17 @@ def _check_targets(targets: Any, model: torch.nn.Module) -> None:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             kinds = sorted(name for name in weighted if not name.isdigit())
             near = difflib.get_close_matches(target, kinds, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"use one of {', '.join(kinds[:30])}"
+            hint = f"use '{near[0]}'" if near else f"use one of {', '.join(kinds[:30])}"
             raise UserError(f"method.peft.target_modules: no module '{target}'; {hint}")
 
 
 def prepare_quantized_model(model: PreTrainedModel) -> PreTrainedModel:
-    """Freeze a 4-bit base and cast all but its 4-bit layers to float32.
+    """Freeze a 4-bit base model and cast all modules except the 4-bit layers to float32.
 
-    A 4-bit layer rounds its bias to the compute dtype at its first use; it is rounded here, so that frozen weights do
-    not change later. A shard of ZeRO-3 never changes: its gathered copy is rounded. On a CPU with bfloat16 units a
-    4-bit layer would repack its weights at the first evaluation and could not be trained afterwards; that is disabled.
+    A 4-bit layer rounds its bias to the compute dtype at the first forward pass. This function rounds the bias, so that
+    frozen weights do not change later. A ZeRO-3 shard stays unchanged, because the layer rounds the gathered copy. On a
+    CPU with bfloat16 units a 4-bit layer would repack its weights at the first evaluation and could not be trained
+    afterwards; this function disables the repacking.
     """
     model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     module: Any
@@ -81,7 +81,7 @@ def prepare_quantized_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def is_mergeable(model: torch.nn.Module) -> bool:
-    """Whether the adapter can be merged into the base, true for all methods but prompts before the input."""
+    """Whether the adapter can be merged into the base model: true for all methods except prompt-based ones."""
     return not isinstance(model, PeftModel) or hasattr(model.base_model, "merge_and_unload")
 
 
@@ -90,14 +90,14 @@ def _read_first_line(error: Exception) -> str:
 
 
 def check_head(model: torch.nn.Module, missing_keys: set[str]) -> None:
-    """Check that each parameter missing from the checkpoint is trainable and not quantized.
+    """Check that each parameter that the checkpoint lacks is trainable and not quantized.
 
-    Raises AuditError with the names of the others.
+    Raises AuditError with the names of the other parameters.
     """
     trained = {remove_peft_prefix(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     if frozen := sorted(missing_keys - trained):
-        raise AuditError(f"head contract: not in the checkpoint, yet frozen: {', '.join(frozen)}")
-    # A new head in a 4-bit layer is packed at its first use only, so the layer's class is checked, not its weight.
+        raise AuditError(f"head: new parameters are frozen (expected trainable): {', '.join(frozen)}")
+    # A 4-bit layer packs a new head at the first forward pass, so check the class of the layer, not its weight.
     packed = {
         remove_peft_prefix(f"{name}.{own}")
         for name, module in model.named_modules()
@@ -105,11 +105,11 @@ def check_head(model: torch.nn.Module, missing_keys: set[str]) -> None:
         for own, _ in module.named_parameters(recurse=False)
     }
     if quantized := sorted(missing_keys & packed):
-        raise AuditError(f"head contract: not in the checkpoint, yet quantized: {', '.join(quantized)}")
+        raise AuditError(f"head: new parameters are quantized (expected full precision): {', '.join(quantized)}")
 
 
 def remove_peft_prefix(name: str) -> str:
-    """Return a parameter's name in the model without peft."""
+    """Return the name of a parameter in the model without peft."""
     name = name.removeprefix("base_model.").removeprefix("model.") if name.startswith("base_model.") else name
     parts = name.split(".")
     if "modules_to_save" in parts:

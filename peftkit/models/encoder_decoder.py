@@ -1,4 +1,4 @@
-"""Build an encoder-decoder from an encoder checkpoint, BERT to BERT (Rothe et al. 2020, section 2)."""
+"""Build an encoder-decoder from an encoder checkpoint: BERT2BERT (Rothe et al. 2020, section 2)."""
 
 import copy
 import tempfile
@@ -28,11 +28,11 @@ from peftkit.system.logging import logger
 
 @dataclass(frozen=True, kw_only=True)
 class LoadableCheckpoint:
-    """The checkpoint that `from_pretrained` loads.
+    """A checkpoint that `from_pretrained` loads.
 
     Attributes:
-        path: The checkpoint, or a temporary folder with the encoder-decoder built from it.
-        missing_keys: Its parameters that no checkpoint contained.
+        path: The checkpoint, or a temporary folder with the encoder-decoder built from the checkpoint.
+        missing_keys: Parameters that no checkpoint contains.
         unused: Modules of the encoder that the encoder-decoder does not use.
     """
 
@@ -45,9 +45,9 @@ class LoadableCheckpoint:
 def open_checkpoint(
     source: str, auto_model: Any, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]
 ) -> Iterator[LoadableCheckpoint]:
-    """Give the checkpoint, or for an encoder where `auto_model` is an encoder-decoder, one built from it.
+    """Open a checkpoint; build an encoder-decoder if `auto_model` needs one and the checkpoint is an encoder.
 
-    `options` are those of `from_pretrained`. Raises UserError for a model that is neither.
+    `options` are keywords of `from_pretrained`. Raises UserError for a model that is neither.
     """
     if auto_model is not AutoModelForSeq2SeqLM:
         yield LoadableCheckpoint(path=source)
@@ -70,7 +70,7 @@ def open_checkpoint(
 
 
 def build_encoder_decoder_config(config: Any) -> Any:
-    """Return the config, or for an encoder that of the encoder-decoder built from two copies."""
+    """Return the config; for an encoder, the config of an encoder-decoder built from two copies."""
     if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or not hasattr(config, "is_decoder"):
         return config
     decoder = copy.deepcopy(config)
@@ -101,7 +101,7 @@ def _build_encoder_decoder(
     missing |= {
         f"decoder.{name}"
         for name in decoder_info["missing_keys"]
-        # A new bias of the vocabulary is zero, not random; its module has the tied embeddings, too large to be a head.
+        # A new output bias is zero, not random. Its module contains the tied embeddings, so it is not a new head.
         if not name.endswith(("predictions.bias", "lm_head.bias", "decoder.bias"))
     }
     unused = ("encoder.pooler",) if getattr(encoder, "pooler", None) is not None else ()

@@ -12,7 +12,7 @@ from peftkit.tasks import EncodedSplit, Task
 from peftkit.tasks.default import IGNORED, get_first_output
 
 BATCH_SIZE = 32
-# Logits over a vocabulary are large: limits of a held-out batch of generated text.
+# Limits of a held-out batch of generated text, because logits over a vocabulary are large.
 HELD_OUT_ROWS = 4
 HELD_OUT_NUMBERS = 2_000_000
 
@@ -70,7 +70,7 @@ def _stack_rows(outputs: list[Any]) -> np.ndarray:
 def select_inputs(
     task: Task, batch: Mapping[str, Any], config: Any
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Select the inputs of a batch that models are compared on, and `counted`, the target tokens without padding."""
+    """Select the inputs of a batch for comparing models, and `counted`, the mask of target tokens without padding."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels" and tensor is not None}
     if task.output_kind == "text":
         vocabulary = config.get_text_config(decoder=True).vocab_size
@@ -87,7 +87,7 @@ def select_inputs(
 
 @torch.no_grad()
 def compute_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Compute logits in float32, returned on the CPU."""
+    """Compute logits and return them in float32 on the CPU."""
     return get_first_output(model(**_move_inputs(batch, model.device)).logits).float().cpu()
 
 
@@ -95,9 +95,9 @@ def compute_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tenso
 def compute_outputs(
     model: Any, batch: Mapping[str, torch.Tensor], device: torch.device | None = None, **options: Any
 ) -> dict[str, torch.Tensor]:
-    """Compute `logits`, and for a model that generates the token ids `generated` without sampling; -1 is padding.
+    """Compute `logits`; for a generating model also the token ids `generated`, without sampling and padded by -1.
 
-    `device` is that of the computation if the weights are elsewhere; `options` are keywords of `generate`.
+    `device` is the device of the computation if the weights are on another one; `options` are keywords of `generate`.
     """
     batch = _move_inputs(batch, device or model.device)
     found = {"logits": get_first_output(model(**batch).logits).float().cpu()}

@@ -1,4 +1,4 @@
-"""Load the tokenizer and the base model, quantized or not, and find its new head."""
+"""Load the tokenizer and the base model, optionally quantized, and find the new head."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,7 +25,7 @@ from peftkit.recipe.schema import ModelConfig
 from peftkit.system.logging import logger
 from peftkit.tasks import Task
 
-# Model types whose feed-forward layers exceed the range of float16: activations become infinite, the loss NaN.
+# Model types whose activations exceed the range of float16 and become infinite.
 OVERFLOW_IN_FLOAT16 = {"t5", "mt5", "umt5", "longt5", "switch_transformers"}
 
 
@@ -34,10 +34,10 @@ class BaseModel:
     """A base model with its new head.
 
     Attributes:
-        model: The model, its head freshly initialised.
-        missing_keys: Parameters that the checkpoint lacks, or has in another shape.
-        head: The outermost modules that hold only such parameters, or the innermost that holds one.
-        unused: Modules that no output depends on; frozen, without adapters.
+        model: The model with a newly initialized head.
+        missing_keys: Parameters that the checkpoint lacks, or contains in another shape.
+        head: The outermost modules that contain only such parameters, or the innermost module that contains one.
+        unused: Modules without influence on the output; frozen, without adapters.
     """
 
     model: PreTrainedModel
@@ -54,12 +54,14 @@ def resolve_source(config: ModelConfig) -> str:
     if path.exists():
         return str(path)
     if config.name_or_path.startswith((".", "/", "~")):
-        raise UserError(f"model.name_or_path: {config.name_or_path}: no such folder; use an existing one or a Hub id")
+        raise UserError(
+            f"model.name_or_path: {config.name_or_path}: no such folder; use an existing folder or a Hub id"
+        )
     return config.name_or_path
 
 
 def load_tokenizer(config: ModelConfig, task: Task) -> PreTrainedTokenizerBase:
-    """Load the checkpoint's tokenizer, padding on the right. Raises UserError when it can't be loaded."""
+    """Load the checkpoint's tokenizer with padding on the right. Raises UserError if loading fails."""
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     with translate_load_errors(config):
         tokenizer = AutoTokenizer.from_pretrained(resolve_source(config), **options)
@@ -68,18 +70,20 @@ def load_tokenizer(config: ModelConfig, task: Task) -> PreTrainedTokenizerBase:
     least = tokenizer.num_special_tokens_to_add(False) + 1
     for field, length in task.columns.max_lengths.items():
         if length < least:
-            raise UserError(f"task.{field} must be at least {least}, got {length}")
+            raise UserError(f"task.{field}: must be at least {least}, got {length}; increase it")
     return ensure_padding(tokenizer, config.name_or_path)
 
 
 def ensure_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """Set a pad token and padding on the right. Raises UserError when the tokenizer has no token for it."""
+    """Set a pad token and padding on the right. Raises UserError if the tokenizer has no pad and no end token."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(f"model.name_or_path: {name}: the tokenizer has no pad or end token; use another model")
         tokenizer.pad_token = tokenizer.eos_token
-        logger.info("the tokenizer has no pad token, using '%s' in its config and the model's", tokenizer.eos_token)
-    # A decoder counts positions from the left: with padding there, logits would depend on the batch.
+        logger.info(
+            "the tokenizer has no pad token: using '%s' in the configs of tokenizer and model", tokenizer.eos_token
+        )
+    # A decoder counts positions from the left; with padding on the left, logits would depend on the batch.
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -91,9 +95,9 @@ def load_base(
     labels: Sequence[str],
     quantization: Quantization | None = None,
 ) -> BaseModel:
-    """Load the pretrained weights with a new head for `labels`; with `quantization` all but the head in 4 bits.
+    """Load the pretrained weights with a new head for `labels`; `quantization` excludes the head.
 
-    An encoder checkpoint becomes an encoder-decoder if the task needs one. Raises UserError when the model can't be
+    An encoder checkpoint becomes an encoder-decoder if the task needs one. Raises UserError if the model cannot be
     loaded or quantized.
     """
     options: dict[str, Any] = dict(
@@ -105,18 +109,18 @@ def load_base(
         **task.model.head_config(labels),
     )
     with translate_load_errors(config), ExitStack() as stack:
-        # Sharded weights can't be written as a checkpoint.
+        # Sharded weights cannot be written as a checkpoint.
         with disable_zero3():
             start = stack.enter_context(
                 open_checkpoint(resolve_source(config), task.model.auto_class, tokenizer, options)
             )
         if quantization is not None:
-            # The head must be known before anything is quantized; the meta device reads no weights.
+            # The head must be known before quantization; the meta device reads no weights.
             with disable_zero3():
                 skeleton, info = task.model.auto_class.from_pretrained(start.path, device_map="meta", **options)
             if getattr(skeleton.config, "quantization_config", None) is not None:
                 raise UserError(
-                    f"model.name_or_path: {config.name_or_path} is quantized already; give its full-precision weights"
+                    f"model.name_or_path: {config.name_or_path} is already quantized; use its full-precision weights"
                 )
             head = find_head_modules(skeleton, _find_missing_keys(info) | start.missing_keys)
             options["quantization_config"] = quantization.config((*head, *_find_output_embeddings(skeleton)))
@@ -126,10 +130,10 @@ def load_base(
     model.name_or_path = model.config._name_or_path = resolve_source(config)
     task.model.configure(model, tokenizer)
     missing = (_find_missing_keys(info) | start.missing_keys) & {name for name, _ in model.named_parameters()}
-    # The Trainer multiplies the loss by the number of ranks if it assumes that the model divides by it; the forward of
-    # these models accepts any keyword and does not divide.
+    # The Trainer multiplies the loss by the number of ranks if it assumes that the model divides the loss. The forward
+    # of these models accepts any keyword and does not divide.
     model.accepts_loss_kwargs = False
-    # Under ZeRO-3 transformers retains renamings that were not used for this checkpoint, and would save the old names.
+    # Under ZeRO-3 transformers stores renamings that this checkpoint did not use, and would save the old names.
     if conversions := getattr(model, "_weight_conversions", None):
         model._weight_conversions = [c for c in conversions if c.was_used() or not isinstance(c, WeightRenaming)]
     unused = tuple(name for name, _ in model.named_modules() if name.startswith(start.unused)) if start.unused else ()
@@ -139,10 +143,10 @@ def load_base(
 
 
 def match_checkpoint_labels(config: ModelConfig, task: Task, labels: Sequence[str]) -> tuple[str, ...]:
-    """Order the labels as the checkpoint's head does, if the checkpoint is a classifier of the same labels.
+    """Return the labels in the order of the checkpoint's head, if the checkpoint is a classifier of the same labels.
 
-    The head is used unchanged: row i of its weights belongs to label i of its config. Names are compared without case
-    and surrounding space. A head with the same number of other labels is used too, with a warning.
+    The head stays unchanged: row i of its weights belongs to label i of its config. Names are compared without case
+    and surrounding white space. A head for other labels of the same number is used too, with a warning.
     """
     if len(labels) < 2:
         return tuple(labels)
@@ -162,14 +166,14 @@ def match_checkpoint_labels(config: ModelConfig, task: Task, labels: Sequence[st
             logger.info("label order taken from the checkpoint's head: %s", ", ".join(ordered))
         return ordered
     logger.warning(
-        "the checkpoint's head was trained for the labels %s; its rows are used in this order for %s",
+        "the checkpoint's head was trained for labels %s; using its rows in this order for %s",
         ", ".join(names), ", ".join(labels),
     )  # fmt: skip
     return tuple(labels)
 
 
 def check_precision(model: PreTrainedModel, quantization: Quantization | None, arguments: TrainingArguments) -> None:
-    """Raise UserError for training or evaluation in float16 of a model that overflows in it."""
+    """Raise UserError for training or evaluation in float16 of a model that overflows in float16."""
     kinds = {model.config.model_type, getattr(getattr(model.config, "decoder", None), "model_type", "")}
     if not kinds & OVERFLOW_IN_FLOAT16:
         return
@@ -185,27 +189,29 @@ def check_precision(model: PreTrainedModel, quantization: Quantization | None, a
 
 
 def load_finished_model(folder: str | Path, task: Task, **options: Any) -> PreTrainedModel:
-    """Load a model with its head, from full fine-tuning or an export. Raises UserError when weights are missing."""
+    """Load a model with its head, from full fine-tuning or an export. Raises UserError if weights are missing."""
     try:
         model, info = task.model.auto_class.from_pretrained(folder, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: not a model that transformers can load ({_shorten(error)})") from error
+        raise UserError(
+            f"{folder}: transformers cannot load this model ({_shorten(error)}); use the folder of a model"
+        ) from error
     if missing := _find_missing_keys(info):
         raise UserError(f"{folder}: missing weights {', '.join(sorted(missing))}; use the folder of a finished model")
     return model
 
 
 def find_head_modules(model: PreTrainedModel, missing_keys: set[str]) -> tuple[str, ...]:
-    """Find the modules to train, save and not quantize, given the parameters that the checkpoint lacks.
+    """Find the modules to train, save and not quantize, from the parameters that the checkpoint lacks.
 
-    Raises AuditError for a parameter of the model itself, outside any module.
+    Raises AuditError for a parameter outside of any submodule.
     """
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     found = set()
     for key in missing_keys & names:
         module = key.rpartition(".")[0]
         if not module:
-            raise AuditError(f"head contract: parameter '{key}' belongs to no module and can't be saved by peft")
+            raise AuditError(f"head: parameter '{key}' is outside of any submodule; peft cannot save it")
         while above := module.rpartition(".")[0]:
             if any(name.startswith(f"{above}.") and name not in missing_keys for name in names):
                 break
@@ -215,7 +221,7 @@ def find_head_modules(model: PreTrainedModel, missing_keys: set[str]) -> tuple[s
 
 
 def _find_output_embeddings(model: PreTrainedModel) -> list[str]:
-    """Find the output layer over the vocabulary, tied to the embeddings, which can't be in 4 bits."""
+    """Find the output layer over the vocabulary, which is tied to the embeddings and cannot be in 4 bits."""
     output = model.get_output_embeddings()
     return [name for name, module in model.named_modules() if output is not None and module is output]
 
@@ -226,7 +232,7 @@ def _find_missing_keys(info: dict[str, Any]) -> set[str]:
 
 @contextmanager
 def disable_zero3() -> Iterator[None]:
-    """Load without sharding: the meta device and ZeRO-3 exclude each other."""
+    """Disable ZeRO-3 sharding while loading, because the meta device does not work with ZeRO-3."""
     saved = hf_deepspeed._hf_deepspeed_config_weak_ref
     hf_deepspeed.unset_hf_deepspeed_config()
     try:
@@ -237,15 +243,16 @@ def disable_zero3() -> Iterator[None]:
 
 @contextmanager
 def translate_load_errors(config: ModelConfig) -> Iterator[None]:
-    """Turn the libraries' errors for a model that can't be loaded into UserError."""
+    """Turn errors of the libraries in loading a model into UserError."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, ImportError) as error:
         name = config.name_or_path
-        origin = "folder" if Path(resolve_source(config)).exists() else "no such folder, and the Hub model"
-        raise UserError(f"model.name_or_path: {name}: {origin} can't be loaded: {_shorten(error)}") from error
+        is_local = Path(resolve_source(config)).exists()
+        problem = "cannot load the folder" if is_local else "no such folder, and cannot load the Hub model"
+        raise UserError(f"model.name_or_path: {name}: {problem}: {_shorten(error)}") from error
 
 
 def _shorten(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Write a Transformers model as ONNX by the library's exporter, and run an ONNX file like a model."""
+"""Export a Transformers model to ONNX with the library's exporter, and run an ONNX file like a model."""
 
 import contextlib
 import copy
@@ -19,18 +19,18 @@ from peftkit.tasks.default import get_first_output
 
 FILE = "model.onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "transformers.exporters")
-# A dimension of 1, and for some models of 2, would be traced as one that never changes.
+# The exporter would trace a dimension of 1, and for some models of 2, as a constant.
 MIN_ROWS = 2
 MIN_LENGTH = 8
 
 
 def write_onnx(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], folder: Path, *, int8: bool = False) -> None:
-    """Write the forward pass of a float32 model on the CPU to `folder`: inputs as in `batch`, logits out.
+    """Write the forward pass of a float32 model on the CPU to `folder`; inputs as in `batch`, output logits.
 
-    Batch size and lengths are dynamic. The weights of `model.onnx` are in `model.onnx.data`; `config.json` and the
-    library's `export.json` are written too. With `int8` the weights of matrix products and embeddings are integers, and
-    activations are quantized at run time. The model is not changed. Raises UserError when the library can't export it
-    or a package is missing.
+    Batch size and lengths are dynamic. The weights of `model.onnx` are in `model.onnx.data`; the library also writes
+    `config.json` and `export.json`. With `int8` the weights of matrix products and embeddings are integers, and
+    activations are quantized at run time. The model stays unchanged. Raises UserError if the library cannot export the
+    model or a package is missing.
     """
     with _silence():
         _check_packages()
@@ -38,7 +38,7 @@ def write_onnx(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], folder
         from transformers.exporters import OnnxConfig, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
         from transformers.exporters.exporter_onnx import OnnxExporter
 
-        # A scale for each column halves the error. In 8 bits, sums would overflow on processors without VNNI.
+        # One scale per column halves the error. Sums of full 8-bit weights would overflow without VNNI.
         how = OnnxRuntimeDynamicConfig(per_channel=True, reduce_range=True)
         config = OnnxConfig(dynamic=True, quantizer=OnnxRuntimeQuantizer(how) if int8 else None)
         sample: dict[str, Any] = {name: _repeat_rows(tensor) for name, tensor in batch.items()}
@@ -47,10 +47,10 @@ def write_onnx(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], folder
             with _return_logits(model):
                 exported = OnnxExporter().export(model, sample, config)
         except Exception as error:
-            raise UserError(f"export: {kind} can't become ONNX: {_find_reason(error)}") from error
+            raise UserError(f"export: cannot export {kind} to ONNX: {_find_reason(error)}") from error
         if fixed := _find_fixed_size(exported.program):
-            raise UserError(f"export: {kind} can't become ONNX: its input would have a fixed size ({fixed})")
-        # The stack trace of every node contains paths of this machine.
+            raise UserError(f"export: cannot export {kind} to ONNX: the input would have a fixed size ({fixed})")
+        # The stack traces of the nodes contain local paths.
         ClearMetadataAndDocStringPass()(exported.program)
         exported.config = copy.deepcopy(model.config)
         exported.config.architectures = [kind]
@@ -62,16 +62,16 @@ class OnnxOutput:
     """Output of an ONNX model.
 
     Attributes:
-        logits: In float32, on the CPU.
+        logits: Float32 tensor on the CPU.
     """
 
     logits: torch.Tensor
 
 
 class OnnxModel:
-    """The ONNX file of a folder in ONNX Runtime on the CPU, called like a model: `model(**batch).logits`.
+    """An ONNX model in ONNX Runtime on the CPU, called like a Transformers model: `model(**batch).logits`.
 
-    Inputs that the graph does not take are dropped. It has no `generate`.
+    Inputs that the graph does not have are ignored. There is no `generate`.
     """
 
     device = torch.device("cpu")
@@ -98,18 +98,18 @@ def _check_packages() -> None:
         for name in PACKAGES:
             importlib.import_module(name)
     except ImportError as error:
-        raise UserError("export: packages for ONNX are missing; run pip install 'peftkit[onnx]'") from error
+        raise UserError("export: ONNX packages are not installed; run pip install 'peftkit[onnx]'") from error
 
 
 def _repeat_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """Repeat whole rows and whole texts until no dimension is small; every row has as many end tokens."""
+    """Repeat rows and tokens up to the minimum dimensions; every row has the same number of end tokens."""
     rows, length = tensor.shape
     return tensor.repeat(-(-MIN_ROWS // rows), -(-MIN_LENGTH // length))
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Suppress what the libraries print, log and warn of."""
+    """Suppress output, log messages and warnings of the libraries."""
     disabled, handlers = logging.root.manager.disable, list(logging.root.handlers)
     logging.disable(logging.CRITICAL)
     try:
@@ -122,13 +122,13 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-        # The quantizer gives the root logger a handler that would write to a closed stream.
+        # The quantizer adds a root handler that would write to a closed stream.
         logging.root.handlers[:] = handlers
 
 
 @contextlib.contextmanager
 def _return_logits(model: Any) -> Iterator[None]:
-    """Let the model return only its logits, in evaluation mode; restore it afterwards."""
+    """Make the model return only logits, in evaluation mode; restore the model afterwards."""
     own = dict(vars(model))
     training = [module for module in model.modules() if module.training]
     forward = model.forward
@@ -137,7 +137,7 @@ def _return_logits(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        # The library leaves `forward` on the instance, which would hide that of the class.
+        # The library leaves `forward` on the instance, which would hide the method of the class.
         if "forward" in own:
             model.forward = own["forward"]
         else:
@@ -147,7 +147,7 @@ def _return_logits(model: Any) -> Iterator[None]:
 
 
 def _find_fixed_size(program: Any) -> str:
-    """Describe an input of the graph with a constant dimension, which the library does not report; or empty."""
+    """Describe a graph input with a constant dimension, which the library does not report; empty without one."""
     for value in program.graph.inputs:
         sizes = [str(size) for size in value.shape]
         if any(size.isdecimal() for size in sizes):
@@ -156,7 +156,7 @@ def _find_fixed_size(program: Any) -> str:
 
 
 def _find_reason(error: BaseException) -> str:
-    """Return the first line of an error's innermost cause; the outer ones explain how to report it."""
+    """Return the first line of the innermost cause; outer errors only explain how to report a bug."""
     while error.__cause__ is not None:
         error = error.__cause__
     line = next(iter(str(error).strip().splitlines()), "")

@@ -4,7 +4,7 @@ import torch
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:
-    """Number of `trainable` and `total` weights; a 4-bit weight counts as one, a ZeRO-3 shard as the whole."""
+    """Count `trainable` and `total` weights; count packed 4-bit weights and ZeRO-3 shards in their full shape."""
     trainable = total = 0
     for parameter in model.parameters():
         count = getattr(parameter, "ds_numel", parameter.numel())

@@ -7,7 +7,7 @@ import psutil
 import torch
 
 from peftkit.distributed.deepspeed import get_weight_dtype
-from peftkit.distributed.process_group import rank_count
+from peftkit.distributed.process_group import count_ranks
 from peftkit.errors import UserError
 from peftkit.planning.hardware import CPU, GPU
 from peftkit.planning.planner import make_arguments, plan
@@ -33,7 +33,7 @@ def resolve_deepspeed(recipe: Recipe) -> Recipe:
 
 
 def _choose_config(recipe: Recipe) -> str | None:
-    ranks = rank_count()
+    ranks = count_ranks()
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks)
     on_gpu = torch.cuda.is_available() and not recipe.training.get("use_cpu")
     if on_gpu:

@@ -21,7 +21,7 @@ from peftkit.recipe.parser import dict_to_recipe
 from peftkit.runs.manifest import RECIPE, check_labels, check_tokenizer, read_manifest
 from peftkit.runs.saved import load_model, read_label_names, read_run
 from peftkit.tasks import TASKS, ColumnSpec, Task, get_task_path, restore_settings
-from peftkit.tasks.word_alignment import GIVEN_TEXT, find_word_spans
+from peftkit.tasks.word_alignment import INPUT_TEXT, find_word_spans
 
 # The length when neither a recipe nor the tokenizer sets one.
 MOST_TOKENS = 512
@@ -170,7 +170,7 @@ def make_row(columns: ColumnSpec, value: Any) -> dict[str, Any]:
     if columns.has_words:
         if not isinstance(value, str):
             return {columns.inputs[0]: list(value)}
-        return {columns.inputs[0]: [value[start:end] for start, end in find_word_spans(value)], GIVEN_TEXT: value}
+        return {columns.inputs[0]: [value[start:end] for start, end in find_word_spans(value)], INPUT_TEXT: value}
     texts = value if isinstance(value, list | tuple) else [value]
     if len(texts) != len(columns.inputs):
         raise UserError(f"expected {len(columns.inputs)} texts ({', '.join(columns.inputs)}), got {len(texts)}")

@@ -1,4 +1,4 @@
-"""Messages of the recipe parser: errors in one line with the nearest field, and help on fields."""
+"""Messages of the recipe parser: one-line errors with the nearest field, and help on fields."""
 
 import dataclasses
 import difflib
@@ -12,7 +12,7 @@ from peftkit.recipe.serialization import NOT_IN_A_RECIPE, get_default, to_plain
 
 
 def suggest_nearest(word: str, names: Sequence[str]) -> str:
-    """Suggest the field that was meant: first its part of the recipe, then its name within that part."""
+    """Suggest the nearest field: first the part of the recipe, then the name within that part."""
     part, _, rest = word.partition(".")
     parts = {name.partition(".")[0] for name in names}
     close = difflib.get_close_matches(part, parts, n=1)
@@ -23,15 +23,15 @@ def suggest_nearest(word: str, names: Sequence[str]) -> str:
         for found in difflib.get_close_matches((rest or word).rsplit(".", 1)[-1], list(last), n=1, cutoff=0.5)
     ]
     if near and near[0] != word:
-        return f"; did you mean '{near[0]}'?"
-    # The part of the recipe is correct, but the field belongs to another task or method.
+        return f"; use '{near[0]}'"
+    # The part of the recipe exists; the field belongs to another task or method.
     if close and close[0] == part:
         return f"; the {part} of this recipe has no such field; --help lists its fields"
-    return f"; did you mean '{close[0]}'?" if close else "; --help lists every field"
+    return f"; use '{close[0]}'" if close else "; --help lists every field"
 
 
 def shorten_parser_error(message: str, names: Sequence[str]) -> str:
-    """Shorten an error of jsonargparse to one line, with the nearest field."""
+    """Shorten an error of jsonargparse to one line with the nearest field."""
     if unknown := re.search(r"[Uu]nrecognized arguments: *(\S+)", message):
         word = unknown.group(1).lstrip("-").split("=")[0]
         return f"unknown field '{word}'{suggest_nearest(word, names)}"
@@ -65,8 +65,8 @@ def read_field_help(kind: type) -> dict[str, str]:
 
 
 def format_fields_help(kind: type, prefix: str, given: Mapping[str, Any]) -> str:
-    """Format help on the fields of a data class: name, value in this recipe, description."""
-    lines = [f"\n{prefix} is {kind.__name__}, with the fields:\n"]
+    """Format help on the fields of a data class: name, value in the recipe, description."""
+    lines = [f"\n{prefix} is {kind.__name__}, with these fields:\n"]
     known = read_field_help(kind)
     for f in dataclasses.fields(kind):
         if f.init and f.name not in NOT_IN_A_RECIPE:

@@ -18,14 +18,15 @@ ADAPTER_LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """The frozen base model in 4 bits, by bitsandbytes; fields as in `transformers.BitsAndBytesConfig`.
+    """A frozen base model in 4 bits (bitsandbytes); fields as in `transformers.BitsAndBytesConfig`.
 
     Args:
-        bnb_4bit_quant_type: `nf4`, whose levels fit normally distributed weights, or `fp4`.
-        bnb_4bit_use_double_quant: Quantize the block scales too (QLoRA paper, section 3): about 0.4 bit a weight less.
+        bnb_4bit_quant_type: `nf4`, for normally distributed weights, or `fp4`.
+        bnb_4bit_use_double_quant: Quantize the block scales too (QLoRA paper, section 3): saves about 0.4 bit per
+            weight.
         bnb_4bit_compute_dtype: Dtype of the dequantized weights in a multiplication; `auto` is bfloat16 on a GPU that
-            has it, float32 elsewhere.
-        bnb_4bit_quant_storage: How the packed bits are stored; ZeRO-3 shards them only as a float type.
+            supports it, else float32.
+        bnb_4bit_quant_storage: Dtype of the stored weights; ZeRO-3 shards only a float type.
     """
 
     bnb_4bit_quant_type: str = "nf4"
@@ -34,7 +35,7 @@ class Quantization:
     bnb_4bit_quant_storage: str = "uint8"
 
     def config(self, skipped: tuple[str, ...]) -> BitsAndBytesConfig:
-        """Return the library's config; the modules named in `skipped` stay in full precision."""
+        """Return the `BitsAndBytesConfig`; the modules named in `skipped` stay in full precision."""
         compute = self.bnb_4bit_compute_dtype
         if compute == "auto":
             compute = "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
@@ -50,12 +51,12 @@ class Quantization:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """How the pretrained weights are adapted.
+    """A fine-tuning method.
 
     Args:
-        name: Name in tables; the kind of the method when empty.
-        peft: Any config of `peft`, by its own class and arguments; null trains every weight.
-        quantization: Quantize the frozen base; null leaves it as loaded. Needs `peft`.
+        name: Name of the method in tables; if empty, the kind of the method.
+        peft: Any config of `peft`, as class path and arguments; null trains every weight.
+        quantization: Quantization of the frozen base model; null for none. Needs `peft`.
     """
 
     name: str = ""
@@ -83,22 +84,22 @@ def full() -> Method:
 
 
 def lora(*, r: int = 8, lora_alpha: int = 16, target_modules: Any = "all-linear", **config: Any) -> Method:
-    """Low-rank adapters (LoRA) beside the frozen weights; `config` is any other argument of `peft.LoraConfig`."""
+    """Train low-rank adapters (LoRA) on frozen weights; `config` is any other argument of `peft.LoraConfig`."""
     return Method(name="lora", peft=LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=target_modules, **config))
 
 
 def qlora(*, quantization: Quantization | None = None, **config: Any) -> Method:
-    """LoRA on a base in 4-bit NF4 with double quantization; `config` as in `lora`."""
+    """Train LoRA adapters on a base model in 4-bit NF4 with double quantization; `config` as in `lora`."""
     return Method(name="qlora", peft=lora(**config).peft, quantization=quantization or Quantization())
 
 
 def get_default_learning_rate(method: Method) -> float:
-    """Return the learning rate of a recipe without one: 5e-5 for all weights, 1e-3 for an adapter."""
+    """Return the default learning rate: 5e-5 for full fine-tuning, 1e-3 for an adapter."""
     return FULL_LEARNING_RATE if method.peft is None else ADAPTER_LEARNING_RATE
 
 
 def find_method(name: str, base: Method) -> Method:
-    """Return the method called `name`, with the settings of `base` that both have.
+    """Return the method called `name`, with the settings that it shares with `base`.
 
     `full`, `lora`, `qlora`, `dora` and `rslora` use the LoRA settings of `base`; any other name is a method of `peft`
     (`ia3`, `prefix_tuning`, `oft`, ...) with the defaults of its config. Raises UserError.
@@ -122,12 +123,12 @@ def find_method(name: str, base: Method) -> Method:
             try:
                 return Method(name=name, peft=config_class())
             except (TypeError, ValueError) as error:
-                raise UserError(f"--methods {name}: its config needs arguments ({error}); pass a recipe file") from None
+                raise UserError(f"--methods {name}: its config needs arguments ({error}); use a recipe file") from None
     known = ["full", "lora", "qlora", "dora", "rslora", "ia3"]
     near = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(
         name, [kind.value.lower() for kind in configs], n=1
     )
-    hint = f"did you mean '{near[0]}'?" if near else "a method of peft, or a recipe file"
+    hint = f"use '{near[0]}'" if near else "use a method of peft or a recipe file"
     raise UserError(f"--methods: unknown method '{name}'; {hint}")
 
 

@@ -1,4 +1,4 @@
-"""Reads recipes from the command line, YAML and Python files. jsonargparse parses and checks the values."""
+"""Read recipes from the command line, YAML and Python files; jsonargparse parses and checks the values."""
 
 import dataclasses
 import importlib
@@ -34,29 +34,29 @@ TRUST = "--model.trust_remote_code"
 
 
 class RecipeParser(ArgumentParser):
-    """jsonargparse's parser with errors in one line and help on the fields of the recipe's method and task."""
+    """A jsonargparse parser with one-line errors and with help on the fields of the recipe's method and task."""
 
     method_help = ""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raise UserError instead of printing usage; parsers of nested classes behave as in the library."""
+        """Raise UserError instead of printing the usage; parsers of nested classes behave as in jsonargparse."""
         if not self.exit_on_error:
             return super().error(message, ex)
         raise UserError(shorten_parser_error(message, _list_field_names(self)))
 
     def format_help(self, formatter: Any = None) -> str:
-        """Return the help of the library, then the fields of the recipe's `peft` config and task."""
+        """Return the help of jsonargparse, then the fields of the recipe's `peft` config and task."""
         return super().format_help(formatter) + self.method_help
 
 
 def build_parser(base: Recipe, prog: str) -> RecipeParser:
     """Build a parser of every field of a recipe, with the values of `base` as defaults."""
-    # For every parser, since a task can be registered at any time.
+    # Set for every parser, because a task can be registered at any time.
     jsonargparse.set_parsing_settings(subclasses_enabled=[PeftConfig, *TASKS])
     parser = RecipeParser(
         prog=prog,
         usage=f"{prog} [--FIELD VALUE ...]",
-        description="Train a model from this recipe. Any field can be set by its dotted name.",
+        description="Train a model from this recipe. Set any field by its dotted name.",
         allow_abbrev=False,
     )
     parser.add_argument("--name", type=str, default=base.name, help="name of the run folder and of the run in tables")
@@ -68,7 +68,7 @@ def build_parser(base: Recipe, prog: str) -> RecipeParser:
     known = read_field_help(TrainingArguments)
     for action in parser._actions:
         if action.dest.startswith("training."):
-            action.help = known.get(action.dest.removeprefix("training."), "a setting of the Trainer")
+            action.help = known.get(action.dest.removeprefix("training."), "an argument of the Trainer")
     parser.set_defaults(_flatten_defaults(base))
     if "peft" in (plain := recipe_to_dict(base)["method"]):
         parser.method_help += format_fields_help(
@@ -94,7 +94,7 @@ def parse_fields(
 
     Raises UserError with the nearest field.
     """
-    # The values of a recipe in Python have not been checked yet.
+    # The values of a Python recipe are not checked before.
     dict_to_recipe(recipe_to_dict(base))
     parser = build_parser(base, prog)
     add_options(parser)
@@ -103,7 +103,7 @@ def parse_fields(
         _set_default_task(parser, task, list_differences(base.task))
     given = {argument.removeprefix("--").split("=")[0] for argument in arguments if argument.startswith("--")}
     named = {name.split(".")[1]: None for name in sorted(given) if name.startswith("training.")}
-    # A value that equals the default of the library stays in the recipe when the user wrote it.
+    # A value from the command line stays in the recipe even if it equals the library's default.
     parsed = parser.parse_args(list(arguments))
     recipe = _to_recipe(parsed, replace(base, training={**base.training, **named}))
     if "method.name" not in given and base.method.name == base.method.kind:
@@ -113,16 +113,16 @@ def parse_fields(
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """Read a recipe from a YAML file, or from a Python file that names it `recipe`. Raises UserError.
+    """Read a recipe from a YAML file, or from a Python file that defines `recipe`. Raises UserError.
 
     A missing file `recipes/NAME` is read from the recipes of the package.
     """
     path = Path(path)
     if shipped := find_shipped_recipe_file(path):
-        logger.info("%s: not in the current folder; using the recipe of the package", path)
+        logger.info("%s: not in the current folder, using the recipe of the package", path)
         path = shipped
     if not path.is_file():
-        raise UserError(f"{path}: no such recipe file")
+        raise UserError(f"{path}: no such recipe file; pass a .yaml or a .py file")
     if path.suffix == ".py":
         try:
             found = runpy.run_path(str(path), run_name="peftkit_recipe").get("recipe")
@@ -131,16 +131,19 @@ def read_recipe(path: str | Path) -> Recipe:
         except (Exception, SystemExit) as error:
             raise UserError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
         if not isinstance(found, Recipe):
-            raise UserError(f"{path}: has no `recipe = Recipe(...)`")
+            raise UserError(f"{path}: no recipe found; define `recipe = Recipe(...)`")
         return found
     if path.suffix not in (".yaml", ".yml"):
-        raise UserError(f"{path}: a recipe is a .yaml or a .py file")
+        raise UserError(f"{path}: not a recipe file; pass a .yaml or a .py file")
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(plain, dict):
-        raise UserError(f"{path}: a recipe is a mapping of name, model, data, task, method and training")
+        raise UserError(
+            f"{path}: not a recipe (expected a mapping of name, model, data, task, method and training, got "
+            f"{type(plain).__name__})"
+        )
     try:
         return dict_to_recipe(plain)
     except UserError as error:
@@ -148,25 +151,27 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def read_command_recipe(path: str | Path, arguments: Sequence[str]) -> Recipe:
-    """Read a recipe for a command line whose other arguments are `arguments`.
+    """Read the recipe of a command line with the remaining `arguments`.
 
-    Raises UserError for a YAML file that turns `model.trust_remote_code` on: only the command line or Python may.
+    Raises UserError if a YAML file sets `model.trust_remote_code`: only the command line and Python may set it.
     """
     recipe = read_recipe(path)
     if not recipe.model.trust_remote_code or Path(path).suffix == ".py":
         return recipe
     if not any(argument.split("=")[0] == TRUST for argument in arguments):
-        raise UserError(f"{path}: model.trust_remote_code is true in a file; pass {TRUST} true to run the model's code")
+        raise UserError(
+            f"{path}: model.trust_remote_code is not accepted from a file; pass {TRUST} true to run the model's code"
+        )
     return replace(recipe, model=replace(recipe.model, trust_remote_code=False))
 
 
 def dict_to_recipe(plain: Mapping[str, Any]) -> Recipe:
-    """Build the recipe from plain data, as `recipe_to_dict` returns it or a YAML file contains it. Raises UserError."""
+    """Build the recipe from plain data, such as a YAML file or the output of `recipe_to_dict`. Raises UserError."""
     training = plain.get("training") or {}
     base = Recipe(training=dict.fromkeys(training) if isinstance(training, Mapping) else {})
     parser = build_parser(Recipe(), "recipe")
     names = _list_field_names(parser)
-    # The parser names only the outermost unknown part; fields of classes and mappings it checks well.
+    # The parser reports only the outermost unknown part; it checks the fields of classes and mappings.
     inside: tuple[str, ...] = ("task.", "method.peft.", "method.quantization.", "data.data_files.")
     inside += tuple(f"{name}." for name in names if name.startswith("training."))
     for path in list_dotted_paths(plain):
@@ -188,12 +193,12 @@ def dict_to_recipe(plain: Mapping[str, Any]) -> Recipe:
 
 
 def _find_task(argument: str, previous: str) -> str:
-    """Return the task that `--task=NAME`, or `--task` and then this argument, names; empty for other arguments."""
+    """Return NAME for the argument `--task=NAME`, or for NAME after `--task`; empty for other arguments."""
     return argument if previous == "--task" else argument.removeprefix("--task=") * argument.startswith("--task=")
 
 
 def _set_default_task(parser: ArgumentParser, path: Any, fields: Mapping[str, Any]) -> None:
-    """Make the class of a path the default task: jsonargparse keeps the default task's values in another class."""
+    """Make the class of a path the default task; otherwise jsonargparse mixes in values of the old default."""
     module, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
     task: Any = getattr(sys.modules.get(module), name, None)
     if task in TASKS:
@@ -203,11 +208,11 @@ def _set_default_task(parser: ArgumentParser, path: Any, fields: Mapping[str, An
 
 
 def _check_class_paths(plain: Any, field: str = "") -> None:
-    """Raise UserError for a class of a module that is not loaded: the parser would import, so run, that module."""
+    """Raise UserError for a class of a module that is not loaded, because the parser would import that module."""
     if isinstance(plain, Mapping):
         for name, value in plain.items():
             _check_class_paths(value, field if name == "class_path" else f"{field}.{name}".removeprefix("."))
-            # The parser accepts a bare string as a class too.
+            # The parser also accepts a string as a class.
             is_class = name == "class_path" or f"{field}.{name}" in (".task", "method.peft")
             module = value.rpartition(".")[0] if is_class and isinstance(value, str) else ""
             if module and module.split(".")[0] not in ("peft", "peftkit") and module not in sys.modules:
@@ -217,15 +222,17 @@ def _check_class_paths(plain: Any, field: str = "") -> None:
 
 
 def _complete_task(name: str) -> str:
-    """Return `peftkit.tasks.NAME` for the bare NAME of a task, any other name unchanged. Raises UserError."""
+    """Return `peftkit.tasks.NAME` for the short NAME of a task, any other name unchanged. Raises UserError."""
     names = {task.__name__: get_task_path(task) for task in TASKS}
     if "." not in name and name not in names:
-        raise UserError(f"task: '{name}' is not a task{suggest_nearest(name, list(names))}; one of {', '.join(names)}")
+        raise UserError(
+            f"task: '{name}' is not a task (expected one of {', '.join(names)}){suggest_nearest(name, list(names))}"
+        )
     return names.get(name, name)
 
 
 def _complete_task_arguments(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with the task in full, for `--task NAME` and `--task=NAME`."""
+    """Return the arguments with the full path of the task in `--task NAME` and `--task=NAME`."""
     full, follows = [], False
     for argument in arguments:
         if argument.startswith("--task="):
@@ -256,10 +263,10 @@ def _to_recipe(config: Namespace, base: Recipe) -> Recipe:
 
 
 def _create_instance(config: Namespace, where: str) -> Any:
-    """Create the object of `class_path`, passing the arguments that differ from the defaults."""
+    """Create an instance of `class_path` with the arguments that differ from the defaults."""
     module, _, name = config.class_path.rpartition(".")
     kind = getattr(importlib.import_module(module), name)
-    # The defaults as the parser writes them, which may differ from those of the class.
+    # The parser's defaults may differ from the defaults of the class.
     bare = ArgumentParser()
     bare.add_argument("--value", type=kind)
     defaults = bare.parse_object({"value": {"class_path": config.class_path}}).value.get("init_args") or Namespace()
@@ -272,7 +279,7 @@ def _create_instance(config: Namespace, where: str) -> Any:
 
 
 def _flatten_defaults(recipe: Recipe) -> dict[str, Any]:
-    """Return the values of the recipe by dotted name; task, peft config and quantization as one value each."""
+    """Return the values of the recipe by dotted name; task, peft config and quantization are one value each."""
     plain = recipe_to_dict(recipe)
     flat: dict[str, Any] = {"name": recipe.name, "task": plain["task"]}
     for part in ("model", "data"):
@@ -285,7 +292,7 @@ def _flatten_defaults(recipe: Recipe) -> dict[str, Any]:
 
 
 def _list_field_names(parser: ArgumentParser) -> list[str]:
-    """List every dotted name that the parser accepts, with those of the task, peft config and quantization."""
+    """List every dotted name that the parser accepts, including fields of task, peft config and quantization."""
     names = [action.dest for action in parser._actions if action.dest not in ("help", "print_shtab")]
     defaults = parser.get_defaults()
     for part, config in (("task", defaults.get("task")), ("method.peft", defaults.get("method.peft"))):

@@ -9,8 +9,8 @@ from peftkit.errors import UserError
 from peftkit.recipe.method import Method
 from peftkit.tasks import SequenceClassification, Task
 
-# In bytes of UTF-8; a file system takes 255, and a number is added to the name of a second run.
-LONGEST_NAME = 200
+# Bytes in UTF-8. File systems allow 255, and a second run gets a number after its name.
+MAX_NAME_BYTES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class ModelConfig:
             `demo-seq2seq`: a very small T5 included in peftkit.
         revision: Branch, tag or commit on the hub.
         dtype: Dtype of the loaded weights: `float32`, `bfloat16`, `float16`, or `auto` for that of the checkpoint.
-        trust_remote_code: Run code that the checkpoint brings. Only for a source that you trust. Accepted from the
+        trust_remote_code: Run code from the checkpoint. Use it only for a source that you trust. Accepted from the
             command line and from Python, not from a YAML file.
     """
 
@@ -38,17 +38,17 @@ class DataConfig:
 
     Args:
         path: A hub id, a local folder, a file (csv, tsv, json, jsonl, parquet, arrow), a SQLite file or a database's
-            address with `sql`, or the text of installed packages: `demo` (docstrings and their library),
+            URL with `sql`, or the text of installed packages: `demo` (docstrings and their library),
             `demo-entities` (code in docstrings) or `demo-summaries` (docstrings and their first line).
-        name: The data set's configuration on the hub.
+        name: Configuration of the dataset on the hub.
         revision: Branch, tag or commit on the hub.
         data_files: Files by split, such as `{train: a.jsonl, test: b.jsonl}`, relative to `path` when it is a folder.
         train_split: Name of the training split.
-        validation_split: Name of the validation split; made from train when absent.
-        test_split: Name of the test split; made from train when absent.
+        validation_split: Name of the validation split; split off train if missing.
+        test_split: Name of the test split; split off train if missing.
         sql: A query, for data in a database.
-        seed: Seed of the rows that are held out or drawn; another training seed sees the same rows.
-        max_train_samples: Maximum number of training rows, drawn with `seed`.
+        seed: Seed for splitting and sampling rows; independent of the training seed.
+        max_train_samples: Maximum number of training rows, sampled with `seed`.
         max_eval_samples: Maximum number of validation rows and of test rows.
     """
 
@@ -67,10 +67,10 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A run as one value.
+    """The definition of a run.
 
     Args:
-        name: Name of the run folder, and of the run in tables.
+        name: Name of the run folder and of the run in tables.
         model: The pretrained model.
         data: The labelled data.
         task: The task; a data class of `peftkit.tasks`.
@@ -87,11 +87,13 @@ class Recipe:
 
 
 def check_name(name: str) -> None:
-    """Raise UserError for a name that is no plain name of a folder: a run is saved in `runs/NAME`."""
+    """Raise UserError for a name that is not a folder name: a run is saved in `runs/NAME`."""
     bad = [char for char in name if char in "/\\" or unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
     if bad:
-        raise UserError(f"name: contains {bad[0]!a} (expected the plain name of a folder); use another name")
+        raise UserError(f"name: contains {bad[0]!a} (expected a folder name); use another name")
     if not name.strip() or name in (".", ".."):
         raise UserError(f"name: '{name}' is not the name of a folder; use another name")
-    if (length := len(name.encode())) > LONGEST_NAME:
-        raise UserError(f"name: is too long (expected at most {LONGEST_NAME} bytes, got {length}); use a shorter name")
+    if (length := len(name.encode())) > MAX_NAME_BYTES:
+        raise UserError(
+            f"name: is too long (expected at most {MAX_NAME_BYTES} bytes, got {length}); use a shorter name"
+        )

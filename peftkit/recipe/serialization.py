@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from peftkit.recipe.schema import Recipe
 from peftkit.system.files import redact_home, redact_password
 
-# Set by `peft` or by the run, so never part of a recipe.
+# Set by `peft` or by the run; not part of a recipe.
 NOT_IN_A_RECIPE = {"peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode"}
 
 
@@ -37,7 +37,7 @@ def to_plain(value: Any) -> Any:
 
 
 def get_default(f: dataclasses.Field) -> Any:
-    """Return the default of a field; None for a field without one."""
+    """Return the default of a field; None for a field without a default."""
     if f.default_factory is not dataclasses.MISSING:
         return f.default_factory()
     return None if f.default is dataclasses.MISSING else f.default
@@ -66,13 +66,13 @@ def to_class_dict(value: Any) -> dict[str, Any]:
 
 
 def to_full_class_dict(value: Any) -> dict[str, Any]:
-    """Convert as `to_class_dict`, but with every field: a later default must not change what was saved."""
+    """Convert like `to_class_dict`, but with every field, so that new defaults do not change saved values."""
     fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
     return {"class_path": to_class_dict(value)["class_path"], "init_args": fields}
 
 
 def redact_home_in_value(value: Any) -> Any:
-    """Return the value with `~` for the home folder in every path."""
+    """Replace the home folder by `~` in every path of the value."""
     if isinstance(value, str):
         return redact_home(value)
     if isinstance(value, Mapping):
@@ -90,7 +90,7 @@ def list_dotted_paths(plain: Mapping[str, Any], above: str = "") -> list[str]:
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as plain data: what differs from the defaults, with `~` for the home folder."""
+    """Return the recipe as plain data: fields that differ from the defaults, with `~` for the home folder."""
     plain: dict[str, Any] = {"name": recipe.name}
     for part in ("model", "data"):
         plain[part] = {
@@ -105,18 +105,18 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     if recipe.method.quantization is not None:
         method["quantization"] = dataclasses.asdict(recipe.method.quantization)
     plain["method"] = method
-    # A token is written to no file.
+    # Access tokens are not saved.
     training = {name: value for name, value in recipe.training.items() if not name.endswith("_token")}
     plain["training"] = {name: redact_home_in_value(to_plain(value)) for name, value in training.items()}
     return plain
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
-    """Return the recipe as YAML, which `read_recipe` reads."""
+    """Return the recipe as YAML for `read_recipe`."""
     return yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True)
 
 
 def _make_absolute(name: str) -> str:
-    """Return a local path in full, so that a run folder can be used from another place; any other name unchanged."""
+    """Return a local path as an absolute path, any other name unchanged; a run folder is then relocatable."""
     path = Path(name).expanduser()
     return redact_home(path.resolve() if not name.startswith("demo") and path.exists() else name)

@@ -14,9 +14,9 @@ def find_shipped_folder(name: str) -> Path:
 
 
 def find_shipped_recipe_file(path: str | Path) -> Path | None:
-    """Return the shipped file that `recipes/NAME` names; None for another path and for an existing one.
+    """Return the shipped file for the path `recipes/NAME`; None for any other path and for an existing file.
 
-    Such a path stays as it is in saved recipes, so that they hold no path of the installation.
+    Saved recipes contain `recipes/NAME`, not the path of the installation.
     """
     path = Path(path)
     if path.parent != Path(RECIPES) or path.exists():

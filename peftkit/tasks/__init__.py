@@ -1,7 +1,7 @@
 """Tasks: columns, model head, tokenization, predictions and metrics of each task.
 
-`base` holds the Task protocol, `registry` the list of tasks. `peftkit.tasks.NAME` is saved in
-recipes and manifests and must stay importable.
+`base` defines the Task protocol, `registry` the list of tasks. Recipes and manifests contain `peftkit.tasks.NAME`, so
+that name must stay importable.
 """
 
 from peftkit.tasks.base import (

@@ -16,22 +16,22 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 
 
 def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Set the tokenizer's pad token in the model's config; a decoder's classifier reads the last unpadded token."""
+    """Set the pad token in the model's config: a classifier on a decoder reads the last token that is not padding."""
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnSpec:
-    """The dataset columns that a task reads, and the task's fields that name and limit them.
+    """The dataset columns that a task reads, with the task fields that name these columns and limit their length.
 
     Attributes:
         inputs: Columns that the model reads.
         targets: Columns of the references. Training data must have `inputs` and `targets`.
-        eval_only: Columns that validation and test must have besides.
+        eval_only: Additional columns that validation and test must have.
         fields: Task fields that name columns.
-        input_fields: Those of `fields` that name `inputs`.
+        input_fields: The subset of `fields` that names `inputs`.
         max_lengths: Token limits by task field; the first one limits what the model reads.
-        stratify: Column whose values a split is stratified by; None for a random split.
+        stratify: Column for stratified splits; None for a random split.
         has_words: Whether the input is a list of words instead of a text.
     """
 
@@ -69,10 +69,10 @@ class ModelSpec:
         peft_task_type: The task's name in `peft.TaskType`.
         problem_type: `config.problem_type` of a sequence classifier; None for other models.
         config_fields: Task fields that calibration sets, with their names in the model's config.
-        match: Task fields for a checkpoint trained elsewhere, from its config and the tokens it reads; None for a
-            checkpoint of another task.
-        tokenizer_options: Additional keywords of `from_pretrained` that this tokenizer needs.
-        configure: Sets what follows from the tokenizer and the task in a loaded model.
+        match: Returns task fields for a checkpoint that was not trained by peftkit, from its config and its maximum
+            number of tokens; None for a checkpoint of another task.
+        tokenizer_options: Returns additional keywords of `from_pretrained` for a tokenizer.
+        configure: Sets options of a loaded model that depend on the tokenizer and the task.
     """
 
     auto_class: Any
@@ -84,12 +84,12 @@ class ModelSpec:
     configure: Callable[[PreTrainedModel, PreTrainedTokenizerBase], None] = set_pad_token
 
     def head_config(self, labels: Sequence[str]) -> dict[str, Any]:
-        """Return the keywords of `from_pretrained` that give the model a head for these labels; none without labels."""
+        """Return the keywords of `from_pretrained` for a head with these labels; empty without labels."""
         if not labels:
             return {}
         kind = {} if self.problem_type is None else {"problem_type": self.problem_type}
         if self.problem_type == "regression":
-            # One output, also where a plan does not know the label.
+            # One output, even if a plan assumes more labels.
             labels = labels[:1]
         ids = {name: index for index, name in enumerate(labels)}
         return {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": ids, **kind}
@@ -97,13 +97,13 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSpec:
-    """How a task is trained.
+    """The Trainer of a task.
 
     Attributes:
-        trainer_class: The Trainer class; `Seq2SeqTrainer` where evaluation generates.
-        arguments_class: The class of its training arguments.
+        trainer_class: The Trainer class; `Seq2SeqTrainer` if evaluation generates text.
+        arguments_class: The class of the training arguments.
         defaults: Training arguments that the task sets.
-        supports_label_smoothing: Whether `label_smoothing_factor` has a meaning.
+        supports_label_smoothing: Whether the task supports `label_smoothing_factor`.
     """
 
     trainer_class: type[Trainer] = Trainer
@@ -114,13 +114,13 @@ class TrainerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedSplit:
-    """The rows of one split beside the model's inputs and outputs.
+    """The rows of one split with the model's inputs and outputs.
 
     Attributes:
         outputs: Results of `Task.postprocess`, one per encoded row.
-        encoded: Model inputs from `Task.encode`; a long text of words may be several encoded rows.
+        encoded: Model inputs from `Task.encode`; a long list of words may become several encoded rows.
         rows: Rows of the dataset.
-        tokenizer: The tokenizer that encoded them.
+        tokenizer: The tokenizer that encoded the rows.
         labels: Label names in the order of their ids.
     """
 
@@ -134,8 +134,8 @@ class EncodedSplit:
 class Task(Protocol):
     """A task: its columns, model, trainer and metrics, and the steps from rows to predictions.
 
-    Implemented by frozen data classes, whose methods must have these signatures: the recipe parser compares them.
-    Rows are those of the dataset. A long text of words may become several encoded rows.
+    Implementations are frozen data classes. Their methods must have these signatures, which the recipe parser compares.
+    `rows` are rows of the dataset; a long list of words may become several encoded rows.
     """
 
     @property
@@ -160,58 +160,59 @@ class Task(Protocol):
 
     @property
     def metrics(self) -> MetricSet:
-        """The metrics, and how predictions are judged."""
+        """The metrics of predictions."""
         ...
 
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
-        """Return the label names in the order of their ids; none for a task without labels. Raises UserError."""
+        """Return the label names in the order of their ids; empty for a task without labels. Raises UserError."""
         ...
 
     def validate(self, rows: Dataset, labels: Sequence[str] | None, where: str, first: int = 0) -> Iterator[str]:
-        """Yield one line per unusable row: `where`, row number, column, cause and fix.
+        """Yield one line per invalid row: `where`, row number, column, problem and fix.
 
         With `labels` None only the input columns are checked. `first` is the number of the first row.
         """
         ...
 
     def token_lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
-        """Count the tokens of each row before truncation, by the name of the field that limits them."""
+        """Count the tokens of each row before truncation, by the name of the field that limits the tokens."""
         ...
 
     def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None) -> Dataset:
-        """Return model inputs and label ids of the rows; with `labels` None the inputs only, for prediction."""
+        """Return model inputs and label ids of the rows; only the inputs if `labels` is None, for prediction."""
         ...
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
-        """Return the function that makes a padded batch of encoded rows."""
+        """Return the collator: a function that builds a padded batch from encoded rows."""
         ...
 
     def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
-        """Return the Trainer's `compute_loss_func` for encoded training rows; None for the model's own loss."""
+        """Return the Trainer's `compute_loss_func` for encoded training rows; None to use the loss of the model."""
         ...
 
     def postprocess(self, logits: torch.Tensor, *, detail: bool = False) -> torch.Tensor:
-        """Reduce a batch's logits or generated ids, on their device, to the outputs that `decode` reads.
+        """Reduce the logits or generated ids of a batch, on their device, to the outputs that `decode` reads.
 
-        Evaluation holds the outputs of a whole split, so they are small; with `detail` they suffice for
-        `decode(..., detail=True)`.
+        The outputs are small, because evaluation stores the outputs of a whole split. With `detail` the outputs contain
+        everything that `decode(..., detail=True)` needs.
         """
         ...
 
     def calibrate(self, split: EncodedSplit) -> Any:
-        """Return the task with the settings that it fits on the validation split, such as thresholds."""
+        """Return the task with settings that are fitted on the validation split, such as thresholds."""
         ...
 
     def decode(self, split: EncodedSplit, *, detail: bool = False) -> list[Mapping[str, Any]]:
-        """Return one prediction per row of the split, from its outputs.
+        """Return one prediction per row of the split.
 
-        A prediction is a mapping such as `{"label": "sports"}`. With `detail` it holds what `predict` writes, such as
-        the probability of every label; the outputs must then come from `postprocess(..., detail=True)`.
+        A prediction is a mapping such as `{"label": "sports"}`. With `detail` the prediction has all fields that
+        `predict` writes, such as the probability of every label; the outputs must then come from
+        `postprocess(..., detail=True)`.
         """
         ...
 
     def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
-        """Return the reference of each row: a label's name, a list of names, a number or a list of texts."""
+        """Return the reference of each row: a label name, a list of label names, a number or a list of texts."""
         ...
 
 
@@ -222,6 +223,6 @@ def collect_settings(task: Task) -> dict[str, Any]:
 
 
 def restore_settings(task: Any, config: Any) -> Any:
-    """Return the task with the calibrated settings that a model's config holds."""
+    """Return the task with the calibrated settings from a model's config."""
     stored = {name: getattr(config, key, None) for name, key in task.model.config_fields.items()}
     return replace(task, **{name: value for name, value in stored.items() if value})

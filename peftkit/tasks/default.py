@@ -1,4 +1,4 @@
-"""Defaults and helpers that most tasks share."""
+"""Default task implementation and functions that most tasks share."""
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
@@ -12,18 +12,18 @@ from peftkit.errors import UserError
 from peftkit.metrics.base import Metric, MetricSet, find_registered_metrics
 from peftkit.tasks.base import EncodedSplit, TrainerSpec
 
-# The label of a token that loss and metrics ignore.
+# Label of a token that loss and metrics ignore.
 IGNORED = -100
 Self = TypeVar("Self", bound="DefaultTask")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DefaultTask:
-    """Defaults of a task: the plain Trainer, the model's own loss, no calibration.
+    """Defaults of a task: the Trainer of Transformers, the loss of the model, no calibration.
 
     Args:
-        main_metric: Name of the metric by which runs are tuned, compared and recommended, such as `rmse`; the task's
-            first one by default. Whether higher or lower is better is part of the metric.
+        main_metric: Name of the metric for tuning, comparison and recommendation, such as `rmse`. The default is the
+            first metric of the task. The metric defines whether higher or lower is better.
     """
 
     main_metric: str | None = None
@@ -36,7 +36,7 @@ class DefaultTask:
 
     @property
     def metrics(self) -> MetricSet:
-        """The metrics of the task, see `build_metrics`."""
+        """The metrics of the task; see `build_metrics`."""
         raise NotImplementedError
 
     def build_metrics(self, metrics: tuple[Metric, ...], main: tuple[str, ...], **parts: Any) -> MetricSet:
@@ -56,7 +56,7 @@ class DefaultTask:
         return MetricSet(metrics=every, main=main, **parts)
 
     def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
-        """Return None: the model computes its loss."""
+        """Return None: the model computes the loss."""
         return None
 
     def calibrate(self: Self, split: EncodedSplit) -> Self:
@@ -65,7 +65,7 @@ class DefaultTask:
 
 
 def find_text_problems(dataset: Dataset, column: str, where: str, first: int = 0) -> Iterator[str]:
-    """Yield one line per row of a column whose cell is missing, empty or not a string; rows count from `first`."""
+    """Yield one line per cell of a column that is missing, empty or not a string; row numbers start at `first`."""
     for row, text in enumerate(dataset[column], first):
         if not isinstance(text, str) or not text.strip():
             found = "empty" if isinstance(text, str) else f"{name_type(text)}, not text"
@@ -73,20 +73,20 @@ def find_text_problems(dataset: Dataset, column: str, where: str, first: int = 0
 
 
 def name_type(value: Any) -> str:
-    """Return the type of an unexpected value as the data names it."""
+    """Return the type name of an unexpected value, `null` for None."""
     return "null" if value is None else type(value).__name__
 
 
 def locate_cell(where: str, row: int, column: str) -> str:
-    """Return the place of a cell for an error message."""
+    """Return the location of a cell for an error message."""
     return f"{where}, row {row} (from 0), column '{column}'"
 
 
 def reduce_losses(losses: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
-    """Return the mean, or the sum divided by the number of items of the whole optimizer step."""
+    """Return the mean of the losses, or their sum divided by the number of items of the optimizer step."""
     return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
 
 
 def get_first_output(output: Any) -> Any:
-    """Return the logits, alone or first of several outputs."""
+    """Return the logits: the output itself, or the first of several outputs."""
     return output[0] if isinstance(output, tuple | list) else output

@@ -1,4 +1,4 @@
-"""Label names: from the data, the dataset's features, or the recipe; class weights."""
+"""Label names, from the data, the dataset's features or the recipe; class weights."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +12,9 @@ from peftkit.errors import UserError
 
 
 def sort_names(values: Iterable[Any]) -> tuple[str, ...]:
-    """Return the distinct values as names, sorted by number where all are numbers, else alphabetically."""
+    """Return the distinct values as names, sorted as numbers if all are numbers, else alphabetically."""
     found = {str(value) for value in values if not is_missing(value)}
-    sizes = {name: _size(name) for name in found}
+    sizes = {name: _parse_number(name) for name in found}
     if None in sizes.values():
         return tuple(sorted(found))
     return tuple(sorted(found, key=lambda name: (sizes[name], name)))
@@ -23,54 +23,54 @@ def sort_names(values: Iterable[Any]) -> tuple[str, ...]:
 def check_label_names(names: Sequence[str], values: Iterable[Any], feature: Any, column: str) -> tuple[str, ...]:
     """Return the recipe's `label_names`. Raises UserError for repeated names and for ambiguous values in train."""
     if len(set(names)) < len(names):
-        raise UserError(f"task.label_names: a name is repeated in {', '.join(names)}; remove it")
+        raise UserError(f"task.label_names: duplicate name in {', '.join(names)}; remove it")
     present = [value for value in values if not is_missing(value)]
-    own = {value for value in present if _own_name(value, feature) in names}
+    own = {value for value in present if _read_value_name(value, feature) in names}
     numbers = {value for value in present if value not in own and get_label_name(value, feature, names) in names}
     if own and numbers:
         raise UserError(
-            f"task.label_names: train, column '{column}', has '{min(own, key=str)}', which is a name among them, and "
-            f"'{min(numbers, key=str)}', which is none and could only be a number; name all values or none"
+            f"task.label_names: train, column '{column}', mixes names such as '{min(own, key=str)}' and numbers such "
+            f"as '{min(numbers, key=str)}'; use names only or numbers only"
         )
     return tuple(names)
 
 
 def get_label_name(value: Any, feature: Any, label_names: Sequence[str]) -> str | None:
-    """Return the name of a value; None for a missing label, which Hub datasets mark by -1.
+    """Return the label name of a value; None for a missing label, which is -1 in Hub datasets.
 
-    A value whose name is in `label_names` has that name; any other number is an index into them.
+    A value in `label_names` is a name. Any other number is an index into `label_names`.
     """
     if is_missing(value) or (isinstance(feature, ClassLabel) and value < 0):
         return None
-    name = _own_name(value, feature)
+    name = _read_value_name(value, feature)
     if not label_names or name in label_names:
         return name
-    number = _number(value)
+    number = _parse_index(value)
     return label_names[number] if number is not None and 0 <= number < len(label_names) else name
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a cell holds no label: null or white space."""
+    """Return whether a cell has no label: null or white space."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
 def describe_unknown_label(name: str, label_names: Sequence[str]) -> str:
-    """Return what is wrong with an unknown label."""
-    return f"label '{name}' {'is not among task.label_names' if label_names else 'does not occur in train'}"
+    """Return the error text for an unknown label."""
+    return f"label '{name}' {'is not in task.label_names' if label_names else 'does not occur in train'}"
 
 
-def _own_name(value: Any, feature: Any) -> str:
+def _read_value_name(value: Any, feature: Any) -> str:
     return feature.names[value] if isinstance(feature, ClassLabel) else str(value)
 
 
-def _number(value: Any) -> int | None:
-    """Return the index of a name, also from text as in a CSV."""
+def _parse_index(value: Any) -> int | None:
+    """Return a cell as an index, also from text as in a CSV; None for any other value."""
     if isinstance(value, str):
         return int(value) if value.strip().isdecimal() else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _size(name: str) -> float | None:
+def _parse_number(name: str) -> float | None:
     try:
         return float(name) if math.isfinite(float(name)) else None
     except ValueError:
@@ -78,21 +78,21 @@ def _size(name: str) -> float | None:
 
 
 def read_numbers_by_label(numbers: Mapping[Any, Any], labels: Sequence[str], field: str) -> dict[str, float]:
-    """Return a recipe's numbers by label name; YAML may have read names as numbers. Raises UserError."""
+    """Return a recipe's numbers by label name; YAML may parse a name as a number. Raises UserError."""
     found = {}
     for name, number in numbers.items():
         if str(name) not in labels:
-            raise UserError(f"task.{field}: no label '{name}' among {', '.join(labels[:20])}")
+            raise UserError(f"task.{field}: unknown label '{name}'; use one of {', '.join(labels[:20])}")
         if isinstance(number, bool) or not isinstance(number, int | float) or number <= 0:
-            raise UserError(f"task.{field}: {name}: {number} is not a positive number")
+            raise UserError(f"task.{field}: {name}: expected a positive number, got {number}")
         found[str(name)] = float(number)
     return found
 
 
 def make_class_weights(weights: str | Mapping[str, float], counts: np.ndarray, labels: Sequence[str]) -> torch.Tensor:
-    """Return a weight per label: by name (default 1), or `balanced`: rows / (labels x rows of the label).
+    """Return one weight per label: by name (default 1), or `balanced`: rows / (labels x rows of the label).
 
-    `balanced` equals scikit-learn's `compute_class_weight`; its mean over the rows is 1. Raises UserError.
+    `balanced` equals scikit-learn's `compute_class_weight`; the mean over the rows is 1. Raises UserError.
     """
     if not isinstance(weights, str):
         given = read_numbers_by_label(weights, labels, "class_weights")

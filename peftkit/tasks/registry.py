@@ -1,4 +1,4 @@
-"""All tasks, built in and registered, in the order in which a checkpoint is matched."""
+"""All tasks, built-in and registered, in the order in which a checkpoint is matched."""
 
 import dataclasses
 from typing import Any
@@ -20,11 +20,11 @@ TASKS: list[Any] = [
 
 
 def register_task(task: Any) -> Any:
-    """Make a task known to recipes and saved runs, and return it; can be used as a class decorator.
+    """Register a task for recipes and saved runs, and return the task; also a class decorator.
 
     The task is a frozen data class that implements `peftkit.tasks.Task`, with a default for every field. Saved recipes
-    name it `module.qualname`, so its module must be imported before they are read. Registering a path again replaces
-    the class. Raises UserError for another kind of class and for a name that another task has.
+    contain `module.qualname` of the class, so its module must be imported before a recipe is read. Registering a path
+    again replaces the class. Raises UserError for an invalid class or a duplicate name.
     """
     fields = dataclasses.fields(task) if hasattr(task, "__dataclass_fields__") else None
     if fields is None or any(one.init and one.default is one.default_factory is dataclasses.MISSING for one in fields):
@@ -38,6 +38,6 @@ def register_task(task: Any) -> Any:
 
 
 def get_task_path(task: Any) -> str:
-    """Return the path of a task's class in saved recipes; `peftkit.tasks.NAME` for those of the package."""
+    """Return the path of a task's class in saved recipes; `peftkit.tasks.NAME` for a built-in task."""
     own = task.__module__.partition(".")[0] == "peftkit"
     return f"{'peftkit.tasks' if own else task.__module__}.{task.__qualname__}"

@@ -25,30 +25,30 @@ from peftkit.tasks.base import ColumnSpec, EncodedSplit, ModelSpec, OutputKind, 
 from peftkit.tasks.default import IGNORED, DefaultTask, find_text_problems, locate_cell
 from peftkit.tasks.token_loss import Seq2SeqTokenTrainer
 
-# Keywords of generation that transformers does not check before it generates.
+# Generation keywords whose type transformers checks only during generation.
 COUNTS = {
     "num_beams", "num_return_sequences", "max_new_tokens", "min_new_tokens", "max_length", "min_length", "top_k",
     "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
 }  # fmt: skip
 LIMITS = {"max_new_tokens", "max_length"}
-ONE_TEXT_A_ROW = {"num_return_sequences": 1, "return_dict_in_generate": False}
+ONE_TEXT_PER_ROW = {"num_return_sequences": 1, "return_dict_in_generate": False}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seq2Seq(DefaultTask):
-    """A target text for a source text, by an encoder-decoder; scored on what it generates.
+    """A target text for a source text, with an encoder-decoder; metrics are computed on generated text.
 
     Args:
         source: Column of the source text.
         target: Column of the target text.
-        references_column: Column with a list of all reference texts of a row, for scores only. Where the list is
-            empty, or the column is missing in train, the target is the reference.
+        references_column: Column with a list of all reference texts of a row, for metrics only. If the list is empty,
+            or train lacks the column, the target is the reference.
         source_prefix: Text before every source, such as `summarize: ` for T5.
-        max_source_length: Most tokens of a source; memory of activations grows with it.
-        max_target_length: Most tokens of a target in training and of a generated text.
+        max_source_length: Maximum number of tokens of a source; activation memory grows with this length.
+        max_target_length: Maximum number of tokens of a target in training and of a generated text.
         generation: Keywords of `transformers.GenerationConfig`, such as num_beams or no_repeat_ngram_size.
         tokenize: sacrebleu's tokenizer for BLEU and ROUGE: 13a, intl, zh (Chinese), char, none. With 13a ROUGE uses
-            its default one, which reads letters and digits of ASCII.
+            the default tokenizer of rouge-score, which reads ASCII letters and digits.
     """
 
     source: str = "source"
@@ -70,33 +70,33 @@ class Seq2Seq(DefaultTask):
 
     def __post_init__(self) -> None:
         if self.tokenize not in TOKENIZERS:
-            raise UserError(f"task.tokenize: '{self.tokenize}' is none of {', '.join(TOKENIZERS)}")
+            raise UserError(f"task.tokenize: unknown tokenizer '{self.tokenize}'; use one of {', '.join(TOKENIZERS)}")
         super().__post_init__()
         known = set(GenerationConfig().to_dict())
         for name in self.generation:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean '{near[0]}'?" if near else ""
-                raise UserError(f"task.generation: '{name}' is no keyword of GenerationConfig{hint}")
+                fix = f"use '{near[0]}'" if near else "remove it"
+                raise UserError(f"task.generation: '{name}' is not a keyword of GenerationConfig; {fix}")
         for name in COUNTS & set(self.generation):
             if type(self.generation[name]) is not int:
-                raise UserError(f"task.generation: {name}: '{self.generation[name]}' is not a whole number")
-        for name, needed in ONE_TEXT_A_ROW.items():
+                raise UserError(f"task.generation: {name}: expected an integer, got '{self.generation[name]}'")
+        for name, needed in ONE_TEXT_PER_ROW.items():
             if self.generation.get(name, needed) != needed:
-                raise UserError(f"task.generation: {name}: must be {needed}, one text a row; leave it out")
+                raise UserError(f"task.generation: {name}: must be {needed} (one text per row); remove it")
         try:
-            _validated(GenerationConfig(**self._generation()))
+            _check_generation(GenerationConfig(**self._build_generation_options()))
         except TypeError as error:
             raise UserError(f"task.generation: {error}") from error
 
-    def _generation(self) -> dict[str, Any]:
-        # With both limits transformers has to guess which one applies.
+    def _build_generation_options(self) -> dict[str, Any]:
+        # Only one of the two limits: otherwise the result depends on the precedence in transformers.
         limit = {} if "max_length" in self.generation else {"max_new_tokens": self.max_target_length}
         return {**limit, **self.generation}
 
     @property
     def metrics(self) -> MetricSet:
-        """ROUGE, BLEU, chrF and exact match with any of the references."""
+        """ROUGE, BLEU, chrF, and exact match with any of the references."""
         return self.build_metrics(
             make_generation_metrics(self.tokenize),
             main=("rougeL", "bleu"),
@@ -105,7 +105,7 @@ class Seq2Seq(DefaultTask):
 
     @property
     def model(self) -> ModelSpec:
-        """An encoder-decoder with the checkpoint's own head."""
+        """An encoder-decoder with the head of the checkpoint."""
         return ModelSpec(
             auto_class=AutoModelForSeq2SeqLM, peft_task_type="SEQ_2_SEQ_LM", match=_match_generator,
             configure=self._configure,
@@ -154,14 +154,14 @@ class Seq2Seq(DefaultTask):
         settings.pad_token_id = tokenizer.pad_token_id
         if "max_length" in self.generation:
             settings.max_new_tokens = None
-        settings.update(**self._generation())
-        _validated(settings)
+        settings.update(**self._build_generation_options())
+        _check_generation(settings)
         limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         lengths = {"max_target_length": self.max_target_length}
         lengths |= {f"generation.{name}": self.generation[name] for name in LIMITS & set(self.generation)}
         for name, length in lengths.items():
             if limit is not None and length > limit:
-                raise UserError(f"task.{name}: {length} is more than the {limit} positions of the decoder")
+                raise UserError(f"task.{name}: the decoder has {limit} positions, got {length}; use at most {limit}")
 
     def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None) -> Dataset:
         """Return token ids of the source with its prefix; with `labels` also those of the target."""
@@ -171,7 +171,7 @@ class Seq2Seq(DefaultTask):
                     [self.source_prefix + text for text in batch[self.source]],
                     truncation=True,
                     max_length=self.max_source_length,
-                    # A BERT tokenizer returns them, and no encoder-decoder reads them.
+                    # A BERT tokenizer returns token types, which no encoder-decoder reads.
                     return_token_type_ids=False,
                 )
             ),
@@ -200,15 +200,15 @@ class Seq2Seq(DefaultTask):
         return [{"text": text.strip()} for text in split.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
-        """Return the reference texts of each row, not truncated."""
+        """Return the reference texts of each row, without truncation."""
         if self.references_column not in rows.column_names:
             return [[target] for target in rows[self.target]]
         several = zip(rows[self.references_column], rows[self.target], strict=True)
         return [list(right) if right else [target] for right, target in several]
 
 
-def _validated(settings: GenerationConfig) -> None:
-    """Raise UserError for contradicting settings, which transformers would refuse to save after training."""
+def _check_generation(settings: GenerationConfig) -> None:
+    """Raise UserError for contradictory settings, which transformers would refuse to save after training."""
     try:
         settings.validate(strict=True)
     except ValueError as error:

@@ -24,8 +24,8 @@ from peftkit.tasks.labels import (
 )
 from peftkit.tasks.text import TextTask, make_text_classifier
 
-# With more labels, evaluation stores only the largest logits of a row.
-MOST_KEPT = 64
+# With more labels, evaluation stores only the largest logits of each row.
+MAX_STORED_LABELS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,11 @@ class SequenceClassification(TextTask):
 
     Args:
         text: Column of the text.
-        text_pair: Column of the second text, when rows are pairs.
+        text_pair: Column of the second text, if rows are pairs.
         label: Column of the label, a name or a number.
-        label_names: The names in the order of their ids.
-        max_length: Most tokens of a text or a pair; memory of activations grows with it.
-        class_weights: `balanced` for an equal weight of all classes in the loss, or a weight by label name.
+        label_names: Label names in the order of their ids.
+        max_length: Maximum number of tokens of a text or a pair; activation memory grows with this length.
+        class_weights: `balanced` for an equal weight of all classes in the loss, or weights by label name.
         temperature: Divisor of logits before softmax; by default fitted on validation.
     """
 
@@ -49,7 +49,7 @@ class SequenceClassification(TextTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.temperature is not None and not self.temperature > 0:
-            raise UserError(f"task.temperature: {self.temperature} is not above 0")
+            raise UserError(f"task.temperature: expected a number above 0, got {self.temperature}")
 
     trainer: ClassVar[TrainerSpec] = TrainerSpec(supports_label_smoothing=True)
 
@@ -93,7 +93,7 @@ class SequenceClassification(TextTask):
             names = sort_names(values)
         if values and len(names) < 2:
             where = "task.label_names" if self.label_names else f"train, column '{self.label}'"
-            raise UserError(f"{where}: {len(names)} label found; a classifier needs at least 2")
+            raise UserError(f"{where}: a classifier needs at least 2 labels, got {len(names)}; use another column")
         return names
 
     def check_labels(self, rows: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
@@ -102,15 +102,15 @@ class SequenceClassification(TextTask):
         for row, (value, name) in enumerate(zip(rows[self.label], names, strict=True)):
             place = locate_cell(where, row, self.label)
             if isinstance(value, list | dict):
-                yield f"{place}: {type(value).__name__}, not one label; for several take MultiLabelClassification"
+                yield f"{place}: expected one label, got {type(value).__name__}; use MultiLabelClassification"
             elif name is None:
-                yield f"{place}: no label; remove it or name another split"
+                yield f"{place}: no label; remove the row or use another split"
             elif name not in known:
-                hint = ", or take SequenceRegression for numbers" if isinstance(value, float) else ""
+                hint = ", or use SequenceRegression for numbers" if isinstance(value, float) else ""
                 yield f"{place}: {describe_unknown_label(name, self.label_names)}; correct it or remove the row{hint}"
 
     def encode_labels(self, encoded: Dataset, rows: Dataset, labels: Sequence[str]) -> Dataset:
-        """Return the encoded rows with the id of each row's label."""
+        """Add the label id of each row."""
         ids = {name: index for index, name in enumerate(labels)}
         return encoded.add_column("labels", [ids[name] for name in self.targets(rows, labels)])
 
@@ -120,28 +120,28 @@ class SequenceClassification(TextTask):
             return None
         weights = make_class_weights(self.class_weights, np.bincount(train["labels"], minlength=len(labels)), labels)
 
-        def weighted(outputs: Any, right: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        def compute_loss(outputs: Any, right: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
             logits = outputs["logits"].float()
             losses = torch.nn.functional.cross_entropy(logits, right, reduction="none", label_smoothing=label_smoothing)
             return reduce_losses(losses * weights.to(losses.device)[right], num_items_in_batch)
 
-        return weighted
+        return compute_loss
 
     def postprocess(self, logits: torch.Tensor, *, detail: bool = False) -> torch.Tensor:
-        """Return float32 logits, (rows, labels); above 64 labels the largest with their ids, (rows, 64, 2).
+        """Return float32 logits, (rows, labels); above 64 labels the largest and their ids, (rows, 64, 2).
 
         With `detail`: calibrated probabilities, (rows, labels).
         """
         logits = logits.float()
         if detail:
             return (logits / (self.temperature or 1.0)).softmax(-1)
-        if logits.shape[-1] <= MOST_KEPT:
+        if logits.shape[-1] <= MAX_STORED_LABELS:
             return logits
-        largest, ids = logits.topk(MOST_KEPT)
+        largest, ids = logits.topk(MAX_STORED_LABELS)
         return torch.stack([largest, ids.float()], -1)
 
     def calibrate(self, split: EncodedSplit) -> "SequenceClassification":
-        """Return the task with the temperature under which the correct labels are most probable."""
+        """Return the task with the temperature that maximizes the likelihood of the references."""
         if self.temperature is not None:
             return self
         logits, ids = _split_logits(split.outputs)
@@ -150,7 +150,7 @@ class SequenceClassification(TextTask):
         return replace(self, temperature=fit_temperature(logits[rows], here[rows].argmax(-1)))
 
     def decode(self, split: EncodedSplit, *, detail: bool = False) -> list[Mapping[str, Any]]:
-        """Return `label` and its probability `confidence` of each row; with `detail` every label's probability."""
+        """Return `label` and `confidence`, its probability, of each row; with `detail` all label probabilities."""
         labels = split.labels
         if detail:
             return [
@@ -169,13 +169,13 @@ class SequenceClassification(TextTask):
         ]
 
     def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
-        """Return the name of each row's label; None where it is missing."""
+        """Return the label name of each row; None if the label is missing."""
         feature = rows.features[self.label]
         return [get_label_name(value, feature, self.label_names) for value in rows[self.label]]
 
 
 def _split_logits(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return logits and their labels' ids, each (rows, labels held), from the outputs of `postprocess`."""
+    """Return logits and label ids, each (rows, stored labels), from the outputs of `postprocess`."""
     if outputs.ndim == 3:
         return outputs[..., 0], outputs[..., 1].astype(int)
     return outputs, np.broadcast_to(np.arange(outputs.shape[1]), outputs.shape)

@@ -21,14 +21,14 @@ class SequenceRegression(TextTask):
 
     Args:
         text: Column of the text.
-        text_pair: Column of the second text, when rows are pairs.
+        text_pair: Column of the second text, if rows are pairs.
         label: Column of the number.
-        max_length: Most tokens of a text or a pair; the rest is truncated.
+        max_length: Maximum number of tokens of a text or a pair; longer inputs are truncated.
     """
 
     @property
     def metrics(self) -> MetricSet:
-        """Correlations and errors; a prediction is correct if it equals the target to three digits."""
+        """Correlations and errors; a prediction is correct if it equals the reference to three digits."""
         return self.build_metrics(
             METRICS,
             main=("pearson", "spearman"),
@@ -37,7 +37,7 @@ class SequenceRegression(TextTask):
 
     @property
     def model(self) -> ModelSpec:
-        """A model of one number."""
+        """A regression model with one output."""
         return make_text_classifier(
             "regression",
             lambda config: (
@@ -46,19 +46,19 @@ class SequenceRegression(TextTask):
         )
 
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
-        """Return one name, that of the column."""
+        """Return one name: the name of the label column."""
         return (self.label,)
 
     def check_labels(self, rows: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
         """Yield one line per row whose label is not a finite number."""
         for row, value in enumerate(rows[self.label]):
-            if not math.isfinite(_number(value)):
+            if not math.isfinite(_parse_number(value)):
                 shown = "null" if value is None else f"'{value}'"
                 place = locate_cell(where, row, self.label)
-                yield f"{place}: {shown} is not a finite number; correct it or remove the row"
+                yield f"{place}: expected a finite number, got {shown}; correct it or remove the row"
 
     def encode_labels(self, encoded: Dataset, rows: Dataset, labels: Sequence[str]) -> Dataset:
-        """Return the encoded rows with the number of each."""
+        """Add the number of each row."""
         return encoded.add_column("labels", self.targets(rows, labels))
 
     def postprocess(self, logits: torch.Tensor, *, detail: bool = False) -> torch.Tensor:
@@ -71,10 +71,10 @@ class SequenceRegression(TextTask):
 
     def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
         """Return the number of each row."""
-        return [_number(value) for value in rows[self.label]]
+        return [_parse_number(value) for value in rows[self.label]]
 
 
-def _number(value: Any) -> float:
+def _parse_number(value: Any) -> float:
     """Return the number of a cell or of its text; NaN for anything else."""
     try:
         return math.nan if value is None or isinstance(value, bool) else float(value)

@@ -1,4 +1,4 @@
-"""Base of the tasks that read a text, or a pair of texts, as a whole."""
+"""Base class of the tasks whose input is one text or a pair of texts."""
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from peftkit.tasks.default import DefaultTask, find_text_problems
 
 @dataclass(frozen=True, kw_only=True)
 class TextTask(DefaultTask):
-    """A text or a pair of texts in, the outputs of one classification head out."""
+    """A task on a text or a pair of texts, with one classification head."""
 
     text: str = "text"
     text_pair: str | None = None
@@ -30,7 +30,7 @@ class TextTask(DefaultTask):
 
     @property
     def columns(self) -> ColumnSpec:
-        """The text or the two texts, and the label."""
+        """The text, or both texts of a pair, and the label."""
         return ColumnSpec(
             inputs=(self.text,) if self.text_pair is None else (self.text, self.text_pair),
             targets=(self.label,),
@@ -40,7 +40,7 @@ class TextTask(DefaultTask):
         )
 
     def validate(self, rows: Dataset, labels: Sequence[str] | None, where: str, first: int = 0) -> Iterator[str]:
-        """Yield one line per row whose text is missing, empty or not a string, then those of `check_labels`."""
+        """Yield one line per text that is missing, empty or not a string, then the lines of `check_labels`."""
         for column in self.columns.inputs:
             yield from find_text_problems(rows, column, where, first)
         if labels is not None:
@@ -56,7 +56,7 @@ class TextTask(DefaultTask):
         return {"max_length": np.array([len(row) for row in ids])}
 
     def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None) -> Dataset:
-        """Return token ids of a text or a pair, the longer one truncated first, and the ids of `encode_labels`."""
+        """Return token ids of a text or a pair, with the longer text truncated first, and the labels."""
         inputs = self.columns.inputs
         encoded = rows.map(
             lambda batch: dict(
@@ -71,7 +71,7 @@ class TextTask(DefaultTask):
         return encoded if labels is None else self.encode_labels(encoded, rows, labels)
 
     def encode_labels(self, encoded: Dataset, rows: Dataset, labels: Sequence[str]) -> Dataset:
-        """Return the encoded rows with a column `labels`."""
+        """Add the column `labels` to the encoded rows."""
         raise NotImplementedError
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
@@ -82,7 +82,7 @@ class TextTask(DefaultTask):
 def make_text_classifier(
     problem_type: ProblemType, matches: Callable[[Any], bool], config_fields: Mapping[str, str] | None = None
 ) -> ModelSpec:
-    """Return the model of a text task; `matches` tells from a checkpoint's config whether its head is the task's."""
+    """Return the model of a text task; `matches` returns whether a checkpoint's config has the head of the task."""
 
     def match(config: Any, length: int) -> Mapping[str, Any] | None:
         is_classifier = (config.architectures or [""])[0].endswith("ForSequenceClassification")

@@ -22,7 +22,7 @@ from peftkit.tasks.default import IGNORED, DefaultTask, locate_cell, name_type
 from peftkit.tasks.labels import check_label_names, describe_unknown_label, get_label_name
 from peftkit.tasks.token_loss import TokenTrainer
 from peftkit.tasks.word_alignment import (
-    GIVEN_TEXT,
+    INPUT_TEXT,
     OUTSIDE,
     find_joined_spans,
     find_word_spans,
@@ -36,15 +36,16 @@ NO_WORD = -1
 
 @dataclass(frozen=True, kw_only=True)
 class TokenClassification(DefaultTask):
-    """A BIO tag for each word. The first token of a word carries its tag; a long text is read in overlapping parts.
+    """A BIO tag for each word. The first token of a word has the tag; a long text is split into overlapping parts.
 
     Args:
         tokens: Column of the words, a list of strings.
-        tags: Column of their tags, a list of names such as B-person, I-person and O, or of numbers.
-        label_names: The tags in the order of their ids.
-        max_length: Tokens of one part, special ones included; memory of activations grows with it.
-        stride: Tokens by which neighbouring parts overlap; a word is read from the part where it has more context.
-        repair: Read an I- tag that continues no entity as B-, instead of refusing the row.
+        tags: Column of the tags, a list of names such as B-person, I-person and O, or of numbers.
+        label_names: Tag names in the order of their ids.
+        max_length: Maximum number of tokens of one part, special tokens included; activation memory grows with this
+            length.
+        stride: Tokens by which neighbouring parts overlap; a word is predicted in the part where it has more context.
+        repair: Read an I- tag that does not continue an entity as B-, instead of rejecting the row.
     """
 
     tokens: str = "tokens"
@@ -59,7 +60,7 @@ class TokenClassification(DefaultTask):
 
     @property
     def metrics(self) -> MetricSet:
-        """Precision, recall and F1 of whole entities; the classes are the types of entities."""
+        """Precision, recall and F1 of whole entities; the classes are the entity types."""
         return self.build_metrics(
             METRICS,
             main=("f1", "precision", "recall"),
@@ -72,7 +73,7 @@ class TokenClassification(DefaultTask):
 
     @property
     def model(self) -> ModelSpec:
-        """A tagger."""
+        """A token classifier."""
         return ModelSpec(
             auto_class=AutoModelForTokenClassification, peft_task_type="TOKEN_CLS", match=_match_tagger,
             tokenizer_options=_require_prefix_space,
@@ -90,8 +91,8 @@ class TokenClassification(DefaultTask):
             has_words=True,
         )
 
-    def _names(self, dataset: Dataset) -> list[list[str] | None]:
-        """Return the tag names of each row; None where they are missing."""
+    def _read_tag_names(self, dataset: Dataset) -> list[list[str] | None]:
+        """Return the tag names of each row; None if the tags are missing."""
         feature = getattr(dataset.features[self.tags], "feature", None)
         return [
             [str(get_label_name(tag, feature, self.label_names)) for tag in row] if isinstance(row, list) else None
@@ -99,9 +100,9 @@ class TokenClassification(DefaultTask):
         ]
 
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
-        """Return the tags in the order of recipe or dataset, else `O`, then B- and I- of each entity type."""
+        """Return the tags in the order of the recipe or dataset, else `O`, then B- and I- of each entity type."""
         feature = getattr(train.features[self.tags], "feature", None)
-        found = {tag for row in self._names(train) for tag in row or ()}
+        found = {tag for row in self._read_tag_names(train) for tag in row or ()}
         declared: tuple[str, ...] = ()
         if self.label_names:
             values = {tag for row in train[self.tags] if isinstance(row, list) for tag in row}
@@ -109,59 +110,59 @@ class TokenClassification(DefaultTask):
         elif isinstance(feature, ClassLabel):
             declared = tuple(feature.names)
         if declared:
-            # Repair may produce a tag that no row has.
-            begun = (f"B{tag[1:]}" for tag in declared if tag.startswith("I-")) if self.repair else ()
-            return tuple(dict.fromkeys((*declared, *begun)))
+            # Repair may produce a B- tag that no row has.
+            repaired = (f"B{tag[1:]}" for tag in declared if tag.startswith("I-")) if self.repair else ()
+            return tuple(dict.fromkeys((*declared, *repaired)))
         kinds = sorted({tag[2:] for tag in found if _is_bio(tag) and tag != OUTSIDE})
         if not kinds and any(tag.isdigit() for tag in found):
-            raise UserError(f"train, column '{self.tags}': has numbers; name their tags in task.label_names")
+            raise UserError(f"train, column '{self.tags}': tags are numbers; set their names in task.label_names")
         if not kinds:
-            raise UserError(f"train, column '{self.tags}': no entity found; a tagger needs lists of B-, I- and O")
+            raise UserError(f"train, column '{self.tags}': no entity found; use a column with lists of B-, I- and O")
         return (OUTSIDE, *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI"))
 
     def validate(self, rows: Dataset, labels: Sequence[str] | None, where: str, first: int = 0) -> Iterator[str]:
-        """Yield one line per row without words, or whose tags do not fit the words, BIO or the training split."""
+        """Yield one line per row without words, or with tags that are invalid, unknown or not one per word."""
         for row, words in enumerate(rows[self.tokens], first):
             if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
                 found = "no words" if not words else f"{name_type(words)}, not a list of words"
                 yield f"{locate_cell(where, row, self.tokens)}: {found}; correct it or remove the row"
         if labels is not None:
-            yield from self._tag_problems(rows, labels, where)
+            yield from self._find_tag_problems(rows, labels, where)
 
-    def _tag_problems(self, rows: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
+    def _find_tag_problems(self, rows: Dataset, labels: Sequence[str], where: str) -> Iterator[str]:
         known, fix = set(labels), "correct it or remove the row"
-        for row, (words, tags) in enumerate(zip(rows[self.tokens], self._names(rows), strict=True)):
+        for row, (words, tags) in enumerate(zip(rows[self.tokens], self._read_tag_names(rows), strict=True)):
             place = locate_cell(where, row, self.tags)
             if tags is None:
-                yield f"{place}: no list of tags; {fix}"
+                yield f"{place}: missing list of tags; {fix}"
                 continue
             if isinstance(words, list) and len(words) != len(tags):
-                yield f"{place}: {len(tags)} tags for {len(words)} words; {fix}"
+                yield f"{place}: expected one tag per word, got {len(tags)} tags for {len(words)} words; {fix}"
             tags = repair_tags(tags) if self.repair else tags
             for position, (before, tag) in enumerate(zip([OUTSIDE, *tags], tags, strict=False)):
                 if not _is_bio(tag):
-                    yield f"{place}, word {position}: '{tag}' is no BIO tag, which are B-, I- and O; {fix}"
+                    yield f"{place}, word {position}: expected a BIO tag (B-, I- or O), got '{tag}'; {fix}"
                     break
                 if tag not in known:
                     yield f"{place}, word {position}: {describe_unknown_label(tag, self.label_names)}; {fix}"
                     break
                 if tag.startswith("I-") and before[1:] != tag[1:]:
-                    more = "correct it, or read it as the beginning of an entity with task.repair true"
-                    yield f"{place}, word {position}: '{tag}' after '{before}' continues nothing; {more}"
+                    more = "correct it, or set task.repair true to read it as B-"
+                    yield f"{place}, word {position}: '{tag}' after '{before}' continues no entity; {more}"
                     break
 
     def token_lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
-        """Count the tokens of each row before it is split, special tokens included."""
+        """Count the tokens of each row before it is split into parts, special tokens included."""
         special = tokenizer.num_special_tokens_to_add(False)
-        return {"max_length": np.array([sum(counts) + special for counts in self._word_lengths(rows, tokenizer)])}
+        return {"max_length": np.array([sum(counts) + special for counts in self._count_word_tokens(rows, tokenizer)])}
 
     def count_cut_entities(
         self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, targets: Sequence[Any]
     ) -> tuple[int, int]:
-        """Count the entities that no part holds whole, and all entities."""
+        """Count the entities that no single part contains, and all entities."""
         budget = self.max_length - tokenizer.num_special_tokens_to_add(False)
         cut = total = 0
-        for counts, tags in zip(self._word_lengths(rows, tokenizer), targets, strict=True):
+        for counts, tags in zip(self._count_word_tokens(rows, tokenizer), targets, strict=True):
             held = [(first, end) for first, end, _, _ in split_into_parts(counts, budget, self.stride)]
             for _, begin, last in find_entities(tags):
                 total += 1
@@ -169,8 +170,8 @@ class TokenClassification(DefaultTask):
                 cut += not whole or not all(counts[begin : last + 1])
         return cut, total
 
-    def _word_lengths(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        """Count the tokens of each word, a list a row."""
+    def _count_word_tokens(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        """Count the tokens of each word, one list per row."""
         rows = [list(words) for words in dataset[self.tokens]]
         encoded = tokenizer(rows, is_split_into_words=True, add_special_tokens=False, verbose=False)
         found = []
@@ -180,10 +181,10 @@ class TokenClassification(DefaultTask):
         return found
 
     def encode(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None) -> Dataset:
-        """Return token ids of every part; with `labels` a word's tag id on its first token, else -100.
+        """Return token ids of every part; with `labels` the tag id on the first token of each word, else -100.
 
-        Column `document` is a part's row; column `words` is for each token the word that it starts and its part owns,
-        or -1.
+        Column `document` is the row of a part. Column `words` has one entry per token: the number of the word that
+        starts there, or -1 if no word starts there or another part predicts the word.
         """
         encoded = self._encode_parts(rows, tokenizer)
         if labels is None:
@@ -200,20 +201,20 @@ class TokenClassification(DefaultTask):
         special = tokenizer.num_special_tokens_to_add(False)
         columns: dict[str, list[Any]] = {"document": [], "words": []}
         for document, (words, counts) in enumerate(
-            zip(dataset[self.tokens], self._word_lengths(dataset, tokenizer), strict=True)
+            zip(dataset[self.tokens], self._count_word_tokens(dataset, tokenizer), strict=True)
         ):
             for first, end, own_first, own_end in split_into_parts(counts, self.max_length - special, self.stride):
                 encoded = tokenizer(
                     words[first:end], is_split_into_words=True, truncation=True, max_length=self.max_length
                 )
-                begun: list[int] = []
+                starts: list[int] = []
                 seen = None
                 for place in encoded.word_ids():
                     word = NO_WORD if place is None or place == seen else first + place
-                    begun.append(word if own_first <= word < own_end else NO_WORD)
+                    starts.append(word if own_first <= word < own_end else NO_WORD)
                     seen = place
                 columns["document"].append(document)
-                columns["words"].append(begun)
+                columns["words"].append(starts)
                 for name, values in encoded.items():
                     columns.setdefault(name, []).append(values)
         return Dataset.from_dict(columns)
@@ -228,7 +229,7 @@ class TokenClassification(DefaultTask):
         return collate
 
     def postprocess(self, logits: torch.Tensor, *, detail: bool = False) -> torch.Tensor:
-        """Return the most probable tag's id per token, (parts, tokens); with `detail` and its probability, (..., 2)."""
+        """Return the most probable tag id per token, (parts, tokens); with `detail` also the probability, (..., 2)."""
         if not detail:
             return logits.argmax(-1)
         probabilities, ids = logits.float().softmax(-1).max(-1)
@@ -237,8 +238,8 @@ class TokenClassification(DefaultTask):
     def decode(self, split: EncodedSplit, *, detail: bool = False) -> list[Mapping[str, Any]]:
         """Return `tags` and `entities` with first and last word of each row; a word without a token is `O`.
 
-        With `detail` an entity has a `score`, the mean probability of its words' tags, and `start` and `end` in
-        characters of the given text, or of the words joined by spaces.
+        With `detail` an entity has a `score`, the mean probability of the tags of its words, and `start` and `end`:
+        character positions in the input text, or in the words joined by spaces.
         """
         rows = list(split.rows[self.tokens])
         ids = split.outputs[..., 0].astype(int) if detail else split.outputs
@@ -267,7 +268,7 @@ class TokenClassification(DefaultTask):
             for place, word in enumerate(words):
                 if word != NO_WORD:
                     scores[document][word] = float(part[place, 1])
-        texts = split.rows[GIVEN_TEXT] if GIVEN_TEXT in split.rows.column_names else [None] * len(split.rows)
+        texts = split.rows[INPUT_TEXT] if INPUT_TEXT in split.rows.column_names else [None] * len(split.rows)
         for prediction, words, text, found in zip(predictions, split.rows[self.tokens], texts, scores, strict=True):
             spans = find_joined_spans(words) if text is None else find_word_spans(text)
             text = " ".join(words) if text is None else text
@@ -276,7 +277,7 @@ class TokenClassification(DefaultTask):
 
     def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
         """Return the tags of each row."""
-        return [repair_tags(tags or []) if self.repair else tags for tags in self._names(rows)]
+        return [repair_tags(tags or []) if self.repair else tags for tags in self._read_tag_names(rows)]
 
 
 def _is_bio(tag: str) -> bool:
@@ -289,6 +290,6 @@ def _match_tagger(config: Any, length: int) -> Mapping[str, Any] | None:
 
 
 def _require_prefix_space(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
-    # A byte-level vocabulary must see every word as one that follows a space.
+    # A byte-level tokenizer must encode every word as if it follows a space.
     is_byte_level = "ByteLevel" in str(getattr(tokenizer.backend_tokenizer, "pre_tokenizer", ""))
     return {"add_prefix_space": True} if is_byte_level else {}

@@ -9,10 +9,11 @@ from peftkit.tasks.default import IGNORED
 
 
 class _TokenMean(Trainer):
-    """Weights the mean of a micro-batch by its share of the step's labelled tokens, over all ranks.
+    """Weight the mean loss of each micro-batch by its share of the labelled tokens of the step, over all ranks.
 
-    The plain Trainer averages the means, which gives tokens of a batch with few of them a greater weight and makes the
-    loss depend on how rows are distributed. With `average_tokens_across_devices` false the means of ranks are averaged.
+    The Trainer of Transformers averages the means. That gives tokens in a batch with few labelled tokens a greater
+    weight, and the loss depends on the distribution of the rows. With `average_tokens_across_devices` false the means
+    of the ranks are averaged.
     """
 
     loss_is_scaled_for_ga = True
@@ -20,9 +21,9 @@ class _TokenMean(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor]:
-        """Return the micro-batches of a step and the number of its labelled tokens on all ranks."""
+        """Return the micro-batches of a step and the number of labelled tokens on all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        tokens = torch.as_tensor(sum(_labelled(batch) for batch in batches), device=device)
+        tokens = torch.as_tensor(sum(_count_labelled_tokens(batch) for batch in batches), device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             tokens = self.accelerator.reduce(tokens, reduction="sum")
         return batches, tokens
@@ -30,8 +31,8 @@ class _TokenMean(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the mean over the tokens of `inputs`, in training times their share of the step's tokens."""
-        here = _labelled(inputs)
+        """Return the mean over the tokens of `inputs`; in training, times their share of the tokens of the step."""
+        here = _count_labelled_tokens(inputs)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if num_items_in_batch is not None:
             # Gradients of the ranks are averaged afterwards.
@@ -42,12 +43,12 @@ class _TokenMean(Trainer):
 
 
 class TokenTrainer(_TokenMean):
-    """The Trainer of token classification."""
+    """Trainer of token classification."""
 
 
 class Seq2SeqTokenTrainer(_TokenMean, Seq2SeqTrainer):
-    """The Trainer of generation."""
+    """Trainer of text generation."""
 
 
-def _labelled(batch: dict[str, Any]) -> torch.Tensor:
+def _count_labelled_tokens(batch: dict[str, Any]) -> torch.Tensor:
     return batch["labels"].ne(IGNORED).sum()

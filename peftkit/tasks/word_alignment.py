@@ -1,4 +1,4 @@
-"""Words and tags: word positions, BIO repair, and splitting a long text into overlapping parts."""
+"""Words and tags: word positions, BIO repair, splitting a long text into overlapping parts."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -6,12 +6,12 @@ from itertools import accumulate
 from typing import Any
 
 OUTSIDE = "O"
-# Column of a text that was split into words for prediction.
-GIVEN_TEXT = "text as given"
+# Column with the input text that was split into words for prediction.
+INPUT_TEXT = "input text"
 
 
 def find_word_spans(text: str) -> list[tuple[int, int]]:
-    """Find start and end of each word: runs of letters and digits, and any other character but spaces."""
+    """Find start and end of each word: a run of letters and digits, or any other character except white space."""
     return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
 
 
@@ -35,7 +35,7 @@ def locate_entity(
 
 
 def repair_tags(tags: Sequence[str]) -> list[str]:
-    """Return the tags with B- for each I- that continues no entity."""
+    """Replace I- by B- in each tag that does not continue an entity."""
     return [
         f"B{tag[1:]}" if tag.startswith("I-") and before[1:] != tag[1:] else tag
         for before, tag in zip([OUTSIDE, *tags], tags, strict=False)
@@ -45,8 +45,8 @@ def repair_tags(tags: Sequence[str]) -> list[str]:
 def split_into_parts(counts: Sequence[int], budget: int, stride: int) -> Iterator[tuple[int, int, int, int]]:
     """Split words with `counts` tokens into parts of at most `budget`: (first, end, own_first, own_end).
 
-    Neighbouring parts share up to `stride` tokens; of the words they share, the earlier part owns the first half and
-    the later part the second, so every word is owned once. A word longer than a part gets a separate part.
+    Neighbouring parts share up to `stride` tokens. The earlier part owns the first half of the shared words, the later
+    part the second half, so exactly one part owns each word. A word longer than a part gets a separate part.
     """
     before = [0, *accumulate(counts)]
     first = own_first = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from peftkit.checkpoints import manifest as checkpoint
 from peftkit.distributed.deepspeed import choose_default_config, is_deepspeed_launcher
-from peftkit.distributed.process_group import leave_process_group, raise_lost_rank_errors, rank_count, wait_for_ranks
+from peftkit.distributed.process_group import count_ranks, leave_process_group, raise_lost_rank_errors, wait_for_ranks
 from peftkit.planning.auto_deepspeed import resolve_deepspeed
 from peftkit.recipe.schema import Recipe, check_name
 from peftkit.recipe.serialization import recipe_to_dict
@@ -106,7 +106,7 @@ def resolve(recipe: Recipe, *, trial: bool, resume: bool | str | Path) -> Resolv
     folder = writer.choose_run_folder(recipe)
     start = checkpoint.find_checkpoint(folder, resume)
     if start is not None:
-        recipe = checkpoint.keep_global_batch(recipe, checkpoint.read_manifest(start), rank_count())
+        recipe = checkpoint.keep_global_batch(recipe, checkpoint.read_manifest(start), count_ranks())
     report = Report(
         name=recipe.name, method=recipe.method.name, status="failed", recipe=recipe_to_dict(recipe),
         environment=read_environment(),

@@ -35,7 +35,7 @@ def train_rows(path):
     try:
         return load_rows(DataConfig(path=str(path)))["train"].to_list()
     except UserError as error:
-        if not str(error).endswith("has no rows"):
+        if "no rows; use another" not in str(error):
             raise
         return []
 
@@ -203,13 +203,13 @@ def test_a_row_of_a_batch_that_is_not_utf8_is_told(tmp_path, ending):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "\n\na,b\n1,2\n", r"a\.csv: can't be read: the first line is empty; it must name the columns"),
-        ("a.csv", b"\xff\xfea\x00\n\x00", r"a\.csv: can't be read: not UTF-8; save it as UTF-8"),
-        ("a.csv", '"a,b\n1,2\n', r"a\.csv: can't be read: a quotation mark in the first line is not closed"),
-        ("a.json", '[{"a": 1},\n{"a": }]', r"a\.json: can't be read: not JSON: Expecting value: line 2 column 7"),
-        ("a.parquet", "not one", r"a\.parquet: can't be read: "),
-        ("a.arrow", "not one", r"a\.arrow: can't be read: "),
-        ("a.arrow", "", r"a\.arrow: can't be read: "),
+        ("a.csv", "\n\na,b\n1,2\n", r"a\.csv: cannot be read: the first line is empty \(expected column names\)"),
+        ("a.csv", b"\xff\xfea\x00\n\x00", r"a\.csv: cannot be read: not UTF-8; save it as UTF-8"),
+        ("a.csv", '"a,b\n1,2\n', r"a\.csv: cannot be read: a quotation mark in the first line is not closed"),
+        ("a.json", '[{"a": 1},\n{"a": }]', r"a\.json: cannot be read: not JSON: Expecting value: line 2 column 7"),
+        ("a.parquet", "not one", r"a\.parquet: cannot be read: "),
+        ("a.arrow", "not one", r"a\.arrow: cannot be read: "),
+        ("a.arrow", "", r"a\.arrow: cannot be read: "),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name, content, message):

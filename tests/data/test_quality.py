@@ -61,11 +61,11 @@ def test_duplicates_exact_and_near_and_conflicts_are_found(tmp_path):
         "test": {"repeated": 0, "exact": 2, "near": 1},
     }
     warnings = "\n".join(checks.warnings)
-    assert "train: 1 of 61 rows (1.6%) repeat an earlier row" in warnings
+    assert "train: 1 of 61 rows (1.6%) duplicate an earlier row" in warnings
     train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
-    assert f"({train} row 60 is {train} row 3)" in warnings
+    assert f"({train} row 60 equals {train} row 3)" in warnings
     assert (
-        f"test: 2 of 23 rows (8.7%) duplicate training rows ({test} row 21 is {train} row 7); scores will be too"
+        f"test: 2 of 23 rows (8.7%) duplicate training rows ({test} row 21 equals {train} row 7); scores will be too"
         in warnings
     )
     assert f"(cosine of words >= 0.8; {test} row 20 and {train} row 5)" in warnings
@@ -123,8 +123,8 @@ def test_what_is_cut_and_what_length_would_do(tmp_path):
     assert found["suggested"] % 8 == 0
     assert sum(n <= found["suggested"] for n in tokens) >= 0.99 * len(tokens)
     assert (
-        f"train: 60 of 60 rows (100.0%) are cut at task.max_length 16; {found['suggested']} fits 100 % of the rows"
-        in checks.warnings
+        "train: 60 of 60 rows (100.0%) are truncated at task.max_length 16; "
+        f"{found['suggested']} fits 100 % of the rows" in checks.warnings
     )
 
 
@@ -165,4 +165,4 @@ def test_other_tasks(tmp_path):
 def test_the_run_keeps_and_tells_the_warnings(small_recipe, tmp_path, capsys):
     recipe = small_recipe(task=SequenceClassification(max_length=8), max_steps=3)
     report = run(recipe)
-    assert any("are cut at task.max_length 8" in warning for warning in report.data["checks"]["warnings"])
+    assert any("are truncated at task.max_length 8" in warning for warning in report.data["checks"]["warnings"])

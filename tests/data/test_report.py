@@ -48,5 +48,5 @@ def test_the_command_lists_what_is_fatal(recipe, tmp_path, capsys):
         f"{tmp_path}/test.jsonl, row 10 (from 0), column 'label': label 'never seen' does not occur in train"
         in captured.out
     )
-    assert captured.err.startswith("peftkit: 2 rows can't be used; the first: ")
+    assert captured.err.startswith("peftkit: invalid data in 2 rows, first: ")
     assert len(captured.err.splitlines()) == 1

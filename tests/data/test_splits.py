@@ -115,7 +115,7 @@ def test_sizes_are_cut_by_the_seed(tmp_path):
             r"has no column 'text' \(columns: sentence, label\); set the column with --task.text",
         ),
         (rows(20), {"test_split": "tset"}, "data.test_split: no split 'tset'"),
-        (rows(20, ("same",)), {}, "1 label found"),
+        (rows(20, ("same",)), {}, "needs at least 2 labels, got 1"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, records, fields, said):

@@ -149,7 +149,7 @@ def test_t5_in_float16_is_refused(checkpoints, dtype, compute, fields, word):
 
 def test_a_length_that_holds_no_text_is_refused(checkpoints):
     for length in (-3, 0, 2):
-        with pytest.raises(UserError, match=rf"task\.max_length must be at least 3, got {length}"):
+        with pytest.raises(UserError, match=rf"task\.max_length: must be at least 3, got {length}"):
             load_tokenizer(ModelConfig(name_or_path=str(checkpoints / "bert")), replace(TASK, max_length=length))
 
 

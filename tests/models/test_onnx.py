@@ -167,7 +167,7 @@ def test_int8_is_small_and_close(classifier, tmp_path, capfd, caplog):
     ("config", "reason"),
     [
         (LongformerConfig(attention_window=8), "Could not guard"),
-        (CanineConfig(), r"its input would have a fixed size \(input_ids of any x 8\)"),
+        (CanineConfig(), r"the input would have a fixed size \(input_ids of any x 8\)"),
     ],
     ids=["longformer", "canine"],
 )
@@ -180,7 +180,7 @@ def test_what_the_library_cannot_do_is_one_line(tmp_path, capfd, config, reason)
     ids = torch.full((2, 8), 5)
     with pytest.raises(UserError, match=reason) as caught:
         write_onnx(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, tmp_path)
-    assert str(caught.value).startswith(f"export: {type(model).__name__} can't become ONNX: ")
+    assert str(caught.value).startswith(f"export: cannot export {type(model).__name__} to ONNX: ")
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
     assert set(vars(model)) == own
@@ -201,7 +201,9 @@ def test_logging_stays_as_it_was(classifier, tmp_path, monkeypatch):
 def test_a_package_that_is_not_there(classifier, tmp_path, monkeypatch, package):
     model, tokenizer, _ = classifier
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=r"^export: packages for ONNX are missing; run pip install 'peftkit\[onnx\]'$"):
+    with pytest.raises(
+        UserError, match=r"^export: ONNX packages are not installed; run pip install 'peftkit\[onnx\]'$"
+    ):
         write_onnx(model, batch_of(model, tokenizer, SMALLEST), tmp_path)
 
 

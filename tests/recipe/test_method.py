@@ -24,7 +24,7 @@ def test_a_method_by_its_name_shares_the_recipes_lora(word, expected):
     assert expected(find_method(word, lora(r=5)))
 
 
-@pytest.mark.parametrize(("word", "said"), [("loraa", "did you mean 'lora'"), ("prefix_tunin", "'prefix_tuning'")])
+@pytest.mark.parametrize(("word", "said"), [("loraa", "use 'lora'"), ("prefix_tunin", "'prefix_tuning'")])
 def test_an_unknown_method_names_the_nearest(word, said):
     with pytest.raises(UserError, match=said):
         find_method(word, lora())

@@ -82,7 +82,7 @@ def test_of_many_labels_the_most_probable_are_kept_and_say_the_same(monkeypatch)
     logits = torch.from_numpy(4.0 * right - 2.0 + rng.normal(size=(200, 6)))
     encoded = Dataset.from_dict({"labels": [np.flatnonzero(row) for row in right]})
     dense = TASK.postprocess(logits).numpy()
-    monkeypatch.setattr(multi_label_classification, "MOST_KEPT", 5)
+    monkeypatch.setattr(multi_label_classification, "MAX_STORED_LABELS", 5)
     few = TASK.postprocess(logits).numpy()
     assert few.shape == (200, 5, 2)
     splits = [encoded_split(kept, names, encoded=encoded) for kept in (dense, few)]
@@ -97,7 +97,7 @@ def test_a_threshold_of_the_recipe_is_kept():
     assert MultiLabelClassification(thresholds={7: 0.9}).find_labels(Dataset.from_dict({"label": [[7]]})) == ("7",)
     split = encoded_split(np.array([[0.6, 0.6], [0.2, 0.2]]), ("a", "b"), encoded=encoded)
     assert task.calibrate(split).thresholds == {"a": 0.9, "b": 0.4}
-    with pytest.raises(UserError, match=r"task\.thresholds: no label 'z'"):
+    with pytest.raises(UserError, match=r"task\.thresholds: unknown label 'z'"):
         MultiLabelClassification(thresholds={"z": 0.5}).find_labels(Dataset.from_dict({"label": [["a"]]}))
 
 
@@ -127,14 +127,14 @@ def test_a_declared_order_is_kept():
 
 def test_rows_that_cannot_be_used_are_named():
     data = Dataset.from_dict({"text": ["a", "b"], "label": [["x"], None]})
-    assert "row 1 (from 0), column 'label': no list of labels" in next(TASK.validate(data, ("x",), "f"))
+    assert "row 1 (from 0), column 'label': missing list of labels" in next(TASK.validate(data, ("x",), "f"))
     assert "label 'x' does not occur in train" in next(TASK.validate(data, ("y",), "f"))
 
 
 def test_a_row_of_zeros_and_ones_is_no_list_of_labels():
     task = MultiLabelClassification(label_names=["x", "y", "z"])
     data = Dataset.from_dict({"text": ["a"], "label": [[0, 1, 1]]})
-    assert "label 'y' stands twice; a list of names or ids is read" in next(task.validate(data, ("x", "y", "z"), "f"))
+    assert "duplicate label 'y' (expected names or ids" in next(task.validate(data, ("x", "y", "z"), "f"))
 
 
 def test_a_label_that_was_not_learned_is_not_answered_everywhere():

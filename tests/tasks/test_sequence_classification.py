@@ -69,7 +69,7 @@ def test_names_of_numbers_keep_their_order(tokenizer):
     assert task.encode(data, tokenizer, labels)["labels"][:] == [2, 0, 1]
     assert TASK.find_labels(data) == ("0", "1", "2")
     short = SequenceClassification(label_names=["a", "b"])
-    assert "row 0 (from 0), column 'label': label '2' is not among task.label_names" in next(
+    assert "row 0 (from 0), column 'label': label '2' is not in task.label_names" in next(
         short.validate(data, short.find_labels(data), "f")
     )
 
@@ -92,14 +92,14 @@ def test_a_value_that_is_a_name_keeps_it_whatever_the_order(values, feature, nam
 
 
 def test_values_that_are_half_names_half_numbers_are_refused():
-    with pytest.raises(UserError, match="has '1', which is a name among them, and '0', which is none"):
+    with pytest.raises(UserError, match="mixes names such as '1' and numbers such as '0'"):
         SequenceClassification(label_names=["1", "x"]).find_labels(Dataset.from_dict({"label": [0, 1]}))
 
 
 def test_lists_are_no_single_labels():
     data = Dataset.from_dict({"text": ["a", "b"], "label": [["x"], ["y"]]})
     assert TASK.find_labels(data) == ()
-    assert "list, not one label; for several take MultiLabelClassification" in next(TASK.validate(data, (), "f"))
+    assert "expected one label, got list; use MultiLabelClassification" in next(TASK.validate(data, (), "f"))
 
 
 def test_answers_are_labels_and_probabilities():
@@ -136,9 +136,9 @@ def test_class_weights_are_those_of_torch_and_scikit_learn():
     assert float(sum(parts)) == pytest.approx(float(balanced({"logits": logits}, right)))
     by_number = SequenceClassification(class_weights={1: 3}).loss(train, ("0", "1", "2"), 0.0)
     assert by_number({"logits": logits}, right) != plain.mean()
-    with pytest.raises(UserError, match=r"task\.class_weights: a: x is not a positive number"):
+    with pytest.raises(UserError, match=r"task\.class_weights: a: expected a positive number, got x"):
         SequenceClassification(class_weights={"a": "x"}).loss(train, ("a", "b", "c"), 0.0)
-    with pytest.raises(UserError, match=r"task\.class_weights: no label 'd'"):
+    with pytest.raises(UserError, match=r"task\.class_weights: unknown label 'd'"):
         SequenceClassification(class_weights={"d": 1.0}).loss(train, ("a", "b", "c"), 0.0)
 
 

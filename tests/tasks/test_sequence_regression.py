@@ -43,7 +43,7 @@ def test_a_number_is_learned_exported_and_predicted(small_recipe, file, tmp_path
 def test_what_is_no_number_is_named():
     data = Dataset.from_dict({"first": ["a"] * 3, "second": ["b"] * 3, "share": [1.0, float("nan"), None]})
     problems = list(TASK.validate(data, (), "f.csv"))
-    assert problems[0].startswith("f.csv, row 1 (from 0), column 'share': 'nan' is not a finite number")
+    assert problems[0].startswith("f.csv, row 1 (from 0), column 'share': expected a finite number, got 'nan'")
     assert "row 2" in problems[1]
 
 

@@ -101,12 +101,12 @@ def test_a_byte_level_tokenizer_sees_words_after_a_space(tmp_path):
 @pytest.mark.parametrize(
     ("tags", "said"),
     [
-        (["O", "I-PER"], "f, row 0 (from 0), column 'ner_tags', word 1: 'I-PER' after 'O' continues nothing"),
-        (["B-ORG", "I-PER"], "'I-PER' after 'B-ORG' continues nothing"),
-        (["O"], "1 tags for 2 words"),
+        (["O", "I-PER"], "f, row 0 (from 0), column 'ner_tags', word 1: 'I-PER' after 'O' continues no entity"),
+        (["B-ORG", "I-PER"], "'I-PER' after 'B-ORG' continues no entity"),
+        (["O"], "expected one tag per word, got 1 tags for 2 words"),
         (["O", "B-LOC"], "word 1: label 'B-LOC' does not occur in train"),
-        (None, "no list of tags"),
-        (["O", "S-PER"], "word 1: 'S-PER' is no BIO tag, which are B-, I- and O"),
+        (None, "missing list of tags"),
+        (["O", "S-PER"], "word 1: expected a BIO tag (B-, I- or O), got 'S-PER'"),
     ],
 )
 def test_tags_that_are_not_bio_are_named(tags, said):
@@ -127,15 +127,15 @@ def test_tags_by_number_and_other_schemes(tokenizer):
     task = TokenClassification(label_names=list(LABELS))
     assert task.find_labels(data) == LABELS
     assert task.targets(data, LABELS) == [["O", "B-PER"]]
-    with pytest.raises(UserError, match=r"has numbers; name their tags in task\.label_names"):
+    with pytest.raises(UserError, match=r"tags are numbers; set their names in task\.label_names"):
         TASK.find_labels(data)
     hub = data.cast_column("ner_tags", List(ClassLabel(names=list(LABELS))))
     assert TASK.find_labels(hub) == LABELS
     assert TASK.encode(hub, tokenizer, LABELS)["labels"][0] == [-100, 0, 3, -100]
-    with pytest.raises(UserError, match="no entity found; a tagger needs lists of B-, I- and O"):
+    with pytest.raises(UserError, match="no entity found; use a column with lists of B-, I- and O"):
         TASK.find_labels(Dataset.from_dict({"tokens": [["a"]], "ner_tags": [["S-PER"]]}))
     for column in ([5], ["B-PER O"]):
-        assert "no list of tags" in next(
+        assert "missing list of tags" in next(
             TASK.validate(Dataset.from_dict({"tokens": [["a"]], "ner_tags": column}), LABELS, "f")
         )
 

@@ -131,7 +131,7 @@ def test_a_head_that_is_not_saved_is_caught(small_recipe, tmp_path):
     ("change", "said"),
     [
         ({"data": DataConfig(path="./nowhere.csv")}, "no such file"),
-        ({"method": lora(target_modules=["query", "valu"])}, "no module 'valu'; did you mean 'value'"),
+        ({"method": lora(target_modules=["query", "valu"])}, "no module 'valu'; use 'value'"),
     ],
 )
 def test_a_run_that_fails_says_so_in_its_report(small_recipe, tmp_path, change, said):

@@ -1,4 +1,4 @@
 """Demo datasets that need no network: real text from installed Python packages.
 
-The demo models are in `models`.
+`peftkit.models` contains the demo models.
 """

@@ -1,7 +1,7 @@
-"""Demo classification data: the library that a docstring belongs to, from installed packages.
+"""Demo classification data: docstrings of installed packages, with the library as the label.
 
-Docstrings are read with `ast`, so nothing is imported. Names of the libraries are masked, near-duplicates are
-dropped, classes are balanced, and a module's docstrings all fall into one split.
+`ast` parses the docstrings, so nothing is imported. Library names are masked, near-duplicates are dropped, classes are
+balanced, and all docstrings of a module are in one split.
 """
 
 import ast
@@ -22,7 +22,7 @@ from peftkit.data.near_duplicates import find_near_duplicates
 from peftkit.system.files import atomic_directory
 from peftkit.system.logging import logger
 
-# Label -> the package whose docstrings carry it; None is the standard library.
+# Package by label; None is the standard library.
 LIBRARIES: dict[str, str | None] = {
     "dataframes": "pandas",
     "deep learning": "torch",
@@ -48,7 +48,7 @@ BUILDER = 2
 
 
 def load_docstrings() -> DatasetDict:
-    """Load splits `train`, `validation` and `test` with columns `text`, `label` and `module`, cached once built.
+    """Load splits `train`, `validation` and `test` with columns `text`, `label` and `module`, from the cache if built.
 
     The rows depend on the installed versions of the libraries, which change the fingerprint in the report.
     """
@@ -57,14 +57,14 @@ def load_docstrings() -> DatasetDict:
 
 
 def load_or_build(name: str, settings: str, build: Callable[[], DatasetDict]) -> DatasetDict:
-    """Load data from the cache, or build it; the key is the versions of the libraries and `settings`."""
+    """Load data from the cache, or build the data; library versions and `settings` are the cache key."""
     versions = [f"{found} {version(DISTRIBUTIONS.get(found, found))}" for found in LIBRARIES.values() if found]
     key = hashlib.sha256(f"{sysconfig.get_python_version()} {versions} {settings}".encode()).hexdigest()[:16]
     folder = Path(HF_DATASETS_CACHE) / "peftkit" / f"{name}-{key}"
     if not (folder / "dataset_dict.json").exists():
-        logger.info("building the demo's data '%s' from installed packages (once)", name)
+        logger.info("building demo data '%s' from installed packages (first use only)", name)
         built = build()
-        # If another rank finishes first, its folder is used.
+        # Use the folder of another rank that finishes first.
         try:
             with atomic_directory(folder) as temporary:
                 built.save_to_disk(str(temporary))
@@ -75,7 +75,7 @@ def load_or_build(name: str, settings: str, build: Callable[[], DatasetDict]) ->
 
 
 def build_docstrings() -> DatasetDict:
-    """Read, mask, deduplicate, split by module and balance. Deterministic for given package versions."""
+    """Build the splits: read, mask, deduplicate, split by module, balance. Deterministic for given package versions."""
     rows = [
         {"text": text, "label": label, "module": module}
         for label, package in LIBRARIES.items()
@@ -101,10 +101,10 @@ def _find_folder(package: str | None) -> Path:
 
 
 def _list_docstrings(package: str | None) -> list[tuple[str, str]]:
-    """List (module, text) of one library, from a seeded sample of its files."""
+    """List (module, text) of one library, from a seeded sample of files."""
     found = []
     for module, tree in parse_modules(package, FILES_PER_LIBRARY):
-        for node in find_documented(tree):
+        for node in iterate_documentable(tree):
             text = extract_prose(ast.get_docstring(node) or "")
             if len(text.split()) >= 8:
                 found.append((module, text))
@@ -112,7 +112,7 @@ def _list_docstrings(package: str | None) -> list[tuple[str, str]]:
 
 
 def parse_modules(package: str | None, files: int) -> Iterator[tuple[str, ast.Module]]:
-    """Yield name and syntax tree of a seeded sample of a library's files; None is the standard library."""
+    """Yield module name and syntax tree for a seeded sample of a library's files; None is the standard library."""
     root = _find_folder(package)
     skipped = {"tests", "test", "testing", "site-packages", "idlelib", "lib2to3", "_vendor", "__pycache__", "externals"}
     paths = sorted(p for p in root.rglob("*.py") if not skipped & set(p.relative_to(root).parts))
@@ -127,7 +127,9 @@ def parse_modules(package: str | None, files: int) -> Iterator[tuple[str, ast.Mo
             continue
 
 
-def find_documented(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+def iterate_documentable(
+    tree: ast.Module,
+) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
     """Yield the nodes of a module that may have a docstring."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -142,7 +144,7 @@ SECTION = re.compile(
 
 
 def extract_prose(docstring: str, *, is_masked: bool = True) -> str:
-    """Return the prose before the first section, list or example, of at most 40 words, library names masked."""
+    """Return the prose before the first section, list or example: at most 40 words, with library names masked."""
     lines = [line.strip() for line in docstring.splitlines()]
     opening = itertools.takewhile(lambda line: not SECTION.match(line), lines)
     text = re.sub(r":\w+(?::\w+)?:|[`*]+", "", " ".join(opening))
@@ -151,14 +153,14 @@ def extract_prose(docstring: str, *, is_masked: bool = True) -> str:
 
 
 def _drop_near_duplicates(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Drop each row with a cosine of words of at least `NEAR_DUPLICATE` to an earlier row."""
+    """Drop each row whose word cosine with an earlier row is at least `NEAR_DUPLICATE`."""
     texts = [row["text"] for row in rows]
     dropped = {row for row, earlier in find_near_duplicates(texts, texts, NEAR_DUPLICATE) if earlier < row}
     return [row for index, row in enumerate(rows) if index not in dropped]
 
 
 def _split_by_module(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
-    """Assign each module to one split by a hash of its name, then take the same number of rows of each class."""
+    """Assign each module to a split by the hash of the module name, then balance the classes."""
     splits: dict[str, list[dict[str, str]]] = {split: [] for split in SHARES}
     taken = {(split, label): 0 for split in SHARES for label in LIBRARIES}
     for row in rows:
@@ -181,7 +183,7 @@ def _split_by_module(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str
 
 
 def hash_module(module: str) -> float:
-    """Return a number from 0 to 1 that depends only on the module's name, so that all its rows are in one split."""
+    """Return a number from 0 to 1 that depends only on the module's name, so that a module is in one split."""
     return int(hashlib.sha256(f"{SEED} {module}".encode()).hexdigest()[:8], 16) / 16**8
 
 

@@ -1,7 +1,7 @@
-"""Demo tagging data: the words of a docstring that are code, and their kind, from installed packages.
+"""Demo token classification data: code in docstrings of installed packages, tagged by type.
 
-Authors mark code with backticks. The marks are removed, and the marked text is the entity; its type is the kind of the
-name in the function, such as parameter or class.
+Authors mark code with backticks. The backticks are removed, and the marked text is an entity. The entity type is the
+kind of the name, such as parameter or class.
 """
 
 import ast
@@ -18,28 +18,28 @@ from peftkit.data.demo.docstrings import (
     MAX_WORDS,
     SECTION,
     SEED,
-    find_documented,
     hash_module,
+    iterate_documentable,
     load_or_build,
     parse_modules,
 )
 
 SHARES = {"train": (0.0, 0.7), "validation": (0.7, 0.8), "test": (0.8, 1.0)}
-MOST_ROWS = {"train": 2400, "validation": 300, "test": 600}
+MAX_ROWS = {"train": 2400, "validation": 300, "test": 600}
 FILES = 260
 BUILDER = 1
 MARKED = re.compile(r":[\w:]+:`~?([^`<]+?)`|``(.+?)``|`([^`]+?)`_{0,2}")
 WORD = re.compile(r"\w+(?:\.\w+)*|[^\w\s]")
-LONGEST = 6
+MAX_ENTITY_WORDS = 6
 
 
 def load_entities() -> DatasetDict:
-    """Load splits `train`, `validation` and `test` with columns `tokens` and `ner_tags`, cached once built."""
-    return load_or_build("entities", f"{SHARES} {FILES} {MOST_ROWS} {BUILDER}", build_entities)
+    """Load splits `train`, `validation` and `test` with columns `tokens` and `ner_tags`, from the cache if built."""
+    return load_or_build("entities", f"{SHARES} {FILES} {MAX_ROWS} {BUILDER}", build_entities)
 
 
 def build_entities() -> DatasetDict:
-    """Read, drop repeated texts, split by module. Deterministic for given package versions."""
+    """Build the splits: read, drop duplicates, split by module. Deterministic for given package versions."""
     splits: dict[str, list[dict[str, list[str]]]] = {split: [] for split in SHARES}
     rows = [row for package in LIBRARIES.values() for row in _tag_docstrings(package)]
     random.Random(SEED).shuffle(rows)
@@ -47,7 +47,7 @@ def build_entities() -> DatasetDict:
     for module, tokens, tags in rows:
         split = next(name for name, (low, high) in SHARES.items() if low <= hash_module(module) <= high)
         text = " ".join(tokens)
-        if text in seen or len(splits[split]) == MOST_ROWS[split]:
+        if text in seen or len(splits[split]) == MAX_ROWS[split]:
             continue
         seen.add(text)
         splits[split].append({"tokens": tokens, "ner_tags": tags})
@@ -55,14 +55,14 @@ def build_entities() -> DatasetDict:
 
 
 def _tag_docstrings(package: str | None) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yield (module, words, tags) of docstrings whose opening has words marked as code."""
+    """Yield (module, words, tags) of docstrings whose first prose contains words marked as code."""
     for module, tree in parse_modules(package, FILES):
         defined = {
             node.name: "class" if isinstance(node, ast.ClassDef) else "function"
             for node in ast.walk(tree)
             if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         }
-        for node in find_documented(tree):
+        for node in iterate_documentable(tree):
             lines = (line.strip() for line in (ast.get_docstring(node) or "").splitlines())
             opening = " ".join(itertools.takewhile(lambda line: not SECTION.match(line), lines))
             kinds = defined | dict.fromkeys(_list_parameters(node), "parameter")
@@ -83,7 +83,7 @@ def _list_parameters(node: ast.AST) -> list[str]:
 
 
 def tag_words(text: str, kinds: dict[str, str]) -> tuple[list[str], list[str]]:
-    """Return the first words of a docstring without its marks, and their BIO tags; `kinds` maps names to types."""
+    """Return the first words of a docstring without backticks, and their BIO tags; `kinds` maps names to types."""
     tokens: list[str] = []
     tags: list[str] = []
     end = 0
@@ -100,7 +100,7 @@ def tag_words(text: str, kinds: dict[str, str]) -> tuple[list[str], list[str]]:
         tokens += words
         tags += (
             [f"{'I' if place else 'B'}-{kind}" for place in range(len(words))]
-            if len(words) <= LONGEST
+            if len(words) <= MAX_ENTITY_WORDS
             else ["O"] * len(words)
         )
     return tokens[:MAX_WORDS], tags[:MAX_WORDS]

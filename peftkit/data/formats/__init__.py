@@ -1,7 +1,7 @@
-"""File formats: one module per family of formats, read alike for training and for prediction.
+"""File formats: one module per family of formats, for training and prediction.
 
-A new built-in format is a `DataFormat` in a module here and a name in `BUILT_IN`; a user's own file registers one with
-`peftkit.register_data_format`. Compressed files and other encodings belong here too.
+A new built-in format is a `DataFormat` in a module of this package and an entry of `BUILT_IN`. A plug-in registers a
+format with `peftkit.register_data_format`.
 """
 
 from peftkit.data.formats.base import (

@@ -1,4 +1,4 @@
-"""The record of a file format, the registered formats, and reading a file by its format."""
+"""File format record, registry of formats, and reading files by format."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ from datasets.table import InMemoryTable
 
 from peftkit.errors import UserError
 
-# Rows that are turned into Arrow columns at a time.
+# Rows converted to Arrow columns at a time.
 ROWS_PER_CHUNK = 10_000
 
 
@@ -32,13 +32,13 @@ class DataFormat:
     """A file format, for training data and for prediction input.
 
     Attributes:
-        name: Its name in `peftkit predict --input_format`.
-        extensions: Endings of file names in lower case, such as `.csv` or `.csv.gz`; the longest match decides.
-        stream: Yields the rows of an open binary file one by one, a `BadRow` for a row that cannot be read, so that
-            prediction continues after it. Raises ValueError for a file that is not of this format.
-        read: Reads a whole file for training. By default the rows of `stream` are collected, and the first `BadRow`
-            is an error.
-        needs_path: Whether `stream` takes the file's path, so that standard input cannot be read.
+        name: Name of the format for `peftkit predict --input_format`.
+        extensions: Extensions of file names in lower case, such as `.csv` or `.csv.gz`; the longest match decides.
+        stream: Yields the rows of an open binary file one by one, and a `BadRow` for a row that cannot be read.
+            Prediction continues after a `BadRow`. Raises ValueError for a file that is not of this format.
+        read: Reads a whole file for training. The default collects the rows of `stream`, and the first `BadRow` is an
+            error.
+        needs_path: Whether `stream` takes the path of the file; such a format cannot read standard input.
         is_trainable: Whether files of this format can be training data.
     """
 
@@ -54,7 +54,7 @@ _FORMATS: dict[str, DataFormat] = {}
 
 
 def register_data_format(data_format: DataFormat) -> DataFormat:
-    """Register a format for training and prediction. Raises UserError if its name or an extension is taken."""
+    """Register a format for training and prediction. Raises UserError for a duplicate name or extension."""
     if data_format.name in _FORMATS:
         raise UserError(f"data format '{data_format.name}': already registered; use another name")
     taken = {extension: known.name for known in _FORMATS.values() for extension in known.extensions}
@@ -73,12 +73,12 @@ def list_format_names() -> tuple[str, ...]:
 
 
 def get_format(name: str) -> DataFormat | None:
-    """Return the format of that name, or None."""
+    """Return the format with this name, or None."""
     return _FORMATS.get(name)
 
 
 def find_format(path: str | Path) -> DataFormat | None:
-    """Return the format with the longest extension that ends the file's name, or None."""
+    """Return the format with the longest extension that matches the end of the file name, or None."""
     name = Path(path).name.lower()
     matches = [
         (len(extension), data_format)
@@ -90,7 +90,7 @@ def find_format(path: str | Path) -> DataFormat | None:
 
 
 def list_trainable_extensions() -> tuple[str, ...]:
-    """Return the extensions of all formats that training reads."""
+    """Return the extensions of all formats for training data."""
     return tuple(extension for known in _FORMATS.values() if known.is_trainable for extension in known.extensions)
 
 
@@ -109,7 +109,7 @@ def iterate_rows(data_format: DataFormat, file: Path | None) -> Iterator[Row]:
                 yield from data_format.stream(binary)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         where = "standard input" if file is None else str(file)
-        raise UserError(f"{where}: can't be read: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{where}: cannot be read: {' '.join(str(error).split())[:300]}") from error
 
 
 def read_dataset(path: Path) -> Dataset:
@@ -131,7 +131,7 @@ def read_dataset(path: Path) -> Dataset:
 
 
 def _collect(rows: Iterator[Row], path: Path) -> Dataset:
-    """Collect rows in Arrow columns, by chunks, so that few rows are Python objects at a time."""
+    """Collect rows in Arrow columns, in chunks to limit the number of Python objects."""
     tables: list[pyarrow.Table] = []
     first = 0
     while chunk := list(islice(rows, ROWS_PER_CHUNK)):
@@ -144,17 +144,17 @@ def _collect(rows: Iterator[Row], path: Path) -> Dataset:
         tables.append(pyarrow.table({name: [row.get(name) for row in good] for name in names}))
         first += len(chunk)
     if not tables:
-        raise UserError(f"{path}: has no rows")
+        raise UserError(f"{path}: no rows; use another file")
     return Dataset(InMemoryTable(pyarrow.concat_tables(tables, promote_options="permissive")))
 
 
 def _check_rows(data_format: DataFormat, path: Path) -> None:
-    """Raise UserError for the first row that cannot be read, if there is one."""
+    """Raise UserError for the first row that cannot be read."""
     for number, row in enumerate(iterate_rows(data_format, path)):
         if isinstance(row, BadRow):
             raise UserError(describe_bad_row(path, number, row))
 
 
 def describe_bad_row(where: str | Path, number: int, row: BadRow) -> str:
-    """Return the error text of a row: its file, its number from 0 and the problem."""
+    """Return the error text of a row: file, row number from 0 and problem."""
     return f"{where}, row {number} (from 0): {row.problem}"

@@ -1,6 +1,6 @@
 """Parquet and Arrow.
 
-For training `datasets` reads the file and keeps its columns on disk; for prediction it is read in slices of rows.
+For training `datasets` reads the file and maps the columns from disk. For prediction rows are read in slices.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,19 +14,19 @@ from pyarrow import ipc, parquet
 from peftkit.data.formats.base import DataFormat, Row
 from peftkit.data.formats.text import NOT_UTF8
 
-# Rows that are Python objects at a time.
+# Rows converted to Python objects at a time.
 ROWS_PER_SLICE = 1000
 
 
 def stream_parquet(path: Path) -> Iterator[Row]:
-    """Yield the rows of a Parquet file, without reading a row group ahead."""
+    """Yield the rows of a Parquet file, without prefetching row groups."""
     with parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**16) as file:
         for batch in file.iter_batches(ROWS_PER_SLICE, use_threads=False):
             yield from _split_batch(batch)
 
 
 def stream_arrow(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file in either of Arrow's formats, stream or file."""
+    """Yield the rows of an Arrow file, in the stream or the file format."""
     with pyarrow.memory_map(str(path)) as mapped:
         try:
             batches: Iterable[pyarrow.RecordBatch] = ipc.open_stream(mapped)

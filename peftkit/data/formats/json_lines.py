@@ -1,8 +1,8 @@
-"""JSON: an object a line, or one array.
+"""JSON: one object per line, or one array.
 
-For training `datasets` reads the file: it infers one type per column over the whole file and keeps the columns on
-disk. For prediction each line is parsed alone, so that one bad line does not stop the others; these lines also name
-the row when training cannot read the file.
+For training `datasets` reads the file, infers one type per column and maps the columns from disk. For prediction each
+line is parsed alone, so that one bad line does not affect other lines. If training cannot read the file, this parser
+finds the bad row.
 """
 
 import json
@@ -17,15 +17,15 @@ from peftkit.data.formats.text import NOT_UTF8, is_unicode, open_text
 
 
 def stream_jsonl(binary: IO[bytes]) -> Iterator[Row]:
-    """Yield an object per line; a blank line is not a row."""
+    """Yield one object per line; a blank line is not a row."""
     with open_text(binary) as lines:
         yield from _parse_lines(lines)
 
 
 def stream_json(binary: IO[bytes]) -> Iterator[Row]:
-    """Yield the objects of an array, which is read whole, or an object per line.
+    """Yield the objects of an array, which is read completely, or one object per line.
 
-    An array of strings is an array of texts, as it is for `datasets`.
+    An array of strings is an array of texts, as in `datasets`.
     """
     with open_text(binary) as lines:
         first = next((line for line in lines if line.strip(" \t\n")), "")
@@ -60,7 +60,7 @@ def _parse_line(line: str) -> Row:
 
 
 def _check_object(value: Any, has_escapes: bool) -> Row:
-    """Return the row of a JSON value; an escape may have made a text that no UTF-8 can hold."""
+    """Return the row of a JSON value; an escape sequence may produce text that UTF-8 cannot encode."""
     if not isinstance(value, dict):
         return BadRow("not a JSON object")
     if has_escapes and not is_unicode(json.dumps(value, ensure_ascii=False)):

@@ -1,7 +1,7 @@
 """CSV and TSV.
 
-Cells are text: 01 is not 1, and NA and None are words. A missing cell is empty. A blank line is a row, except at the
-end of the file. In a TSV a quotation mark is part of the text.
+Cells are read as text: 01 is not 1, and NA and None are strings. A missing cell is empty. A blank line is a row, except
+at the end of the file. In a TSV a quotation mark is part of the text.
 """
 
 import csv
@@ -13,16 +13,16 @@ from typing import IO, Any
 from peftkit.data.formats.base import BadRow, DataFormat, Row
 from peftkit.data.formats.text import NOT_UTF8, is_unicode, open_text
 
-# Options of the csv module and of pandas alike.
+# Options of both the csv module and pandas.
 TSV_OPTIONS: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-# A quotation mark that is never closed would make one cell of the rest of the file.
-LONGEST_CELL = 2**24
+# Without a limit, an unclosed quotation mark makes one cell of the rest of the file.
+MAX_CELL_LENGTH = 2**24
 
 
 def stream_table(binary: IO[bytes], **options: Any) -> Iterator[Row]:
-    """Yield a row per record, with a text in each column."""
-    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
-    # A cell may hold line breaks of any kind, which must not be translated.
+    """Yield one row per record, with a text in each column."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL_LENGTH))
+    # A cell may contain line breaks of any kind, which must not be translated.
     with open_text(binary, newline="") as text:
         yield from _parse_records(text, options)
 
@@ -32,7 +32,7 @@ def _parse_records(text: IO[str], options: dict[str, Any]) -> Iterator[Row]:
 
     def lines() -> Iterator[str]:
         nonlocal at_end
-        # Not `yield from`: when this generator is dropped, that would close the file, perhaps standard input.
+        # Not `yield from`: closing this generator would then close the file, perhaps standard input.
         for line in text:  # noqa: UP028
             yield line
         at_end = True
@@ -41,7 +41,7 @@ def _parse_records(text: IO[str], options: dict[str, Any]) -> Iterator[Row]:
     columns = _read_columns(reader, options)
     if columns and at_end:
         raise ValueError("a quotation mark in the first line is not closed")
-    # Blank rows, with their counts, which are dropped unless another row follows.
+    # Blank rows with their counts; dropped unless another row follows.
     blank: list[tuple[list[str], int]] = []
     while True:
         try:
@@ -51,7 +51,7 @@ def _parse_records(text: IO[str], options: dict[str, Any]) -> Iterator[Row]:
             cells, problem = [], BadRow(str(error))
         if cells is None:
             return
-        # The reader takes the line after a record only when a quotation mark keeps the record open.
+        # The reader reads to the end only if a quotation mark is not closed.
         if at_end:
             problem = BadRow("a quotation mark is not closed")
         elif len(cells) > len(columns):
@@ -75,17 +75,17 @@ def _name_cells(columns: list[str], cells: list[str]) -> dict[str, str]:
 
 
 def _read_columns(reader: Iterator[list[str]], options: dict[str, Any]) -> list[str]:
-    """Read the columns' names; missing and repeated ones are named as pandas names them. An empty file has none."""
+    """Read the column names; pandas names missing and duplicate columns. An empty file has none."""
     import pandas
 
     try:
         names = next(reader, None)
     except csv.Error as error:
-        raise ValueError(f"the first line can't be read: {error}") from error
+        raise ValueError(f"the first line cannot be read: {error}") from error
     if names is None:
         return []
     if not names:
-        raise ValueError("the first line is empty; it must name the columns")
+        raise ValueError("the first line is empty (expected column names)")
     if not is_unicode("".join(names)):
         raise ValueError("not UTF-8; save it as UTF-8")
     header = StringIO()

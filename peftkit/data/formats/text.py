@@ -1,4 +1,4 @@
-"""Plain text, a row a line; and opening a binary file as text, for all text formats."""
+"""Plain text, one row per line; decoding of binary files for all text formats."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ NOT_UTF8 = BadRow("not UTF-8")
 
 @contextmanager
 def open_text(binary: IO[bytes], newline: str | None = None) -> Iterator[IO[str]]:
-    """Decode UTF-8 without a byte order mark; bytes that are not UTF-8 become lone surrogates (see `is_unicode`)."""
+    """Decode UTF-8 and skip a byte order mark; other bytes become lone surrogates (see `is_unicode`)."""
     text = TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
     try:
         yield text
@@ -33,7 +33,7 @@ def is_unicode(text: str) -> bool:
 
 
 def stream_text(binary: IO[bytes]) -> Iterator[Row]:
-    """Yield a text per line; a blank line is a row, so that rows are numbered as lines."""
+    """Yield one text per line; a blank line is a row, so that row numbers equal line numbers."""
     with open_text(binary) as lines:
         for line in lines:
             yield {"text": line.rstrip("\n")} if is_unicode(line) else NOT_UTF8
