@@ -1,6 +1,6 @@
 """Checkpoint files: weights, optimizer state, schedule and loss scale, by parameter name, as safetensors or JSON.
 
-Every rank calls these functions alike; `folder` is None on ranks that only contribute their shards.
+Every rank calls these functions. `folder` is None on ranks that only contribute shards.
 """
 
 import json
@@ -17,14 +17,14 @@ from peftkit.checkpoints.safetensors_writer import TensorEntry, make_entry, writ
 from peftkit.errors import UserError
 from peftkit.system.files import redact_home, write_json, write_text
 
-# The trained weights; a whole model's have the file name that `transformers` loads.
+# Files of the trained weights: of an adapter, and of a whole model with the file name that `transformers` loads.
 TRAINED, MODEL = "trained.safetensors", "model.safetensors"
 OPTIMIZER, OPTIMIZER_GROUPS = "optimizer.safetensors", "optimizer.json"
 SCHEDULER, SCALER = "scheduler.json", "scaler.json"
 
 
 def write_weights(folder: Path | None, model: Any, state: OptimizerState) -> None:
-    """Write the trained weights; for an adapter also under peft's names, so that peft can load the checkpoint."""
+    """Write the trained weights; write an adapter also with peft's names, so that peft can load the checkpoint."""
     adapter: dict[str, torch.Tensor] = {}
     whole = not isinstance(model, PeftModel)
 
@@ -50,7 +50,7 @@ def write_weights(folder: Path | None, model: Any, state: OptimizerState) -> Non
     if whole:
         model.config.save_pretrained(folder)
     elif not model.active_peft_config.is_prompt_learning:
-        # Without embeddings: peft would query the Hub about resized ones.
+        # Without embeddings; otherwise peft queries the Hub to detect resized embeddings.
         model.save_pretrained(str(folder), state_dict=adapter, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -59,7 +59,7 @@ def write_weights(folder: Path | None, model: Any, state: OptimizerState) -> Non
 
 
 def read_weights(folder: Path, model: torch.nn.Module, state: OptimizerState) -> None:
-    """Read the weights into the model and its optimizer. Raises UserError for a missing weight."""
+    """Read the weights into the model and the optimizer. Raises UserError for a missing weight."""
     path = folder / (TRAINED if isinstance(model, PeftModel) else MODEL)
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
@@ -74,7 +74,7 @@ def read_weights(folder: Path, model: torch.nn.Module, state: OptimizerState) ->
 
 
 def _find_buffers(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Find the buffers that a whole model saves; those of a frozen base do not change."""
+    """Find the buffers to save: those of a whole model, because buffers of a frozen base model do not change."""
     if isinstance(model, PeftModel):
         return []
     saved = model.state_dict().keys()
@@ -82,7 +82,7 @@ def _find_buffers(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 def write_optimizer(folder: Path | None, model: torch.nn.Module, state: OptimizerState) -> None:
-    """Write the optimizer's state, named `PARAMETER/KEY`, and its groups."""
+    """Write the optimizer's parameter groups, and the state with names `PARAMETER/KEY`."""
     entries = []
     for name, parameter in list_trainable(model):
         for key, value in state.state(parameter).items():
@@ -97,13 +97,13 @@ def write_optimizer(folder: Path | None, model: torch.nn.Module, state: Optimize
 
 
 def read_optimizer(folder: Path, model: torch.nn.Module, state: OptimizerState) -> None:
-    """Read the optimizer's state; call before `read_weights`, since creating state changes the weights."""
+    """Read the optimizer's state. Call before `read_weights`, because creating the state changes the weights."""
     with safe_open(folder / OPTIMIZER, framework="pt") as file:
         keys: dict[str, list[str]] = {}
         for full in file.keys():  # noqa: SIM118
             name, _, key = full.rpartition("/")
             keys.setdefault(name, []).append(key)
-        # Before the first step there is no state.
+        # There is no state before the first step.
         if keys:
             state.create()
             largest: dict[str, torch.Tensor] = {}
@@ -123,7 +123,7 @@ def write_schedule(folder: Path, scheduler: Any) -> None:
         text = json.dumps(getattr(scheduler, "scheduler", scheduler).state_dict(), indent=2)
     except TypeError as error:
         raise UserError(
-            f"training.lr_scheduler_type: its state can't be saved as JSON ({error}); use another schedule"
+            f"training.lr_scheduler_type: the state cannot be saved as JSON ({error}); use another schedule"
         ) from None
     write_text(folder / SCHEDULER, text + "\n")
 
@@ -135,13 +135,13 @@ def read_schedule(folder: Path, scheduler: Any) -> None:
 
 
 def write_scaler(folder: Path, scaler: Any) -> None:
-    """Write the loss scale of float16, of torch's GradScaler or DeepSpeed, if there is one."""
+    """Write the float16 loss scale of torch's GradScaler or of DeepSpeed, if there is one."""
     if state := _read_scaler_state(scaler):
         write_json(folder / SCALER, state)
 
 
 def read_scaler(folder: Path, scaler: Any) -> None:
-    """Read the loss scale; with the same kind of scaler also its other state."""
+    """Read the loss scale; for the same kind of scaler read the complete state."""
     here = _read_scaler_state(scaler)
     if not here or not (folder / SCALER).is_file():
         return

@@ -1,4 +1,4 @@
-"""Manifest of a checkpoint, `checkpoint.json`: find the last complete one, match its recipe, fit its batch."""
+"""Checkpoint manifest, `checkpoint.json`: find the last complete checkpoint, check the recipe, set batch sizes."""
 
 import json
 import re
@@ -21,13 +21,13 @@ from peftkit.system.logging import logger
 FORMAT = 1
 FILE_NAME = "checkpoint.json"
 REPLACED = ".replaced"
-# Training options that affect the trained weights; a run with another value is another run.
+# Training options that affect the trained weights; resuming requires equal values.
 IDENTITY_OPTIONS = (
     "learning_rate", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps", "seed", "data_seed",
     "train_sampling_strategy", "label_smoothing_factor", "neftune_noise_alpha",
 )  # fmt: skip
-SAVE_HINT = "checkpoints are written with --training.save_strategy steps --training.save_steps N"
+SAVE_HINT = "to write checkpoints pass --training.save_strategy steps --training.save_steps N"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +35,17 @@ class CheckpointManifest:
     """Content of `checkpoint.json`.
 
     Attributes:
-        format: Version of the files; a newer one is refused.
-        step: Optimizer steps done.
+        format: Version of the files; a newer version is rejected.
+        step: Number of completed optimizer steps.
         processes: Number of ranks that trained.
         zero_stage: DeepSpeed's ZeRO stage; None without DeepSpeed.
         offload: State that DeepSpeed offloaded to the host: `optimizer`, `param`.
         per_rank_batch: Rows per step on one rank.
-        resumable: Whether it has optimizer state.
-        seconds: Duration of training with evaluation up to the step.
-        recipe: Everything that affects the result: model, data, task, method, and `IDENTITY_OPTIONS`.
-        resumed: Checkpoints that the run was resumed from before, as in `Report.resumed`.
-        files: Bytes of each file.
+        resumable: Whether the checkpoint contains optimizer state.
+        seconds: Duration of training and evaluation up to the step.
+        recipe: Values that affect the result: model, data, task, method, and `IDENTITY_OPTIONS`.
+        resumed: Previous checkpoints that the run was resumed from, as in `Report.resumed`.
+        files: Size of each file in bytes.
     """
 
     format: int = FORMAT
@@ -66,7 +66,7 @@ class CheckpointManifest:
         return self.per_rank_batch * self.processes
 
     def describe(self, name: str) -> dict[str, Any]:
-        """Describe the checkpoint for the report of a run that is resumed from it."""
+        """Describe the checkpoint for the report of a resumed run."""
         return {"from": name, "step": self.step, "processes": self.processes, "zero_stage": self.zero_stage}
 
 
@@ -74,19 +74,19 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     """Read the manifest and check that the files are complete. Raises UserError."""
     path = folder / FILE_NAME
     if not path.is_file():
-        raise UserError(f"--resume: {folder} is no checkpoint of peftkit; pass a folder checkpoint-N of a run")
+        raise UserError(f"--resume: {folder} is not a peftkit checkpoint; pass a folder checkpoint-N of a run")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] > FORMAT:
             raise UserError(
-                f"{path}: format {content['format']} is newer than this peftkit reads ({FORMAT}); update peftkit"
+                f"{path}: unsupported format (expected at most {FORMAT}, got {content['format']}); update peftkit"
             )
         manifest = CheckpointManifest(**content)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: can't be read ({error!r}); resume from another checkpoint") from None
+        raise UserError(f"{path}: cannot be read ({error!r}); resume from another checkpoint") from None
     for name, size in manifest.files.items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-            raise UserError(f"{folder / name}: is missing or truncated; resume from another checkpoint")
+            raise UserError(f"{folder / name}: file is missing or truncated; resume from another checkpoint")
     return manifest
 
 
@@ -97,12 +97,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_last_complete(folder: Path) -> Path | None:
-    """Find the last checkpoint to resume from; incomplete ones are skipped with a warning."""
+    """Find the last resumable checkpoint; skip incomplete checkpoints with a warning."""
     for path in list_checkpoints(folder):
         try:
             manifest = read_manifest(path)
         except UserError as error:
-            logger.warning("%s: skipped (%s)", path.name, error)
+            logger.warning("skipping %s (%s)", path.name, error)
             continue
         if manifest.resumable:
             return path
@@ -110,15 +110,16 @@ def find_last_complete(folder: Path) -> Path | None:
 
 
 def find_checkpoint(folder: Path, resume: bool | str | Path) -> Path | None:
-    """Find the checkpoint to resume from: the one at the path `resume`, or with True the last complete one.
+    """Find the checkpoint to resume from: the path `resume`, or the last complete checkpoint if `resume` is True.
 
-    None for a new run. Raises UserError when there is none, and for a new run in a folder with checkpoints.
+    Returns None for a new run. Raises UserError if no checkpoint is found, or for a new run in a folder with
+    checkpoints.
     """
     if resume is False:
-        if present := list_checkpoints(folder):
+        if checkpoints := list_checkpoints(folder):
             raise UserError(
-                f"{redact_home(folder)}: contains {present[0].name} of an interrupted run; use --resume or delete its "
-                "checkpoints"
+                f"{redact_home(folder)}: contains {checkpoints[0].name} of an interrupted run; use --resume or delete "
+                "the checkpoints"
             )
         return None
     if resume is not True:
@@ -133,10 +134,10 @@ def find_checkpoint(folder: Path, resume: bool | str | Path) -> Path | None:
     return found
 
 
-def keep_global_batch(recipe: Recipe, manifest: CheckpointManifest, processes: int) -> Recipe:
-    """Fit the recipe's batch sizes so that `processes` ranks have the checkpoint's global batch. Raises UserError.
+def set_batch_sizes(recipe: Recipe, manifest: CheckpointManifest, processes: int) -> Recipe:
+    """Set batch sizes so that the global batch on `processes` ranks equals the checkpoint's. Raises UserError.
 
-    The batch size of a device is retained if possible, else reduced to the next one that divides the rows of a rank.
+    The batch size per device stays if possible, else it is reduced to the next divisor of the rows per rank.
     """
     training = recipe.training
     default: Any = TrainingArguments.__dataclass_fields__["per_device_train_batch_size"].default
@@ -145,9 +146,9 @@ def keep_global_batch(recipe: Recipe, manifest: CheckpointManifest, processes: i
     same = batch * accumulation == manifest.per_rank_batch and processes == manifest.processes
     if not same and training.get("train_sampling_strategy", "random") != "random":
         raise UserError(
-            f"--resume: training.train_sampling_strategy {training['train_sampling_strategy']} draws other rows with "
-            f"{batch} x {accumulation} on {processes} ranks than with {manifest.per_rank_batch} a rank on "
-            f"{manifest.processes}; use the same number of ranks and batch size"
+            f"--resume: training.train_sampling_strategy {training['train_sampling_strategy']} needs the checkpoint's "
+            f"batches (expected {manifest.per_rank_batch} rows on each of {manifest.processes} ranks, got "
+            f"{batch * accumulation} on {processes}); use the same number of ranks and batch size"
         )
     if batch * accumulation * processes == manifest.global_batch:
         return recipe
@@ -157,21 +158,21 @@ def keep_global_batch(recipe: Recipe, manifest: CheckpointManifest, processes: i
             f"use a divisor of {manifest.global_batch}"
         )
     per_rank = manifest.global_batch // processes
-    fitting = max(size for size in range(1, min(batch, per_rank) + 1) if per_rank % size == 0)
+    device_batch = max(size for size in range(1, min(batch, per_rank) + 1) if per_rank % size == 0)
     logger.info(
-        "--resume: global batch size %d: %d per device, %d accumulated, %d ranks",
-        manifest.global_batch, fitting, per_rank // fitting, processes,
+        "--resume: global batch size %d: %d per device x %d accumulation steps x %d ranks",
+        manifest.global_batch, device_batch, per_rank // device_batch, processes,
     )  # fmt: skip
-    sizes = {"per_device_train_batch_size": fitting, "gradient_accumulation_steps": per_rank // fitting}
+    sizes = {"per_device_train_batch_size": device_batch, "gradient_accumulation_steps": per_rank // device_batch}
     return replace(recipe, training={**training, **sizes})
 
 
 def identify_run(recipe: Recipe, fingerprint: str, arguments: TrainingArguments) -> dict[str, Any]:
-    """Collect everything that affects the trained weights as plain data: model, data, task, method, options."""
+    """Collect the values that affect the trained weights as plain data: model, data, task, method, options."""
     weights = identify_base(resolve_source(recipe.model), recipe.model.revision)
     method = recipe_to_dict(recipe)["method"]
     if recipe.method.quantization is not None:
-        # The packing of 4-bit weights depends on the ZeRO stage, their values do not.
+        # The storage dtype of 4-bit weights depends on the ZeRO stage, but the values do not.
         method["quantization"] = {k: v for k, v in method["quantization"].items() if k != "bnb_4bit_quant_storage"}
     return json.loads(json.dumps(redact_home_in_value({
         "model": {
@@ -186,14 +187,14 @@ def identify_run(recipe: Recipe, fingerprint: str, arguments: TrainingArguments)
 
 
 def check_identity(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise UserError naming the first option that differs between a checkpoint and this recipe."""
+    """Raise UserError with the first option that differs between a checkpoint and the recipe."""
     saved, now = _flatten(there), _flatten(here)
     for path in sorted(saved.keys() | now.keys()):
         if saved.get(path) != now.get(path):
             sides = [json.dumps(side.get(path), ensure_ascii=False)[:80] for side in (saved, now)]
             raise UserError(
-                f"--resume: {path} is {sides[0]} in {name} and {sides[1]} here; use the same recipe or "
-                "another training.output_dir"
+                f"--resume: {path} differs from {name} (expected {sides[0]}, got {sides[1]}); use the same recipe "
+                "or another training.output_dir"
             )
 
 
@@ -205,9 +206,9 @@ def _flatten(plain: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove files left by a process that was killed while it wrote a checkpoint."""
+    """Remove the files of a process that was killed while it wrote a checkpoint."""
     for path in folder.glob(f".checkpoint-*{REPLACED}"):
-        # Killed between the two renames: the replaced checkpoint is complete.
+        # The process was killed between the two renames: the replaced checkpoint is complete.
         if not (whole := folder / path.name.removeprefix(".").removesuffix(REPLACED)).exists():
             path.rename(whole)
     for path in folder.glob(".checkpoint-*"):

@@ -1,4 +1,4 @@
-"""Weights and optimizer state by parameter name, whole, in the same form without and with ZeRO."""
+"""Weights and optimizer state by parameter name, unsharded, in the same form with and without ZeRO."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 from peftkit.errors import UserError
 
-# Entries of a parameter group that select the implementation of a step on a device, not its result.
+# Entries of a parameter group that select the implementation of a step, without effect on the result.
 DEVICE_OPTIONS = ("params", "fused", "foreach", "capturable", "differentiable")
 
 
@@ -18,11 +18,11 @@ def _to_scalar(key: str, value: Any) -> torch.Tensor:
         return torch.tensor(value)
     if isinstance(value, float):
         return torch.tensor(value, dtype=torch.float64)
-    raise UserError(f"training.optim: state '{key}' is a {type(value).__name__}, which can't be saved; use adamw_torch")
+    raise UserError(f"training.optim: cannot save state '{key}' of type {type(value).__name__}; use adamw_torch")
 
 
-def _fill(present: Any, value: torch.Tensor) -> Any:
-    """Fill a scalar of the state in its present form: a number, or a tensor on its device."""
+def _set_scalar(present: Any, value: torch.Tensor) -> Any:
+    """Set a scalar of the state in the existing form: a number, or a tensor on the same device."""
     if isinstance(present, torch.Tensor):
         present.data.copy_(value)
         return present
@@ -30,9 +30,9 @@ def _fill(present: Any, value: torch.Tensor) -> Any:
 
 
 class LocalState:
-    """Optimizer state without ZeRO: every rank has all of it.
+    """Optimizer state without ZeRO: every rank has the complete state.
 
-    As with `ZeroState`, every rank calls the same methods in the same order.
+    As for `ZeroState`, every rank calls the same methods in the same order.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]) -> None:
@@ -53,9 +53,9 @@ class LocalState:
         parameter.data.copy_(value)
 
     def state(self, parameter: torch.nn.Parameter) -> dict[str, torch.dtype | torch.Tensor]:
-        """Return a parameter's state: scalars as tensors, tensors as their dtype. Empty before its first gradient.
+        """Return a parameter's state: scalars as tensors, tensors as dtypes; empty before the first gradient.
 
-        Raises UserError for state that can't be saved.
+        Raises UserError for state that cannot be saved.
         """
         return {
             key: value.dtype if isinstance(value, torch.Tensor) and value.dim() else _to_scalar(key, value)
@@ -68,20 +68,20 @@ class LocalState:
         return self.optimizer.state[parameter][key]
 
     def shape(self, parameter: torch.nn.Parameter, key: str) -> tuple[int, ...]:
-        """Return the shape of a state tensor; Adafactor's rows and columns differ from the parameter's shape."""
+        """Return the shape of a state tensor; Adafactor's row and column factors are smaller than the parameter."""
         return tuple(self.tensor(parameter, key).shape)
 
     def create(self) -> None:
-        """Create the state by a first step of the optimizer, which changes the weights."""
+        """Create the state with an optimizer step, which changes the weights."""
         for parameter in self.parameters.values():
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def set_state(self, parameter: torch.nn.Parameter, saved: Mapping[str, torch.Tensor]) -> None:
-        """Fill the state with the saved one, which is empty for a parameter without a gradient yet.
+        """Set the state to the saved state, which is empty for a parameter without a gradient.
 
-        Raises UserError when the shapes differ.
+        Raises UserError if the shapes differ.
         """
         state = self.optimizer.state[parameter]
         if not saved:
@@ -90,16 +90,16 @@ class LocalState:
         _check_shapes(saved, {key: value.shape for key, value in state.items() if _is_tensor(value)})
         for key, value in saved.items():
             if value.dim() == 0:
-                state[key] = _fill(state.get(key), value)
+                state[key] = _set_scalar(state.get(key), value)
             else:
                 state[key].data.copy_(value)
 
     def set_scalars(self, saved: Mapping[str, torch.Tensor]) -> None:
-        """Do nothing: scalars are set with each parameter's state."""
+        """Do nothing: `set_state` sets the scalars of each parameter."""
 
 
 class ZeroState:
-    """Optimizer state of DeepSpeed ZeRO 1, 2 or 3: flat float32 partitions of all parameters over the ranks."""
+    """Optimizer state of DeepSpeed ZeRO-1, 2 or 3: flat float32 partitions of all parameters over the ranks."""
 
     def __init__(self, zero: Any) -> None:
         self.zero = zero
@@ -107,11 +107,11 @@ class ZeroState:
         self.groups = self.inner.param_groups
         self.partitioned = hasattr(zero, "fp32_partitioned_groups_flat")
         if getattr(zero, "swap_optimizer", False):
-            raise UserError("training.deepspeed: checkpoints with offload to NVMe are not supported; offload to cpu")
+            raise UserError("training.deepspeed: checkpoints with NVMe offload are not supported; offload to cpu")
 
     @property
     def flats(self) -> list[torch.Tensor]:
-        """This rank's partitions."""
+        """The partitions of this rank."""
         return self.zero.fp32_partitioned_groups_flat if self.partitioned else self.zero.single_partition_of_fp32_groups
 
     def weight(self, parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -121,11 +121,11 @@ class ZeroState:
         return safe_get_full_fp32_param(parameter)
 
     def weight_dtype(self, parameter: torch.nn.Parameter) -> torch.dtype:
-        """Return float32, whatever the model's dtype."""
+        """Return float32, independent of the dtype of the model."""
         return torch.float32
 
     def set_weight(self, parameter: Any, value: torch.Tensor) -> None:
-        """Copy a whole weight into this rank's partition of the float32 copy and into the model's parameter."""
+        """Copy a whole weight into this rank's partition of the float32 copy and into the parameter of the model."""
         import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
@@ -139,7 +139,7 @@ class ZeroState:
                 parameter.data.copy_(value)
 
     def _slice_partition(self, parameter: Any, value: torch.Tensor) -> torch.Tensor:
-        """Return this rank's partition of a whole tensor, padded with zeros, which DeepSpeed's setter requires."""
+        """Return this rank's partition of a whole tensor, padded with zeros as DeepSpeed's setter requires."""
         size = parameter.ds_tensor.numel()
         start = size * parameter._z3_optimizer._get_param_partition_rank(parameter)
         partition = value.new_zeros(size)
@@ -148,7 +148,7 @@ class ZeroState:
         return partition
 
     def state(self, parameter: torch.nn.Parameter) -> dict[str, torch.dtype | torch.Tensor]:
-        """Return the state's keys, the same for every parameter. Raises UserError for state not stored by parameter."""
+        """Return the keys of the state, equal for all parameters. Raises UserError for state of another shape."""
         found: dict[str, torch.dtype | torch.Tensor] = {}
         for flat in self.flats:
             for key, value in self.inner.state.get(flat, {}).items():
@@ -157,7 +157,7 @@ class ZeroState:
                         found[key] = max(found.get(key, _to_scalar(key, value)), _to_scalar(key, value))  # type: ignore[type-var]
                 elif value.shape != flat.shape or not value.is_floating_point():
                     raise UserError(
-                        f"training.optim: with ZeRO its state '{key}' can't be saved by parameter; use adamw_torch"
+                        f"training.optim: cannot save state '{key}' by parameter with ZeRO; use adamw_torch"
                     )
                 else:
                     found[key] = torch.float32
@@ -174,7 +174,7 @@ class ZeroState:
         return tuple(parameter.ds_shape if self.partitioned else parameter.shape)
 
     def create(self) -> None:
-        """Create the state by a step of this rank's partitions with zero gradients."""
+        """Create the state with an optimizer step on this rank's partitions with zero gradients."""
         without_gradient = [flat for flat in self.flats if flat.grad is None]
         for flat in without_gradient:
             flat.grad = torch.zeros_like(flat)
@@ -188,7 +188,7 @@ class ZeroState:
             flat.grad = None
 
     def set_state(self, parameter: Any, saved: Mapping[str, torch.Tensor]) -> None:
-        """Fill a parameter's state tensors; a parameter without saved state has zeros."""
+        """Set a parameter's state tensors; a parameter without saved state has zeros."""
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         shape = self.shape(parameter, "")
@@ -207,7 +207,7 @@ class ZeroState:
         for flat in self.flats:
             state = self.inner.state[flat]
             for key, value in saved.items():
-                state[key] = _fill(state.get(key), value)
+                state[key] = _set_scalar(state.get(key), value)
 
 
 OptimizerState = LocalState | ZeroState
@@ -218,19 +218,19 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _check_shapes(saved: Mapping[str, torch.Tensor], here: Mapping[str, Sequence[int]]) -> None:
-    """Raise UserError unless a parameter's saved tensors have the keys and shapes of the optimizer's."""
+    """Raise UserError unless the saved tensors of a parameter have the optimizer's keys and shapes."""
     stored = {key: list(value.shape) for key, value in saved.items() if value.dim()}
     present = {key: list(shape) for key, shape in here.items()}
     if saved and stored != present:
         key = min(key for key in stored.keys() | present.keys() if stored.get(key) != present.get(key))
         raise UserError(
-            f"--resume: the optimizer's '{key}' has shape {stored.get(key, 'none')} in the checkpoint and "
-            f"{present.get(key, 'none')} here; resume with the same optimizer, with or without DeepSpeed as before"
+            f"--resume: optimizer state '{key}' does not match the checkpoint (expected shape "
+            f"{stored.get(key, 'none')}, got {present.get(key, 'none')}); use the same optimizer and DeepSpeed config"
         )
 
 
 def wrap_optimizer(optimizer: Any, model: torch.nn.Module) -> OptimizerState:
-    """Return access to the state of the Trainer's optimizer. Raises UserError for an unsupported one."""
+    """Wrap the Trainer's optimizer for access to the state. Raises UserError for an unsupported optimizer."""
     while hasattr(optimizer, "optimizer") and not _is_zero(optimizer):
         optimizer = optimizer.optimizer
     if _is_zero(optimizer):
@@ -238,7 +238,7 @@ def wrap_optimizer(optimizer: Any, model: torch.nn.Module) -> OptimizerState:
     parameters = dict(list_trainable(model))
     known = {id(parameter) for parameter in parameters.values()}
     if not {id(parameter) for group in optimizer.param_groups for parameter in group["params"]} <= known:
-        raise UserError("training.deepspeed: 16-bit training without ZeRO can't be saved; use stage 1, 2 or 3")
+        raise UserError("training.deepspeed: cannot save 16-bit training without ZeRO; use stage 1, 2 or 3")
     return LocalState(optimizer, parameters)
 
 
@@ -247,7 +247,7 @@ def _is_zero(optimizer: Any) -> bool:
 
 
 def read_groups(state: OptimizerState) -> list[dict[str, Any]]:
-    """Read the optimizer's parameter groups, such as the learning rate: numbers, strings and lists of them."""
+    """Read plain values of the parameter groups, such as the learning rate: numbers, strings and lists."""
     return [
         {key: value for key, value in group.items() if key not in DEVICE_OPTIONS and _is_plain(value)}
         for group in state.groups
@@ -261,10 +261,10 @@ def _is_plain(value: Any) -> bool:
 
 
 def set_groups(state: OptimizerState, saved: list[dict[str, Any]]) -> None:
-    """Set the values that both sides have. Raises UserError for another number of groups."""
+    """Set the saved values that the optimizer also has. Raises UserError for another number of groups."""
     if len(saved) != len(state.groups):
         raise UserError(
-            f"--resume: the optimizer has {len(saved)} groups in the checkpoint and {len(state.groups)} here; "
+            f"--resume: the number of parameter groups differs (expected {len(saved)}, got {len(state.groups)}); "
             "use the same optimizer"
         )
     for group, values in zip(state.groups, saved, strict=True):
@@ -274,5 +274,5 @@ def set_groups(state: OptimizerState, saved: list[dict[str, Any]]) -> None:
 
 
 def list_trainable(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """List the trained parameters by name."""
+    """List the trainable parameters by name."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

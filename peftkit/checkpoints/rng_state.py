@@ -1,4 +1,4 @@
-"""State of the random number generators, as tensors."""
+"""Random number generator state as tensors."""
 
 import random
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ def read_rng_state() -> dict[str, torch.Tensor]:
 
 
 def set_rng_state(state: Mapping[str, torch.Tensor]) -> None:
-    """Set every generator in `state`, as `read_rng_state` returns it, that exists here."""
+    """Set every generator in `state` that exists in this process; `state` comes from `read_rng_state`."""
     version, *words = state["python"].tolist()
     gauss = state["python_gauss"].tolist()
     random.setstate((version, tuple(words), gauss[0] if gauss else None))

@@ -1,4 +1,4 @@
-"""Write a safetensors file one tensor at a time, with one tensor in memory."""
+"""Write a safetensors file one tensor at a time, with only one tensor in memory."""
 
 import json
 import math
@@ -21,7 +21,7 @@ class TensorEntry:
 
     Attributes:
         name: Name in the file.
-        shape: Whole shape.
+        shape: Shape of the whole tensor.
         dtype: Dtype in the file.
         make: Returns the values; called once, in the order of the entries, on every rank.
     """
@@ -33,15 +33,15 @@ class TensorEntry:
 
 
 def make_entry(name: str, tensor: torch.Tensor) -> TensorEntry:
-    """Make the entry of a tensor that is whole already."""
+    """Make an entry from a whole tensor."""
     return TensorEntry(name=name, shape=tuple(tensor.shape), dtype=tensor.dtype, make=lambda: tensor)
 
 
 def write_tensors(path: Path | None, entries: Sequence[TensorEntry], metadata: Mapping[str, str] | None = None) -> None:
-    """Make every entry's tensor and write it to `path`; without `path` only make them.
+    """Make the tensor of every entry and write it to `path`; without `path` only make the tensors.
 
-    The layout is the format's: eight bytes with the header's length, the header as JSON, and
-    the tensors' bytes one after the other.
+    The layout is the safetensors format: the length of the header in eight bytes, the header as JSON, and the bytes of
+    the tensors.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata or {"format": "pt"})}
     end = 0
@@ -53,7 +53,7 @@ def write_tensors(path: Path | None, entries: Sequence[TensorEntry], metadata: M
             one.make()
         return
     text = json.dumps(header).encode()
-    # Tensors are aligned to eight bytes.
+    # Align the tensors to eight bytes.
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)

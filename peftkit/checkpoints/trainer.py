@@ -1,4 +1,4 @@
-"""Trainer mixin whose checkpoints are the same files with any sharding, and can be resumed on other ranks."""
+"""Trainer mixin with portable checkpoints: independent of sharding, resumable on another number of ranks."""
 
 import dataclasses
 import shutil
@@ -25,24 +25,24 @@ RNG, STATE = "rng.safetensors", "trainer_state.json"
 
 
 class PortableCheckpointTrainer(Trainer):
-    """Mixin before a Trainer class: replaces how checkpoints are written and read, and nothing else.
+    """Trainer mixin that replaces only the writing and reading of checkpoints.
 
     Attributes:
-        identity: Result of `identify_run`, written to every checkpoint.
+        identity: Result of `identify_run`, which every checkpoint contains.
         resumed: Checkpoints that the run was resumed from, in order.
     """
 
     identity: Mapping[str, Any] = {}
     resumed: Sequence[dict[str, Any]] = ()
     _epoch_rng: Mapping[str, torch.Tensor] = {}
-    _began = 0.0
+    _training_start = 0.0
     _seconds_before = 0.0
-    _from: Path | None = None
+    _resume_folder: Path | None = None
 
     # Writing.
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Fill a folder under a hidden name and rename it; every rank takes part, rank 0 writes."""
+        """Write a folder under a hidden name and rename it; every rank participates, rank 0 writes."""
         self.store_flos()
         run = Path(self._get_output_dir(trial=trial))
         final = run / f"checkpoint-{self.state.global_step}"
@@ -84,7 +84,7 @@ class PortableCheckpointTrainer(Trainer):
         return getattr(self.accelerator, "scaler", None)
 
     def _write(self, folder: Path | None) -> None:
-        """Collect every rank's part and write it to `folder` if given."""
+        """Collect the shards of every rank and write them to `folder`, if given."""
         model: Any = self.model
         state = self._wrap_optimizer()
         files.write_weights(folder, model, state)
@@ -96,11 +96,11 @@ class PortableCheckpointTrainer(Trainer):
         if not self.args.save_only_model:
             files.write_schedule(folder, self.lr_scheduler)
             files.write_scaler(folder, self._find_scaler(state))
-        # As in the Trainer: the state of callbacks is part of its state.
+        # As in the Trainer: the trainer state includes the state of callbacks.
         for one in [*self.callback_handler.callbacks, self.control]:
             if isinstance(one, ExportableState):
                 self.state.stateful_callbacks[type(one).__name__] = one.state()  # type: ignore[index, call-overload]
-        # The step identifies it; a path would be wrong on another machine.
+        # The step identifies the best checkpoint; its path may differ on another machine.
         dataclasses.replace(self.state, best_model_checkpoint=None).save_to_json(str(folder / STATE))
         write_json(folder / FILE_NAME, dataclasses.asdict(self._build_manifest(folder)))
 
@@ -113,12 +113,12 @@ class PortableCheckpointTrainer(Trainer):
             zero_stage=None if plugin is None else config.get("stage", 0),
             offload=[part for part, device in devices.items() if device not in (None, "none")],
             per_rank_batch=self._train_batch_size * self.args.gradient_accumulation_steps,
-            resumable=not self.args.save_only_model, seconds=time.time() - self._began, recipe=self.identity,
+            resumable=not self.args.save_only_model, seconds=time.time() - self._training_start, recipe=self.identity,
             resumed=list(self.resumed), files={path.name: path.stat().st_size for path in folder.iterdir()},
         )  # fmt: skip
 
     def _write_rng(self, folder: Path | None) -> None:
-        """Write the generators of every rank, now and at the epoch's start, and the loss that is not logged yet."""
+        """Write the RNG state of every rank, now and at the start of the epoch, and the loss not yet logged."""
         own = {f"now.{name}": value for name, value in read_rng_state().items()}
         own |= {f"epoch.{name}": value for name, value in self._epoch_rng.items()}
         own["loss"] = self._tr_loss.detach().cpu()
@@ -137,12 +137,12 @@ class PortableCheckpointTrainer(Trainer):
     # Reading.
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Do nothing: weights are loaded after the model is on its device."""
+        """Do nothing: `_prepare_for_training` loads the weights when the model is on the device."""
 
     def _init_training_state(
         self, max_steps: int, per_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
-        """Initialize as the Trainer does, with this run's logging intervals, and find the best checkpoint."""
+        """Initialize like the Trainer, with the logging intervals of this run, and find the best checkpoint."""
         found = super()._init_training_state(max_steps, per_epoch, epochs, resume_from_checkpoint, trial)
         self.state.compute_steps(self.args, max_steps)
         if resume_from_checkpoint is not None:
@@ -150,12 +150,12 @@ class PortableCheckpointTrainer(Trainer):
         return found
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """Prepare as the Trainer does without a checkpoint, then read it: weights, optimizer, schedule, scale."""
+        """Prepare like the Trainer without a checkpoint, then read weights, optimizer, schedule and loss scale."""
         if self.args.should_save:
             remove_unfinished(Path(self._get_output_dir(trial=None)))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         if resume_from_checkpoint is not None:
-            folder = self._from = Path(resume_from_checkpoint)
+            folder = self._resume_folder = Path(resume_from_checkpoint)
             self._seconds_before = read_manifest(folder).seconds
             model: Any = self.model
             state = self._wrap_optimizer()
@@ -171,11 +171,11 @@ class PortableCheckpointTrainer(Trainer):
         files.read_weights(Path(str(self.state.best_model_checkpoint)), model, self._wrap_optimizer())
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Set this rank's generators to the checkpoint's; a new rank gets those of rank 0."""
+        """Restore the RNG state of this rank from the checkpoint; a new rank gets the state of rank 0."""
         if checkpoint is not None:
-            set_rng_state(self._rank_part(Path(checkpoint), "now."))
+            set_rng_state(self._read_rank_state(Path(checkpoint), "now."))
 
-    def _rank_part(self, folder: Path, prefix: str) -> dict[str, torch.Tensor]:
+    def _read_rank_state(self, folder: Path, prefix: str) -> dict[str, torch.Tensor]:
         with safe_open(folder / RNG, framework="pt") as file:
             names = list(file.keys())
             rank = self.args.process_index if f"{self.args.process_index}.now.torch" in names else 0
@@ -183,35 +183,35 @@ class PortableCheckpointTrainer(Trainer):
             return {name.removeprefix(start): file.get_tensor(name) for name in names if name.startswith(start)}
 
     def _run_epoch(self, **options: Any) -> None:  # type: ignore[override]
-        """Run the epoch from the checkpoint's step; stop if all steps are done."""
+        """Run the epoch from the step of the checkpoint; stop if all steps are complete."""
         options["start_time"] -= self._seconds_before
-        self._began = options["start_time"]
+        self._training_start = options["start_time"]
         folder = self._restore_sums()
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         if folder is not None:
-            # The order of an epoch's rows may depend on the generators at its start.
+            # The row order of an epoch may depend on the RNG state at the start of the epoch.
             within = options["steps_trained_in_current_epoch"] > 0
-            set_rng_state(self._rank_part(folder, "epoch." if within else "now."))
+            set_rng_state(self._read_rank_state(folder, "epoch." if within else "now."))
         self._epoch_rng = read_rng_state()
         super()._run_epoch(**options)
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
-        """Finalize as the Trainer does, with the figures of the whole run."""
+        """Finalize like the Trainer, with the times of the whole run."""
         self._restore_sums()
         return super()._finalize_training(trial, num_train_samples, start_time - self._seconds_before)
 
     def _restore_sums(self) -> Path | None:
-        """Restore the sums of loss and steps once; return the checkpoint they come from."""
-        folder, self._from = self._from, None
+        """Restore the sums of loss and steps once; return the checkpoint that contains them."""
+        folder, self._resume_folder = self._resume_folder, None
         if folder is None:
             return None
         manifest = read_manifest(folder)
         with safe_open(folder / RNG, framework="pt") as file:
             same = manifest.processes == self.args.world_size
             ranks = [self.args.process_index] if same else range(manifest.processes)
-            # With another number of ranks each gets the mean, whose mean over the ranks is the same.
+            # With another number of ranks each rank gets the mean: the mean over ranks stays the same.
             pending = torch.stack([file.get_tensor(f"{rank}.loss") for rank in ranks]).mean()
             self._tr_loss = pending.to(self.args.device)
             self._total_loss_scalar = file.get_tensor("total_loss").item()

@@ -1,4 +1,4 @@
 """Run folders: report, manifest of hashes, saving, loading and verification in a new process.
 
-Training is in `training`; other model formats are in `export`.
+`training` runs the training; `export` writes other model formats.
 """

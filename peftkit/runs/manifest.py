@@ -1,4 +1,4 @@
-"""Manifest of a saved folder, `contract.json`: hashes of weights, base and tokenizer, labels, task, how to load it."""
+"""Manifest of a saved folder, `contract.json`: hashes of weights, base model and tokenizer, labels, task, dtype."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from peftkit.system.files import redact_home, write_json
 
 MANIFEST = "contract.json"
 FORMAT = 1
-# The first pattern that matches a file names a folder's weights.
+# The first pattern with a match selects the weights of a folder.
 WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 PARTS = ("auto_class", "adapter", "base", "dtype", "quantization", "labels", "tokenizer", "task")
 HELD_OUT = "held_out.safetensors"
@@ -24,7 +24,7 @@ RECIPE = "recipe.yaml"
 
 
 def write_manifest(folder: Path, **parts: Any) -> None:
-    """Write `parts`, and the size and SHA-256 of each file of weights in the folder."""
+    """Write `parts`, and the size and SHA-256 of each weight file in the folder."""
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": _hash_file(path)}
         for path in sorted(folder.iterdir())
@@ -34,7 +34,7 @@ def write_manifest(folder: Path, **parts: Any) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Read the manifest and check the files of weights; None without a manifest. Raises UserError."""
+    """Read the manifest and check the weight files; return None without a manifest. Raises UserError."""
     path = folder / MANIFEST
     if not path.is_file():
         return None
@@ -45,12 +45,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         if not newer and (missing := [part for part in PARTS if part not in manifest]):
             raise KeyError(missing[0])
         if any(Path(name).name != name for name in files):
-            raise ValueError("a file's name with a folder in it")
+            raise ValueError("a file name contains a folder")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: can't be read ({error!r}); download or copy the folder again") from None
+        raise UserError(f"{path}: cannot be read ({error!r}); download or copy the folder again") from None
     if newer:
         raise UserError(
-            f"{path}: format {manifest['format']} is newer than this peftkit reads ({FORMAT}); update peftkit"
+            f"{path}: unsupported format (expected at most {FORMAT}, got {manifest['format']}); update peftkit"
         )
     for name, (expected, digest) in files.items():
         file = folder / name
@@ -61,12 +61,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
                 f"{file}: wrong size (expected {expected:,} bytes, got {size:,}); download or copy the folder again"
             )
         if _hash_file(file) != digest:
-            raise UserError(f"{file}: wrong SHA-256, the file was changed; download or copy the folder again")
+            raise UserError(f"{file}: wrong SHA-256; download or copy the folder again")
     return manifest
 
 
 def check_labels(folder: Path, manifest: Mapping[str, Any], labels: tuple[str, ...]) -> None:
-    """Raise UserError when the labels of the folder's config differ from its manifest's."""
+    """Raise UserError if the labels of the folder's config differ from the manifest."""
     if list(labels) != manifest["labels"]:
         raise UserError(
             f"{folder}: label mismatch: config.json has {_format_labels(labels)}, the weights were trained with "
@@ -75,28 +75,28 @@ def check_labels(folder: Path, manifest: Mapping[str, Any], labels: tuple[str, .
 
 
 def check_tokenizer(folder: Path, manifest: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError when the folder's tokenizer differs from that of training."""
+    """Raise UserError if the folder's tokenizer differs from the tokenizer of training."""
     found, expected = identify_tokenizer(tokenizer), manifest["tokenizer"]
     if found != expected:
         raise UserError(
-            f"{folder}: tokenizer mismatch: {found['tokens']:,} tokens ({found['sha256'][:8]}), that of "
-            f"training {expected['tokens']:,} ({expected['sha256'][:8]}); download or copy the folder again"
+            f"{folder}: tokenizer mismatch (expected {expected['tokens']:,} tokens, {expected['sha256'][:8]}; got "
+            f"{found['tokens']:,} tokens, {found['sha256'][:8]}); download or copy the folder again"
         )
 
 
 def check_base(folder: Path, manifest: Mapping[str, Any], source: str, revision: str | None) -> None:
-    """Raise UserError when the weights at `source` differ from the base that the folder was trained on."""
+    """Raise UserError if the weights at `source` differ from the base model of training."""
     expected = manifest["base"]
     found = identify_base(source, revision)
     if expected["sha256"] is not None and found["sha256"] is not None and found["sha256"] != expected["sha256"]:
         raise UserError(
-            f"{folder}: base mismatch: trained on {expected['name_or_path']} ({expected['sha256'][:8]}), but "
-            f"{redact_home(source)} has other weights ({found['sha256'][:8]}); use the base of training"
+            f"{folder}: base model mismatch (expected {expected['name_or_path']}, {expected['sha256'][:8]}; got "
+            f"{redact_home(source)}, {found['sha256'][:8]}); use the base model of training"
         )
 
 
 def identify_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return the vocabulary size, and a SHA-256 of everything that affects tokenization except length limits."""
+    """Return the vocabulary size and a SHA-256 of all tokenizer settings except length limits."""
     special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     settings = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
@@ -107,7 +107,7 @@ def identify_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def identify_base(source: str, revision: str | None = None) -> dict[str, Any]:
-    """Return the commit of a Hub model and a SHA-256 of the weights; None where unknown."""
+    """Return the commit of a Hub model and a SHA-256 of the weights; None if unknown."""
     folder, commit = Path(source), None
     if not folder.is_dir():
         try:

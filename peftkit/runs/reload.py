@@ -29,14 +29,14 @@ from peftkit.system.environment import is_out_of_memory_message
 from peftkit.tasks import Task
 
 OUTPUT_NAMES = ("logits", "generated", "counted")
-# Set by launchers; with them a library in the new process would wait for other ranks.
+# Variables of launchers; with them a library in the new process would wait for other ranks.
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-# Lets torch look for a GPU without creating a CUDA context.
+# torch then detects a GPU without creating a CUDA context.
 NVML_CHECK = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 def compute_live_outputs(task: Task, model: Any, batch: Any, device: torch.device) -> dict[str, torch.Tensor]:
-    """Compute the outputs of the model in memory; return them with its inputs. Every rank takes part."""
+    """Compute the outputs of the model in memory; return inputs and outputs. Every rank participates."""
     model.eval()
     inputs, counted = select_inputs(task, batch, model.config)
     found = compute_outputs(model, inputs, device, synced_gpus=is_deepspeed_zero3_enabled())
@@ -44,17 +44,17 @@ def compute_live_outputs(task: Task, model: Any, batch: Any, device: torch.devic
 
 
 def read_held_out(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Read the held-out inputs of a run and the outputs recorded at the end of training. Raises UserError."""
+    """Read the held-out inputs of a run and the outputs saved at the end of training. Raises UserError."""
     path = folder / HELD_OUT
     if not path.is_file():
-        raise UserError(f"{folder}: no {HELD_OUT} here; pass the folder of a finished run")
+        raise UserError(f"{folder}: contains no {HELD_OUT}; pass the folder of a finished run")
     found = load_file(path)
     outputs = {name: tensor for name, tensor in found.items() if name in OUTPUT_NAMES}
     return {name: tensor for name, tensor in found.items() if name not in OUTPUT_NAMES}, outputs
 
 
 def compare_reloaded(folder: Path, recipe: Recipe, task: Task) -> Difference:
-    """Compare the folder, loaded in a new process, with the recorded outputs of the trained model."""
+    """Load the folder in a new process and compare its outputs with the saved outputs of the trained model."""
     batch, live = read_held_out(folder)
     gc.collect()
     if torch.accelerator.is_available():
@@ -72,7 +72,7 @@ def find_reload_tolerance(folder: Path, recipe: Recipe, on_gpu: bool) -> Toleran
 def reload_outputs(
     folder: Path, recipe: Recipe, batch: Mapping[str, torch.Tensor], *, trust_remote_code: bool
 ) -> dict[str, torch.Tensor]:
-    """Compute the outputs of a folder with a manifest in a new process. Raises NotReproducedError if it can't load."""
+    """Compute the outputs of a folder with a manifest in a new process. Raises NotReproducedError if loading fails."""
     manifest = _read_manifest(folder)
     adapter: dict[str, Any] = {}
     if manifest["adapter"]:
@@ -88,10 +88,10 @@ def reload_outputs(
 def run_reload_worker(
     folder: Path, batch: Mapping[str, torch.Tensor], *, auto_class: str, dtype: str = "float32", **adapter: Any
 ) -> dict[str, torch.Tensor]:
-    """Compute `logits`, perhaps `generated`, of `folder` in a process with transformers and peft alone.
+    """Compute `logits`, and `generated` for text, of `folder` in a process with only transformers and peft.
 
-    `adapter` has `base`, `revision` and `quantization` if the folder holds one, and `trust_remote_code`. Raises
-    NotReproducedError when the folder can't be loaded there.
+    `adapter` has `base`, `revision` and `quantization` if the folder contains an adapter, and `trust_remote_code`.
+    Raises NotReproducedError if loading fails.
     """
     with tempfile.TemporaryDirectory() as scratch:
         inputs, output = Path(scratch) / "inputs.safetensors", Path(scratch) / "output.safetensors"
@@ -102,18 +102,18 @@ def run_reload_worker(
         }  # fmt: skip
         if error := _send_request(request):
             if is_out_of_memory_message(error):
-                raise MemoryError(f"the new process that verifies the saved folder: {error}")
-            raise NotReproducedError(f"a new process can't load the saved folder: {error}")
+                raise MemoryError(f"verification of the saved folder in a new process: {error}")
+            raise NotReproducedError(f"a new process cannot load the saved folder: {error}")
         return load_file(output)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    # Without the hashes: the files were written by this process or are checked already.
+    # Without checking hashes: this process wrote the files, or has checked them.
     return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
 
 
 def _send_request(request: Mapping[str, Any]) -> str | None:
-    """Send a request to the worker and wait; return the error, if any."""
+    """Send a request to the worker process and wait; return the error, if any."""
     process, errors = _start_worker()
     assert process.stdin is not None
     assert process.stdout is not None
@@ -128,23 +128,23 @@ def _send_request(request: Mapping[str, Any]) -> str | None:
         status = process.wait()
         errors.seek(0)
         lines = errors.read().decode(errors="replace").strip().splitlines()
-        return f"it ended with status {status}" + (f": {lines[-1][:300]}" if lines else "")
+        return f"the process ended with status {status}" + (f": {lines[-1][:300]}" if lines else "")
     return json.loads(reply)["error"]
 
 
 @lru_cache(maxsize=1)
 def _start_worker() -> tuple[subprocess.Popen[str], IO[bytes]]:
-    """Start the worker, which lives as long as this process; return it and the file of its standard error."""
+    """Start the worker process, which ends with this process; return it and the file of its standard error."""
     script = Path(__file__).with_name("reload_worker.py")
-    errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # as long-lived as the process
-    # A launcher gives each rank one thread; the other ranks have ended.
-    launched = "LOCAL_WORLD_SIZE" in os.environ
-    unwanted = {*LAUNCHER_VARIABLES, *(["OMP_NUM_THREADS"] if launched else [])}
+    errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by _stop_worker
+    # A launcher limits each rank to one thread; the other ranks have ended, so the limit is removed.
+    has_launcher = "LOCAL_WORLD_SIZE" in os.environ
+    removed = {*LAUNCHER_VARIABLES, *(["OMP_NUM_THREADS"] if has_launcher else [])}
     process = subprocess.Popen(  # noqa: S603
-        # Without -P the files beside the script would hide packages of their names.
+        # Without -P the files beside the script would shadow packages of the same name.
         [sys.executable, "-P", "-W", "ignore", str(script)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-        env={name: value for name, value in os.environ.items() if name not in unwanted} | NVML_CHECK,
+        env={name: value for name, value in os.environ.items() if name not in removed} | NVML_CHECK,
     )  # fmt: skip
     atexit.register(_stop_worker, process, errors)
     return process, errors

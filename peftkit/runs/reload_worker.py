@@ -1,7 +1,7 @@
-"""Compute the outputs of a saved folder with transformers and peft alone. A script; imports no peftkit.
+"""Compute the outputs of a saved folder with only transformers and peft. A script; imports no peftkit.
 
-Each line of standard input is a request, a JSON object. A child process that shares the imports handles it. Each
-reply is a line of JSON on standard output: `error`, a message or null, and `peftkit`, whether it was imported.
+Each line of standard input is a request, a JSON object. A child process that shares the imports handles the request.
+Each reply is a line of JSON on standard output: `error`, a message or null, and `peftkit`, whether peftkit is imported.
 
 Fields of a request: `folder`, `auto_class`, `inputs` (a safetensors file of model inputs by name), `output` (the
 file to write, with `logits` in float32 and, if the folder has generation settings, `generated` token ids),
@@ -25,8 +25,8 @@ SINGLE_REQUEST = "--one"
 
 
 def preload(request: dict[str, Any]) -> None:
-    """Import the libraries that a request needs, peft only for an adapter: later children share them."""
-    # The child reports what is wrong with a request.
+    """Import the libraries that a request needs, peft only for an adapter; child processes share the imports."""
+    # The child process reports errors in a request.
     with contextlib.suppress(Exception):
         getattr(transformers, request["auto_class"])
         if request.get("base"):
@@ -34,7 +34,7 @@ def preload(request: dict[str, Any]) -> None:
 
 
 def load_plain_model(request: dict[str, Any]) -> Any:
-    """Load the model of a folder that holds all its weights."""
+    """Load the model of a folder that contains all weights."""
     model, info = getattr(transformers, request["auto_class"]).from_pretrained(
         request["folder"],
         output_loading_info=True,
@@ -55,8 +55,8 @@ def load_adapted_model(request: dict[str, Any]) -> Any:
     auto_class = getattr(transformers, request["auto_class"])
     source, options = request["base"], {"dtype": request["dtype"], "revision": request["revision"], **trust}
     with tempfile.TemporaryDirectory() as scratch:
-        of_base = transformers.AutoConfig.from_pretrained(source, revision=request["revision"], **trust)
-        if config.model_type == "encoder-decoder" != of_base.model_type:
+        base_config = transformers.AutoConfig.from_pretrained(source, revision=request["revision"], **trust)
+        if config.model_type == "encoder-decoder" != base_config.model_type:
             both = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in options.items()}
             twice = transformers.EncoderDecoderModel.from_encoder_decoder_pretrained(source, source, **both)
             twice.save_pretrained(scratch)
@@ -68,14 +68,14 @@ def load_adapted_model(request: dict[str, Any]) -> Any:
     if request["quantization"] is not None:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         for module in model.modules():
-            # As in training: with it a 4-bit layer takes another kernel.
+            # As in training; otherwise a 4-bit layer uses another kernel.
             module.support_avx512bf16_for_cpu = False
     return peft.PeftModel.from_pretrained(model, request["folder"])
 
 
 @torch.no_grad()
 def compute_outputs(request: dict[str, Any]) -> None:
-    """Load the model of a request, compute its outputs and write them."""
+    """Load the model of a request, compute the outputs and write them to a file."""
     model = (load_adapted_model if request.get("base") else load_plain_model)(request)
     transformers.AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=request["trust_remote_code"])
     model.eval()
@@ -93,7 +93,7 @@ def compute_outputs(request: dict[str, Any]) -> None:
 
 
 def handle_request(line: str) -> str:
-    """Handle a request; return the line of the reply."""
+    """Handle a request and return the reply line."""
     try:
         compute_outputs(json.loads(line))
         error = None
@@ -103,11 +103,11 @@ def handle_request(line: str) -> str:
 
 
 def handle_in_child(line: str) -> str:
-    """Handle a request in a child with these imports alone: a fork, or with a GPU a new program."""
+    """Handle a request in a child process with only these imports: a fork, or with a GPU a new program."""
     if not hasattr(os, "fork") or torch.cuda.is_available():
         arguments = [sys.executable, "-P", "-W", "ignore", __file__, SINGLE_REQUEST]
         done = subprocess.run(arguments, input=line, stdout=subprocess.PIPE, text=True)  # noqa: S603
-        return done.stdout.strip() or json.dumps({"error": f"it ended with status {done.returncode}"})
+        return done.stdout.strip() or json.dumps({"error": f"the process ended with status {done.returncode}"})
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -119,13 +119,13 @@ def handle_in_child(line: str) -> str:
     with os.fdopen(read) as pipe:
         reply = pipe.read()
     _, status = os.waitpid(child, 0)
-    return reply or json.dumps({"error": f"it ended by signal or status {status}"})
+    return reply or json.dumps({"error": f"the process ended with signal or status {status}"})
 
 
 def main() -> None:
-    """Handle requests until standard input ends; with `--one` in this process, which is then the child."""
+    """Handle requests until standard input ends; with `--one` handle them in this process."""
     transformers.utils.logging.disable_progress_bar()
-    # Libraries print to standard output; only replies belong there.
+    # Libraries may print to standard output, which is only for replies: redirect them to standard error.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:

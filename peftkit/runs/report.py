@@ -1,4 +1,4 @@
-"""Report of one run: configuration, environment and measurements, as one JSON file."""
+"""Report of one run: configuration, environment and measurements in one JSON file."""
 
 import dataclasses
 import json
@@ -19,38 +19,38 @@ class Report:
     """Report of one run.
 
     Attributes:
-        name: the recipe's name.
-        method: the method's name.
-        status: `complete`, `trial` (scored on validation only, weights deleted), `diverged`, `out_of_memory`,
-            `not_reproduced` (the saved model differs from the trained one) or `failed`.
-        error: one line, for a run without scores.
+        name: name of the recipe.
+        method: name of the method.
+        status: `complete`, `trial` (evaluated on validation only, weights deleted), `diverged`, `out_of_memory`,
+            `not_reproduced` (the saved model differs from the trained model) or `failed`.
+        error: error in one line, for a run without metrics.
         recipe: the recipe as plain data; only differences from the defaults.
-        environment: versions of packages and of Python, the hardware, the numbers of processes and hosts.
-        data: fingerprint, rows per split, label names, decisions made by default, and `token_lengths`: the longest
-            encoded training row in tokens, by the task's length field.
-        seed: the seed of data order, new weights and dropout.
+        environment: versions of packages and Python, hardware, number of processes and hosts.
+        data: fingerprint, rows per split, label names, automatic decisions, and `token_lengths`: the longest encoded
+            training row in tokens, by the task's length field.
+        seed: seed of data order, new weights and dropout.
         parameters: `trainable` and `total`; a 4-bit weight counts as one.
         head: modules with parameters that the checkpoint lacks.
         memory: bytes; `process_peak` and, on a GPU, `allocated_peak` and `reserved_peak`: the maximum over ranks.
-        memory_per_rank: the same of each rank.
-        process_before: bytes that the process of rank 0 held before the model was loaded.
-        batch: `per_device_train_batch_size` and `gradient_accumulation_steps`, as used in training.
+        memory_per_rank: the same values for each rank.
+        process_before: resident bytes of the process of rank 0 before loading the model.
+        batch: `per_device_train_batch_size` and `gradient_accumulation_steps` in training.
         optimizer_bytes: bytes of optimizer state on each rank.
         plan: memory estimate, in reports of version 0.1.0 only (see `peftkit.planning.run_estimate`).
-        times: seconds of the process: `start_up` (packages, model), `data` (reading, checking, tokens, batches),
-            `train`, `evaluate`, which add up to `total`. Then `samples_per_second` and `tokens_per_second` of training
-            without its evaluations.
+        times: seconds: `start_up` (packages, model), `data` (reading, checks, tokenization, batches), `train` and
+            `evaluate`, whose sum is `total`; also `samples_per_second` and `tokens_per_second` of training without
+            evaluation.
         tokens: number of tokens in training, without padding.
-        sizes: bytes of what was `trained` (the adapter with its head, or the whole model) and of the model `merged`
+        sizes: bytes of the `trained` weights (the adapter with its head, or the whole model) and of the `merged` model
             in float32, if the method can be merged.
-        metrics: per split, each metric with its value and, on test, its 95 % interval.
+        metrics: metrics by split, on test with 95 % intervals.
         audit: result of the training audit.
-        round_trip: difference between the saved folder, loaded in a new process by `transformers` and `peft`, and the
-            model in memory at the end of training: fields of `peftkit.runs.verification.Difference`.
-        resumed: checkpoints that the run was resumed from, in order: `from`, `step`, and the `processes` and
-            `zero_stage` before. Times of training and evaluation, tokens and history are then those of the whole run;
-            memory and the rest are of the last process.
-        history: the Trainer's log, one row per logging step, with `seconds` of training without evaluation.
+        round_trip: difference between the saved folder, loaded in a new process, and the model in memory at the end of
+            training: fields of `peftkit.runs.verification.Difference`.
+        resumed: checkpoints that the run was resumed from, in order: `from`, `step`, `processes`, `zero_stage`. In a
+            resumed run, times, tokens and history are of the whole run; memory and other values are of the last
+            process.
+        history: log of the Trainer, one row per logging step, with `seconds` of training without evaluation.
     """
 
     name: str
@@ -79,16 +79,16 @@ class Report:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, folder: Path) -> Path:
-        """Write `report.json` into `folder` and return its path; numbers that are not finite are written as null."""
+        """Write `report.json` to `folder` and return the path; numbers that are not finite become null."""
         path = folder / FILE_NAME
         write_json(path, replace_nonfinite(dataclasses.asdict(self)))
         return path
 
 
 def replace_nonfinite(value: Any) -> Any:
-    """Replace every number that is not finite by null.
+    """Replace every number that is not finite by None, because JSON has no NaN.
 
-    JSON has no NaN, and a step that a float16 scaler skipped has no finite gradient norm.
+    For example, the gradient norm is not finite at a step that a float16 scaler skips.
     """
     if isinstance(value, dict):
         return {name: replace_nonfinite(inner) for name, inner in value.items()}
@@ -98,20 +98,20 @@ def replace_nonfinite(value: Any) -> Any:
 
 
 def read_report(folder: Path) -> Report:
-    """Read a run folder's report; fields that this version does not know are ignored. Raises UserError."""
+    """Read the report of a run folder; ignore unknown fields of other versions. Raises UserError."""
     path = folder / FILE_NAME
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         known = {each.name for each in dataclasses.fields(Report)}
         if unknown := values.keys() - known:
-            logger.debug("%s: ignored fields of another version: %s", path, ", ".join(sorted(unknown)))
+            logger.debug("%s: ignoring fields of another version: %s", path, ", ".join(sorted(unknown)))
         return Report(**{name: value for name, value in values.items() if name in known})
     except FileNotFoundError:
-        raise UserError(f"{folder}: no {FILE_NAME} here; pass the folder of a finished run") from None
+        raise UserError(f"{folder}: contains no {FILE_NAME}; pass the folder of a finished run") from None
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a report of peftkit ({error})") from None
+        raise UserError(f"{path}: not a report of peftkit ({error}); pass the folder of a run") from None
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the folder holds a complete run."""
+    """Whether the folder contains a complete run."""
     return (folder / FILE_NAME).exists() and read_report(folder).status == "complete"

@@ -33,13 +33,13 @@ class SavedRun:
     """A finished run, or an export of its adapter, without its model.
 
     Attributes:
-        folder: Its folder.
-        recipe: The recipe that trained it.
+        folder: Folder of the run.
+        recipe: Recipe of the run.
         tokenizer: The tokenizer of training, with its length limit.
-        task: The recipe's task with its calibrated settings.
+        task: Task of the recipe with calibrated settings.
         labels: Label names in the order of their ids.
         manifest: Content of `contract.json`: base, labels, dtype, hashes.
-        trust_remote_code: Whether code of the base may run; decided by the caller, never by the folder.
+        trust_remote_code: Whether to run code from the base model; set by the caller, never by the folder.
     """
 
     folder: Path
@@ -55,7 +55,7 @@ def read_run(folder: Path, *, trust_remote_code: bool = False) -> SavedRun:
     """Read a run without its model. Raises UserError for an unfinished run or files that do not match."""
     manifest = read_manifest(folder) if (folder / RECIPE).is_file() else None
     if manifest is None:
-        raise UserError(f"{folder}: no finished run here; pass the folder that a training run printed")
+        raise UserError(f"{folder}: not a finished run; pass the folder of a finished run")
     recipe = read_recipe(folder / RECIPE)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -69,15 +69,15 @@ def read_run(folder: Path, *, trust_remote_code: bool = False) -> SavedRun:
 
 
 def read_label_names(config: Any) -> tuple[str, ...]:
-    """Read the labels of a model's config, in the order of their ids."""
+    """Read the labels of a model's config in the order of their ids."""
     return tuple(config.id2label[index] for index in sorted(config.id2label))
 
 
 def load_model(saved: SavedRun, *, unquantized_as: str | None = None) -> PreTrainedModel | PeftModel:
-    """Load the whole model, or the base with its adapter, as trained or, with `unquantized_as`, in that dtype.
+    """Load the whole model, or the base model with the adapter; `unquantized_as` is a dtype instead of quantization.
 
-    The model is in evaluation mode, on the GPU if it is quantized and there is one, else on the CPU. Raises UserError
-    for another base, or an adapter that does not fit it.
+    The model is in evaluation mode. A quantized model is on the GPU if there is one, any other model on the CPU. Raises
+    UserError for another base model, or an adapter that does not fit the base model.
     """
     folder, recipe = saved.folder, saved.recipe
     dtype = unquantized_as or recipe.model.dtype
@@ -88,26 +88,26 @@ def load_model(saved: SavedRun, *, unquantized_as: str | None = None) -> PreTrai
     config = replace(recipe.model, dtype=dtype, revision=revision, trust_remote_code=trust)
     quantization = recipe.method.quantization if unquantized_as is None else None
     base = load_base(config, recipe.task, saved.tokenizer, saved.labels, quantization).model
-    # After loading, when files from the Hub are in its cache.
+    # After loading, because then the files from the Hub are in the cache.
     check_base(folder, saved.manifest, resolve_source(recipe.model), revision)
     if quantization is not None:
         base = prepare_quantized_model(base)
     try:
         with warnings.catch_warnings():
-            # peft corrects this option for GPT-2's transposed layers and warns.
+            # peft corrects this option for the transposed layers of GPT-2, with a warning.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
             model = PeftModel.from_pretrained(base, str(folder))
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         if is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder}: its adapter does not fit {recipe.model.name_or_path}: {reason}") from error
+        raise UserError(f"{folder}: the adapter does not fit {recipe.model.name_or_path}: {reason}") from error
     with safe_open(folder / ADAPTER, framework="pt") as file:
         saved_keys = set(file.keys())
-    # Embeddings are left out: peft would query the Hub about resized ones.
+    # Without embeddings; otherwise peft queries the Hub to detect resized embeddings.
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     if unmatched := sorted(
         key for key in saved_keys ^ expected if "embed_tokens" not in key and "word_embeddings" not in key
     ):
-        raise UserError(f"{folder}: its adapter does not fit {recipe.model.name_or_path}: {', '.join(unmatched[:3])}")
+        raise UserError(f"{folder}: the adapter does not fit {recipe.model.name_or_path}: {', '.join(unmatched[:3])}")
     return model.eval()

@@ -1,4 +1,4 @@
-"""Compare the outputs of two models on the same rows, and the tolerance between them."""
+"""Compare the outputs of two models on the same rows, with a tolerance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from peftkit.tasks import Task
 
 FULL_TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-2
-# Two predicted numbers count as equal within this.
+# Maximum difference of two predicted numbers that count as equal.
 SAME_NUMBER = 1e-2
 
 
@@ -21,12 +21,12 @@ class Difference:
     """Difference between the outputs of two models on the same rows.
 
     Attributes:
-        rows: Number of rows compared.
-        difference: Largest difference of a logit.
+        rows: Number of rows.
+        difference: Maximum difference of a logit.
         label_agreement: Share of rows, tags or tokens, or of pairs of row and label, with the same prediction.
-        text_agreement: Share of rows for which both generate the same tokens; None without generation.
-        divergence: Kullback-Leibler divergence of the second from the first in nats, the mean over rows, tags or
-            tokens (summed over several labels); for regression the mean absolute difference.
+        text_agreement: Share of rows with the same generated tokens; None without generation.
+        divergence: Kullback-Leibler divergence in nats, the mean over rows, tags or tokens (summed over several
+            labels); for regression the mean absolute difference.
     """
 
     rows: int
@@ -38,12 +38,12 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """Largest accepted difference between the outputs of two models.
+    """Maximum accepted difference between the outputs of two models.
 
     Attributes:
-        difference: Largest difference of a logit.
-        label_agreement: Smallest share of equal predictions; two nearly equal classes may change places.
-        text_agreement: Smallest share of rows with the same generated tokens.
+        difference: Maximum difference of a logit.
+        label_agreement: Minimum share of equal predictions; two classes with nearly equal logits may swap.
+        text_agreement: Minimum share of rows with the same generated tokens.
     """
 
     difference: float
@@ -52,10 +52,10 @@ class Tolerance:
 
 
 def find_tolerance(outputs: Mapping[str, torch.Tensor], *, half: bool = False, same_device: bool = True) -> Tolerance:
-    """Return the tolerance for `outputs` recomputed elsewhere: 1e-4 of the largest logit, at least 1e-4.
+    """Return the tolerance for recomputed `outputs`: 1e-4 of the largest logit, at least 1e-4.
 
-    With 16-bit arithmetic (`half`) it is 5e-2 and generated text may differ, since either of two nearly equal tokens
-    may be generated. Between a GPU and a CPU that happens in 32 bits as well, but rarely.
+    With 16-bit arithmetic (`half`) the tolerance is 5e-2, and generated text may differ: rounding may change the choice
+    between two tokens with nearly equal logits. Between a GPU and a CPU this also happens in 32 bits, but rarely.
     """
     scale = max(1.0, float(outputs["logits"].abs().max()))
     if half:
@@ -64,7 +64,7 @@ def find_tolerance(outputs: Mapping[str, torch.Tensor], *, half: bool = False, s
 
 
 def is_half_precision(recipe: Recipe, dtype: str, *, on_gpu: bool) -> bool:
-    """Whether any computation has fewer than 32 bits: weights of `dtype`, mixed precision, TF32, 4-bit layers."""
+    """Whether any computation uses fewer than 32 bits: weights in `dtype`, mixed precision, TF32, 4-bit layers."""
     half = dtype != "float32" or any(recipe.training.get(name) for name in ("bf16", "fp16"))
     half |= on_gpu and bool(recipe.training.get("tf32"))
     if (quantization := recipe.method.quantization) is not None:
@@ -76,9 +76,9 @@ def is_half_precision(recipe: Recipe, dtype: str, *, on_gpu: bool) -> bool:
 def compare_outputs(
     task: Task, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], batch: Mapping[str, Any]
 ) -> Difference:
-    """Compare `found` (`logits`, perhaps `generated`) with `expected` on `batch`, without padding.
+    """Compare `found` (`logits`, for text also `generated`) with `expected` on `batch`, without padding.
 
-    If `expected` has `counted`, a boolean per target token, only tokens marked true are compared.
+    If `expected` has `counted`, a boolean per target token, only tokens with the value true are compared.
     """
     counted = expected.get("counted")
     if counted is None and expected["logits"].ndim == 3 and "decoder_input_ids" not in batch:
@@ -89,7 +89,7 @@ def compare_outputs(
     texts = None
     if "generated" in expected:
         texts = _compare_texts(found["generated"], expected["generated"])
-    # NaN becomes infinity, which exceeds every tolerance.
+    # Replace NaN by infinity, which exceeds every tolerance.
     worst = (logits - reference).abs().nan_to_num(nan=float("inf")).max()
     return Difference(
         rows=len(expected["logits"]),
@@ -101,7 +101,7 @@ def compare_outputs(
 
 
 def find_equal_predictions(task: Task, logits: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return whether two models' logits, of shape (..., labels), give the same prediction."""
+    """Return whether the logits of two models, of shape (..., labels), give the same prediction."""
     if task.model.problem_type == "regression":
         return torch.isclose(logits, other, rtol=0.0, atol=SAME_NUMBER)
     if task.model.problem_type == "multi_label_classification":
@@ -112,7 +112,7 @@ def find_equal_predictions(task: Task, logits: torch.Tensor, other: torch.Tensor
 
 
 def compute_divergence(task: Task, logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Return the Kullback-Leibler divergence in nats, or for numbers the absolute difference."""
+    """Return the Kullback-Leibler divergence in nats; for regression the absolute difference."""
     if task.model.problem_type == "regression":
         return (logits - reference).abs().sum(-1)
     if task.model.problem_type == "multi_label_classification":
@@ -135,7 +135,7 @@ def _compare_texts(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def combine_differences(parts: Sequence[Difference]) -> Difference:
-    """Combine several batches: the largest difference, and means weighted by rows."""
+    """Combine batches: the maximum difference, and means weighted by rows."""
     rows = [part.rows for part in parts]
 
     def mean(values: list[float]) -> float:
@@ -152,7 +152,7 @@ def combine_differences(parts: Sequence[Difference]) -> Difference:
 
 
 def check_difference(name: str, found: Difference, tolerance: Tolerance) -> None:
-    """Raise NotReproducedError when logits, predictions or generated texts differ beyond the tolerance."""
+    """Raise NotReproducedError if logits, predictions or generated texts differ more than the tolerance."""
     if not found.difference <= tolerance.difference:
         raise NotReproducedError(
             f"{name} differs from the trained model by {found.difference:.3g} in a logit "

@@ -1,4 +1,4 @@
-"""Write a run folder: complete by itself, nothing pickled, no home path, report.json last."""
+"""Write a run folder: self-contained, no pickle files, no home path, report.json last."""
 
 import json
 import os
@@ -36,48 +36,48 @@ PREDICTIONS = "predictions.jsonl"
 
 UNSCORED = "unscored"
 
-# Pickled by the Trainer.
+# A pickle file of the Trainer.
 TRAINING_ARGUMENTS = "training_args.bin"
 
-_FILLING = ".filling"
+_TEMPORARY_NAME = ".filling"
 
 
 def choose_run_folder(recipe: Recipe) -> Path:
-    """Choose the run's folder: `training.output_dir`, else `runs/NAME`, numbered if that holds a finished run.
+    """Choose the folder of the run: `training.output_dir`, else `runs/NAME`, or `runs/NAME-N` if that is finished.
 
-    Raises UserError when `training.output_dir` holds a finished run.
+    Raises UserError if `training.output_dir` contains a finished run.
     """
     named = recipe.training.get("output_dir")
     if named is not None:
         folder = Path(named).expanduser()
         if is_finished(folder):
-            raise UserError(f"training.output_dir: {named} holds a finished run; use another folder or remove it")
+            raise UserError(f"training.output_dir: {named} contains a finished run; use another folder or remove it")
         return folder
     folder, number = Path("runs") / recipe.name, 1
     while is_finished(folder):
         number += 1
         folder = Path("runs") / f"{recipe.name}-{number}"
     if number > 1:
-        logger.info("runs/%s holds a finished run; writing to %s", recipe.name, folder)
+        logger.info("runs/%s contains a finished run, writing to %s", recipe.name, folder)
     return folder
 
 
 def set_max_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, task: Task) -> None:
-    """Set the tokenizer's length limit to the task's. Raises UserError when the model has fewer positions."""
+    """Set the tokenizer's maximum length to the task's. Raises UserError if the model has fewer positions."""
     field = task.columns.length_field
     length, limit = getattr(task, field), find_position_limit(model)
     if limit is not None and length > limit:
-        raise UserError(f"task.{field}: {length} exceeds the model's {limit} positions; use {limit} or less")
+        raise UserError(f"task.{field}: the model has {limit} positions, got {length}; use at most {limit}")
     tokenizer.model_max_length = length
 
 
 @contextmanager
 def stage_run_folder(folder: Path) -> Iterator[Path]:
-    """Give all ranks a temporary folder to fill; at the end rank 0 moves its files to `folder`, report.json last.
+    """Create a temporary folder for all ranks; at the end rank 0 moves the files to `folder`, report.json last.
 
-    On a failure, such as too little memory for evaluation, weights that were saved before it are left in `unscored`.
+    After a failure, such as too little memory for evaluation, weights that are already saved stay in `unscored`.
     """
-    temporary = folder / _FILLING
+    temporary = folder / _TEMPORARY_NAME
     if is_rank_zero():
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -85,7 +85,7 @@ def stage_run_folder(folder: Path) -> Iterator[Path]:
         yield temporary
         if is_rank_zero():
             if is_finished(folder):
-                raise UserError(f"{folder}: another run finished here in the meantime; this run is not saved")
+                raise UserError(f"{folder}: another run finished in this folder; this run is not saved")
             (folder / FILE_NAME).unlink(missing_ok=True)
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == FILE_NAME):
                 os.replace(path, folder / path.name)
@@ -95,9 +95,9 @@ def stage_run_folder(folder: Path) -> Iterator[Path]:
             (temporary / TRAINING_ARGUMENTS).unlink(missing_ok=True)
             shutil.rmtree(folder / UNSCORED, ignore_errors=True)
             os.replace(temporary, folder / UNSCORED)
-            logger.warning("saved the trained weights without scores to %s", folder / UNSCORED)
+            logger.warning("saved the trained weights without metrics to %s", folder / UNSCORED)
         elif not is_rank_zero():
-            # Rank 0 may have been killed; a folder with files stays.
+            # Rank 0 may be killed; a folder with files stays.
             with suppress(OSError):
                 temporary.rmdir()
         raise
@@ -116,10 +116,10 @@ def write_run_files(
     held_out: Mapping[str, torch.Tensor],
     task: Task,
 ) -> None:
-    """Write the files that the Trainer does not: config, recipe, held-out outputs, manifest.
+    """Write the files that the Trainer does not write: config, recipe, held-out outputs, manifest.
 
-    Calibrated settings of `task` are written to the model's config. Raises AuditError when a parameter that the
-    checkpoint did not contain is not among the saved weights.
+    The model's config contains the calibrated settings of `task`. Raises AuditError if the saved weights lack a
+    parameter of the new head.
     """
     (folder / TRAINING_ARGUMENTS).unlink(missing_ok=True)
     base_name = redact_home(recipe.model.name_or_path)
@@ -133,7 +133,7 @@ def write_run_files(
         write_json(adapter, {**json.loads(adapter.read_text()), "base_model_name_or_path": base_name})
     config = folder / "config.json"
     content = json.loads(config.read_text())
-    # An export loads the base in full precision; the recipe records the quantization.
+    # An export loads the base model in full precision; the recipe contains the quantization.
     content.pop("quantization_config", None)
     if "_name_or_path" in content:
         content["_name_or_path"] = base_name
@@ -157,13 +157,13 @@ def write_run_files(
 
 
 def check_saved_head(folder: Path, missing_keys: set[str]) -> None:
-    """Raise AuditError for parameters of the head that are not among the saved weights."""
+    """Raise AuditError for parameters of the new head that the saved weights lack."""
     saved = set()
     for path in folder.glob("*model*.safetensors"):
         with safe_open(path, framework="pt") as file:
             saved |= {remove_peft_prefix(name) for name in file.keys()}  # noqa: SIM118
     if lost := sorted(missing_keys - saved):
-        raise AuditError(f"head contract: not in the checkpoint, yet not saved: {', '.join(lost)}")
+        raise AuditError(f"head: new parameters are not saved: {', '.join(lost)}")
 
 
 def count_weight_bytes(folder: Path) -> int:
@@ -174,7 +174,7 @@ def count_weight_bytes(folder: Path) -> int:
 def write_predictions(
     folder: Path, numbers: Sequence[int], predictions: Sequence[Mapping[str, Any]], references: Sequence[Any]
 ) -> None:
-    """Write one line per test row: its number in the data, the reference and the prediction."""
+    """Write one line per test row: row number in the data, reference and prediction."""
     lines = [
         json.dumps({"row": row, "reference": reference, **prediction}, ensure_ascii=False)
         for row, reference, prediction in zip(numbers, references, predictions, strict=True)

@@ -106,7 +106,7 @@ def resolve(recipe: Recipe, *, trial: bool, resume: bool | str | Path) -> Resolv
     folder = writer.choose_run_folder(recipe)
     start = checkpoint.find_checkpoint(folder, resume)
     if start is not None:
-        recipe = checkpoint.keep_global_batch(recipe, checkpoint.read_manifest(start), count_ranks())
+        recipe = checkpoint.set_batch_sizes(recipe, checkpoint.read_manifest(start), count_ranks())
     report = Report(
         name=recipe.name, method=recipe.method.name, status="failed", recipe=recipe_to_dict(recipe),
         environment=read_environment(),

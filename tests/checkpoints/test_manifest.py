@@ -13,9 +13,9 @@ from peftkit.checkpoints.manifest import (
     CheckpointManifest,
     check_identity,
     find_last_complete,
-    keep_global_batch,
     list_checkpoints,
     read_manifest,
+    set_batch_sizes,
 )
 from peftkit.errors import UserError
 from peftkit.runs.report import read_report
@@ -131,7 +131,7 @@ def test_a_checkpoint_is_plain_and_can_be_used(small_recipe, tmp_path, monkeypat
     file = last / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     assert find_last_complete(tmp_path / "run").name == "checkpoint-8"
-    with pytest.raises(UserError, match=r"optimizer\.safetensors: is missing or truncated"):
+    with pytest.raises(UserError, match=r"optimizer\.safetensors: file is missing or truncated"):
         read_manifest(last)
 
 
@@ -189,7 +189,7 @@ def test_the_best_model_is_found_again(small_recipe, tmp_path):
 
 def test_what_can_not_go_on_is_one_line(small_recipe, tmp_path):
     recipe = small_recipe(**WORDS)
-    with pytest.raises(UserError, match=r"--resume: no complete checkpoint in .*; checkpoints are written with"):
+    with pytest.raises(UserError, match=r"--resume: no complete checkpoint in .*; to write checkpoints pass"):
         run(recipe, resume=True)
     with pytest.raises(StoppedError):
         run(recipe, progress=stop_at(6))
@@ -197,20 +197,29 @@ def test_what_can_not_go_on_is_one_line(small_recipe, tmp_path):
         run(recipe)
     there = tmp_path / "run" / "checkpoint-4"
     for change, said in [
-        ({"training": {**recipe.training, "learning_rate": 0.5}}, r"training\.learning_rate is 0\.001 in .* and 0\.5"),
-        ({"method": lora(r=4)}, r"method\.peft\.init_args\.r is null in checkpoint-4 and 4 here"),
-        ({"task": replace(recipe.task, max_length=16)}, r"task\.init_args\.max_length is 32 in checkpoint-4 and 16"),
-        ({"data": DataConfig(max_train_samples=95, max_eval_samples=40)}, r"data\.fingerprint is \"\w+\" in .* and \""),
+        (
+            {"training": {**recipe.training, "learning_rate": 0.5}},
+            r"training\.learning_rate differs from .* \(expected 0\.001, got 0\.5",
+        ),
+        ({"method": lora(r=4)}, r"method\.peft\.init_args\.r differs from checkpoint-4 \(expected null, got 4\)"),
+        (
+            {"task": replace(recipe.task, max_length=16)},
+            r"task\.init_args\.max_length differs from checkpoint-4 \(expected 32, got 16",
+        ),
+        (
+            {"data": DataConfig(max_train_samples=95, max_eval_samples=40)},
+            r"data\.fingerprint differs from .* \(expected \"\w+\", got \"",
+        ),
     ]:
         other = replace(recipe, **change)
         other = replace(other, training={**other.training, "output_dir": str(tmp_path / "other")})
         with pytest.raises(UserError, match=said):
             run(other, resume=there)
-    with pytest.raises(UserError, match="is no checkpoint of peftkit"):
+    with pytest.raises(UserError, match="is not a peftkit checkpoint"):
         run(recipe, resume=tmp_path)
     # What was tried has taken nothing away.
     assert run(recipe, resume=there).status == "complete"
-    with pytest.raises(UserError, match="holds a finished run"):
+    with pytest.raises(UserError, match="contains a finished run"):
         run(recipe, resume=True)
 
 
@@ -223,21 +232,21 @@ def about(**fields):
     ("ranks", "batch", "accumulation"), [(1, 8, 2), (2, 8, 1), (4, 4, 1), (16, 1, 1), (8, 2, 1)]
 )  # fmt: skip
 def test_the_global_batch_is_kept(small_recipe, ranks, batch, accumulation):
-    recipe = keep_global_batch(small_recipe(**WORDS), about(), ranks)
+    recipe = set_batch_sizes(small_recipe(**WORDS), about(), ranks)
     kept = recipe.training["per_device_train_batch_size"], recipe.training["gradient_accumulation_steps"]
     assert kept == (batch, accumulation)
 
 
 def test_a_global_batch_that_can_not_be_kept_is_told(small_recipe):
     with pytest.raises(UserError, match="global batch size 16 is not divisible by 3 ranks"):
-        keep_global_batch(small_recipe(**WORDS), about(), 3)
-    with pytest.raises(UserError, match="group_by_length draws other rows"):
-        keep_global_batch(small_recipe(**WORDS, train_sampling_strategy="group_by_length"), about(), 4)
+        set_batch_sizes(small_recipe(**WORDS), about(), 3)
+    with pytest.raises(UserError, match="group_by_length needs the checkpoint's batches"):
+        set_batch_sizes(small_recipe(**WORDS, train_sampling_strategy="group_by_length"), about(), 4)
 
 
 def test_a_field_that_only_one_side_has_is_another_recipe():
     check_identity("checkpoint-4", {"method": {"peft": {"r": 8}}}, {"method": {"peft": {"r": 8}}})
-    with pytest.raises(UserError, match=r"method\.peft\.r is 8 in checkpoint-4 and null here"):
+    with pytest.raises(UserError, match=r"method\.peft\.r differs from checkpoint-4 \(expected 8, got null\)"):
         check_identity("checkpoint-4", {"method": {"peft": {"r": 8}}}, {"method": {}})
 
 

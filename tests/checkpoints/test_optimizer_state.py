@@ -113,7 +113,9 @@ def test_another_optimizer_is_refused(tmp_path):
     other = Model()
     parameters = [p for p in other.parameters() if p.requires_grad]
     kept = wrap_optimizer(torch.optim.AdamW(parameters, lr=1e-2), other)
-    with pytest.raises(UserError, match=r"'exp_avg_sq' has shape none in the checkpoint and \[80, 60\] here"):
+    with pytest.raises(
+        UserError, match=r"'exp_avg_sq' does not match the checkpoint \(expected shape none, got \[80, 60\]\)"
+    ):
         read_optimizer(tmp_path, other, kept)
 
 
@@ -121,7 +123,7 @@ def test_state_that_no_file_can_hold_is_one_line(tmp_path):
     model = Model()
     optimizer = OPTIMIZERS["adamw"]([p for p in model.parameters() if p.requires_grad])
     optimizer.state[model.late]["projector"] = object()
-    with pytest.raises(UserError, match="'projector' is a object, which can't be saved"):
+    with pytest.raises(UserError, match="cannot save state 'projector' of type object"):
         write_optimizer(tmp_path, model, wrap_optimizer(optimizer, model))
 
 

@@ -124,5 +124,5 @@ print("torch" in sys.modules, "transformers" in sys.modules)
     assert imported == "False False"
     assert few.startswith("combine: expected two or more runs")
     assert weights.startswith("--weights: their sum is 0")
-    assert "none: no finished run here" in unfinished
+    assert "none: not a finished run" in unfinished
     assert existing.startswith("taken: already exists")

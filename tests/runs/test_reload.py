@@ -66,5 +66,5 @@ def test_generated_text_is_compared(small_recipe, trained_run):
 
 def test_a_folder_that_is_no_model_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(NotReproducedError, match="a new process can't load the saved folder: ValueError"):
+    with pytest.raises(NotReproducedError, match="a new process cannot load the saved folder: ValueError"):
         run_reload_worker(tmp_path, {"input_ids": torch.ones(1, 2, dtype=torch.long)}, auto_class="AutoModel")

@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_numbers(small_recipe, tmp_path):
 
 def test_a_finished_run_is_not_overwritten(small_recipe):
     run(small_recipe(max_steps=2))
-    with pytest.raises(UserError, match="holds a finished run"):
+    with pytest.raises(UserError, match="contains a finished run"):
         run(small_recipe(max_steps=2))
 
 
@@ -167,7 +167,7 @@ def test_running_out_of_memory_is_a_status(small_recipe, tmp_path, monkeypatch):
 
 def test_a_length_the_model_does_not_know_is_one_line(small_recipe):
     recipe = small_recipe()
-    with pytest.raises(UserError, match=r"task\.max_length: 9999 exceeds the model's 512 positions"):
+    with pytest.raises(UserError, match=r"task\.max_length: the model has 512 positions, got 9999"):
         run(replace(recipe, task=replace(recipe.task, max_length=9999)))
 
 
