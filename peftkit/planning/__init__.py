@@ -1,4 +1,4 @@
-"""Memory and time estimates made without training: `peftkit plan` and `--ds auto`.
+"""Memory and time estimates without training: `peftkit plan` and `--ds auto`.
 
-Measurements of real runs are in `training` and `system`.
+`training` and `system` measure real runs.
 """

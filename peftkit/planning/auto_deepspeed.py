@@ -1,4 +1,4 @@
-"""DeepSpeed settings that the recipe leaves open, resolved before training arguments are made."""
+"""Resolve the DeepSpeed config `auto` and the storage dtype of 4-bit weights."""
 
 import os
 from dataclasses import replace
@@ -20,15 +20,15 @@ AUTO = "auto"
 
 
 def resolve_deepspeed(recipe: Recipe) -> Recipe:
-    """The recipe with a DeepSpeed config of `ds_configs` where it says `auto`, and with bits that ZeRO-3 can shard.
+    """Replace the DeepSpeed config `auto` by one of `ds_configs`, and set a 4-bit storage that ZeRO-3 can shard.
 
-    Chosen from the plan, for as many ranks as were started and the memory of this host's devices. Raises UserError.
+    The choice is from the plan for the started ranks and the memory of this host's devices. Raises UserError.
     """
     if recipe.training.get("deepspeed") == AUTO:
-        words = {name: value for name, value in recipe.training.items() if name != "deepspeed"}
+        training = {name: value for name, value in recipe.training.items() if name != "deepspeed"}
         if (config := _choose_config(recipe)) is not None:
-            words["deepspeed"] = config
-        recipe = replace(recipe, training=words)
+            training["deepspeed"] = config
+        recipe = replace(recipe, training=training)
     return _make_shardable(recipe)
 
 
@@ -51,15 +51,15 @@ def _choose_config(recipe: Recipe) -> str | None:
 
 
 def _make_shardable(recipe: Recipe) -> Recipe:
-    """ZeRO-3 shards float types alone: packed bits are stored as the type of the weights beside them."""
+    """Set the storage of 4-bit weights to the dtype of the other weights, because ZeRO-3 shards only float types."""
     quantization, name = recipe.method.quantization, recipe.training.get("deepspeed")
     if quantization is None or name is None or parse_placement(name).stage < 3:
         return recipe
-    right = get_weight_dtype(recipe)
-    if right == AUTO:
-        raise UserError("model.dtype: auto: ZeRO-3 must know the type beside 4-bit weights; name it")
+    dtype = get_weight_dtype(recipe)
+    if dtype == AUTO:
+        raise UserError("model.dtype: ZeRO-3 with 4-bit weights needs a dtype, got auto; set float32 or bfloat16")
     if quantization.bnb_4bit_quant_storage != "uint8":
         return recipe
-    logger.info("ZeRO-3 with 4-bit weights: method.quantization.bnb_4bit_quant_storage is %s", right)
-    quantization = replace(quantization, bnb_4bit_quant_storage=right)
+    logger.info("ZeRO-3 with 4-bit weights: setting method.quantization.bnb_4bit_quant_storage to %s", dtype)
+    quantization = replace(quantization, bnb_4bit_quant_storage=dtype)
     return replace(recipe, method=replace(recipe.method, quantization=quantization))

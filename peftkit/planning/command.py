@@ -1,4 +1,4 @@
-"""Implementation of `peftkit plan`: hardware and data statistics to a formatted plan."""
+"""Implementation of `peftkit plan`: find hardware and data statistics, plan, format."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ from peftkit.system.files import write_json
 
 
 def plan_recipe(recipe: Recipe, methods: Sequence[str], options: PlanOptions) -> str:
-    """Plan the methods of a recipe and format the plan; `options.output` gets it as JSON. Raises UserError."""
+    """Plan the methods of a recipe and format the plan; write JSON to `options.output`. Raises UserError."""
     candidates = [find_method(name, recipe.method) for name in methods]
-    # Errors of the recipe come before the data is read.
+    # Raise errors of the recipe before the data is read.
     make_arguments(recipe)
     if (deepspeed := recipe.training.get("deepspeed")) != "auto":
         parse_placement(deepspeed)
@@ -52,7 +52,7 @@ def _find_hardware(options: PlanOptions) -> tuple[Hardware, bool]:
     else:
         hardware, on_gpu = replace(GPU, memory=options.memory_bytes or GPU.memory), True
     if hardware.memory <= hardware.reserved:
-        reserved = f"{hardware.reserved / 2**30:.2f} GiB reserved for libraries and fragments"
+        reserved = f"{hardware.reserved / 2**30:.2f} GiB reserved for libraries and fragmentation"
         raise UserError(f"--gpu-memory {options.gpu_memory or hardware.memory}: must be more than the {reserved}")
     values: dict[str, Any] = {
         "flops": options.tflops and options.tflops * 1e12,
@@ -66,18 +66,18 @@ def _find_hardware(options: PlanOptions) -> tuple[Hardware, bool]:
 
 
 def read_speed(folder: Path, on_gpu: bool) -> float:
-    """Read the floating point operations a second that a finished run of one process reached in training.
+    """Read the floating point operations per second of training from a finished run with one process.
 
-    Computed from its tokens a second and the operations of a full row. For seq2seq, tokens of the source count, and
-    targets are assumed to have the same share of their maximum length. Raises UserError.
+    The result is computed from tokens per second and the operations of a full row. For seq2seq, source tokens count,
+    and the targets are assumed to have the same share of their maximum length. Raises UserError.
     """
     report = read_report(folder)
     if report.status != "complete" or report.environment.get("processes") != 1:
-        raise UserError(f"--speed-from {folder}: must be a complete run of one process")
+        raise UserError(f"--speed-from {folder}: not a complete run of one process; use another run")
     recipe = dict_to_recipe(report.recipe)
     if (bool(report.environment.get("gpus")) and not recipe.training.get("use_cpu")) != on_gpu:
         there, here = ("a CPU", "GPUs") if on_gpu else ("a GPU", "a CPU")
-        raise UserError(f"--speed-from {folder}: was trained on {there}, but this plan is for {here}; pass --tflops N")
+        raise UserError(f"--speed-from {folder}: the plan is for {here}, the run used {there}; pass --tflops N")
     config = read_config(recipe.model)
     try:
         memory = trace(
@@ -87,7 +87,9 @@ def read_speed(folder: Path, on_gpu: bool) -> float:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"--speed-from {folder}: a step can't be traced without values; pass --tflops N") from error
+        raise UserError(
+            f"--speed-from {folder}: cannot trace a training step without tensor values; pass --tflops N"
+        ) from error
     columns = recipe.task.columns
     return memory.steps[0].flops / columns.max_lengths[columns.length_field] * report.times["tokens_per_second"]
 
@@ -95,7 +97,7 @@ def read_speed(folder: Path, on_gpu: bool) -> float:
 def _estimate_scaling(
     recipe: Recipe, result: Plan, row: PlanRow, labels: Sequence[str], on_gpu: bool
 ) -> dict[str, list[ScalingRow]]:
-    """Estimate the scaling of a row of the plan, by the title of the table."""
+    """Estimate the scaling of a row of the plan, keyed by table title."""
     placement = next(placement for placement in PLACEMENTS if placement.name == row.placement)
     method, config = find_method(row.method, recipe.method), read_config(recipe.model)
     memories = trace_method(recipe, config, method, row.checkpointing, labels, on_gpu, result.filled)
@@ -103,10 +105,10 @@ def _estimate_scaling(
     batch = memory.steps[0].rows * result.ranks * result.batch["micro_batches"]
     name = f"{row.method}, {row.placement}"
     return {
-        f"weak scaling of {name}: each device keeps {memory.steps[0].rows} rows a step": estimate_weak_scaling(
+        f"weak scaling of {name}: {memory.steps[0].rows} rows per step on each device": estimate_weak_scaling(
             memory, memory.steps[0], placement, result.hardware
         ),
-        f"strong scaling of {name}: {batch} rows a step in all, at most {memory.steps[0].rows} at once": (
+        f"strong scaling of {name}: {batch} rows per step in total, at most {memory.steps[0].rows} at a time": (
             estimate_strong_scaling(memory, memory.steps, placement, result.hardware, batch)
         ),
     }

@@ -1,4 +1,4 @@
-"""Statistics of a recipe's data that a plan needs: training rows, labels and token lengths."""
+"""Data statistics for a plan: training rows, labels and token lengths."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from peftkit.recipe.schema import Recipe
 from peftkit.system.logging import logger
 
 SAMPLE_ROWS = 1000
-"""Training rows from which the mean length is computed."""
+"""Number of training rows for the mean length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,9 @@ class DatasetStats:
     """Statistics of the training data.
 
     Attributes:
-        rows: Training rows; None when the data is not available.
+        rows: Number of training rows; None if the data is not available.
         labels: Label names.
-        fill: Mean length of rows as a share of the maximum length.
+        fill: Mean row length as a share of the maximum length.
     """
 
     rows: int | None
@@ -33,7 +33,7 @@ class DatasetStats:
 
 
 def read_dataset_stats(recipe: Recipe, rows: int | None) -> DatasetStats:
-    """Read the statistics of the recipe's data; with `rows`, the data is not read."""
+    """Read the statistics of the recipe's data; if `rows` is given, do not read the data."""
     if rows is not None:
         return DatasetStats(rows=rows)
     try:
@@ -53,14 +53,14 @@ def read_dataset_stats(recipe: Recipe, rows: int | None) -> DatasetStats:
     tokens = sum(pyarrow.compute.mean(each).as_py() for each in lengths.values())
     return replace(
         stats,
-        # Long texts of token classification are split into several rows.
+        # Token classification splits a long text into several rows.
         rows=round(len(splits.train) * len(encoded) / len(sample)),
         fill=min(1, tokens / sum(recipe.task.columns.max_lengths[field] for field in lengths)),
     )
 
 
 def count_row_tokens(recipe: Recipe, encoded: Dataset) -> dict[str, Any]:
-    """Count the tokens of each encoded row, by the field of the task that limits them."""
+    """Count the tokens of each encoded row, by the task field that limits the tokens."""
     arrays = encoded.with_format("arrow")
     return {
         field: pyarrow.compute.list_value_length(arrays[column][:])

@@ -1,4 +1,4 @@
-"""Hardware of a plan: assumed values, and a measurement of this machine."""
+"""Hardware of a plan: assumed values, or a measurement of this machine."""
 
 import time
 from dataclasses import dataclass, replace
@@ -9,20 +9,20 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """Devices and their connections, in bytes, bytes a second and operations a second.
+    """Devices and connections, in bytes, bytes per second and operations per second.
 
     Attributes:
         memory: Memory of a device.
-        reserved: Memory not available to tensors: libraries, the driver's context, fragments.
-        flops: Operations that training reaches on a device, not the data sheet's peak.
-        launch: Seconds from one operator of PyTorch to the next, at the least.
-        memory_bandwidth: Of a device.
-        bandwidth: Between devices of a host, as a ring reaches it.
-        network: Between hosts, a device's share.
-        host_link: Between a device and its host's memory.
-        host_bandwidth: Of the host's memory, a device's share.
-        devices_per_host: Devices of a host.
-        is_host: Whether the device is the host's processor, so that offloading frees nothing.
+        reserved: Memory not available for tensors: libraries, driver context, fragmentation.
+        flops: Operations per second of a device in training, not the peak of the data sheet.
+        launch: Minimum seconds from one PyTorch operator to the next.
+        memory_bandwidth: Memory bandwidth of a device.
+        bandwidth: Ring bandwidth between the devices of a host.
+        network: Bandwidth between hosts, per device.
+        host_link: Bandwidth between a device and the memory of its host.
+        host_bandwidth: Memory bandwidth of the host, per device.
+        devices_per_host: Number of devices per host.
+        is_host: Whether the device is the processor of the host, so that offloading frees no memory.
     """
 
     memory: int
@@ -61,7 +61,7 @@ def measure_local_hardware() -> tuple[Hardware, bool]:
 
 
 def _measure_matmul(device: str) -> float:
-    """Measure the floating point operations a second of a large matrix product."""
+    """Measure the floating point operations per second of a large matrix product."""
     size = 4096 if device == "cuda" else 1024
     left = torch.ones(size, size, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
     best = float("inf")

@@ -1,11 +1,11 @@
-"""Dispatch mode that tracks live tensor bytes and operations, operator by operator."""
+"""Dispatch mode that tracks live tensor bytes and floating point operations."""
 
 import math
 import weakref
 from collections.abc import Iterable
 from typing import Any
 
-import bitsandbytes.functional  # noqa: F401  its operators are named below
+import bitsandbytes.functional  # noqa: F401  registers the operators below
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -15,13 +15,13 @@ CPU_UPDATE_COPIES = {
     torch.ops.bitsandbytes.optimizer_update_8bit_blockwise.default: 5,
     torch.ops.bitsandbytes.optimizer_update_32bit.default: 3,
 }
-"""Float32 copies of a weight that bitsandbytes' Adam makes on a CPU: states in 8 bits, gradient, root, quotient."""
+"""Number of float32 copies of a weight in the Adam update of bitsandbytes on a CPU."""
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Counts the bytes of every storage from the operator that made it until it is freed, operators and operations.
+    """Count live storage bytes, operators and floating point operations.
 
-    `torch.utils.flop_counter.FlopCounterMode` itself would keep tensors alive.
+    `torch.utils.flop_counter.FlopCounterMode` is not used because it would keep tensors alive.
     """
 
     def __init__(self, on_gpu: bool) -> None:
@@ -34,14 +34,14 @@ class MemoryTracker(TorchDispatchMode):
         self.known: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator and count what it returned, and what it needs in between."""
+        """Run the operator; count its results and temporary memory."""
         found = func(*args, **(kwargs or {}))
         self.operators += 1
         for tensor in tree_leaves(found):
             if isinstance(tensor, torch.Tensor):
                 self.count(tensor)
         if func is torch.ops.bitsandbytes.gemm_4bit.default:
-            # It expands the weight, multiplies, and drops it.
+            # The operator dequantizes the weight, multiplies, and frees the dequantized weight.
             self.peak = max(self.peak, self.now + math.prod(args[2]) * args[0].itemsize)
             self.flops += 2 * args[0].numel() * args[2][0]
         elif func in CPU_UPDATE_COPIES and not self.on_gpu:
@@ -51,13 +51,13 @@ class MemoryTracker(TorchDispatchMode):
         return found
 
     def ignore(self, tensors: Iterable[Any]) -> None:
-        """Count these tensors as nothing."""
+        """Exclude these tensors from counting."""
         for tensor in tensors:
             if isinstance(tensor, torch.Tensor):
                 self.known[tensor.untyped_storage()._cdata] = 0
 
     def count(self, tensor: torch.Tensor) -> None:
-        """Count the tensor's storage, unless it is counted already."""
+        """Count the storage of the tensor, if it is not yet counted."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.known:

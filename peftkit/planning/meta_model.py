@@ -1,4 +1,4 @@
-"""Model ready to train that has shapes and no values, made from its config."""
+"""Models on the meta device: shapes without values, built from a config."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -15,19 +15,19 @@ from peftkit.recipe.method import Method, Quantization
 from peftkit.tasks import Task
 
 BLOCK = 64
-"""Weights that share a scale in 4 bits (QLoRA paper, section 3)."""
+"""Number of 4-bit weights per scale (QLoRA paper, section 3)."""
 SCALES_BLOCK = 256
-"""Scales that share a scale under double quantization (the same)."""
+"""Number of scales per second-level scale in double quantization (QLoRA paper, section 3)."""
 
 
 def make_meta_model(
     config: Any, task: Task, method: Method, arguments: TrainingArguments, labels: Sequence[str], dtype: str,
     head: Sequence[str] | None, on_gpu: bool,
 ) -> Any:  # fmt: skip
-    """The model that `config` describes with the task's head and the method applied, on the device `meta`.
+    """Build the model of `config` with the task's head and the method, on the device `meta`.
 
-    `dtype` is what the weights are loaded in; `on_gpu` decides what `auto` means for the 4-bit layers' compute dtype.
-    Without `head`, modules outside of the base model are taken for it. Raises UserError when the method does not fit.
+    `dtype` is the dtype of the loaded weights. `on_gpu` determines the 4-bit compute dtype for `auto`. Without `head`,
+    the modules outside of the base model are the head. Raises UserError if the method does not fit the model.
     """
     with torch.device("meta"):
         return _build_model(config, task, method, arguments, labels, dtype, head, on_gpu)
@@ -51,17 +51,17 @@ def _build_model(
         _quantize(model, method.quantization, on_gpu, tuple(head))
     adapted = adapters.apply_method(method, model, tuple(head), task.model.peft_task_type).train()
     if arguments.activation_checkpointing:
-        # Random numbers would be drawn again by a state that fake tensors do not have.
+        # Recomputation would restore the RNG state, which does not work with fake tensors.
         adapted.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     return adapted
 
 
-def place(model: torch.nn.Module, half: torch.dtype | None = None) -> None:
-    """Move the model from the device that nothing can be computed on to one where shapes are followed.
+def replace_meta_tensors(model: torch.nn.Module, half: torch.dtype | None = None) -> None:
+    """Replace the meta tensors of the model by new tensors, which are fake tensors in a FakeTensorMode.
 
-    With `half` all but packed weights become that type, as DeepSpeed has it in mixed precision.
+    With `half` all tensors except 4-bit weights get that dtype, as in DeepSpeed's mixed precision.
     """
-    moved: dict[int, Any] = {}
+    replaced: dict[int, Any] = {}
 
     def fake(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype)
@@ -71,31 +71,31 @@ def place(model: torch.nn.Module, half: torch.dtype | None = None) -> None:
 
     for module in model.modules():
         for name, own in module._parameters.items():
-            if own is not None and id(own) not in moved:
+            if own is not None and id(own) not in replaced:
                 packed = isinstance(own, Params4bit)
-                held = fake(own) if packed else cast(own)
-                placed: Any = torch.nn.Parameter(held, requires_grad=own.requires_grad)
+                data = fake(own) if packed else cast(own)
+                parameter: Any = torch.nn.Parameter(data, requires_grad=own.requires_grad)
                 if isinstance(own, Params4bit):
-                    placed.quant_state = _make_fake_state(own.quant_state, fake)
-                moved[id(own)] = placed
-            # Looked up by what it was: tied weights stay one.
-            module._parameters[name] = None if own is None else moved[id(own)]
+                    parameter.quant_state = _make_fake_state(own.quant_state, fake)
+                replaced[id(own)] = parameter
+            # The key is the id of the original, so that tied weights stay tied.
+            module._parameters[name] = None if own is None else replaced[id(own)]
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else cast(buffer)
 
 
 def _make_fake_state(state: QuantState, fake: Callable[[torch.Tensor], torch.Tensor]) -> QuantState:
-    placed = copy.copy(state)
+    fake_state = copy.copy(state)
     for name in ("absmax", "code", "offset"):
-        if isinstance(held := getattr(state, name, None), torch.Tensor):
-            setattr(placed, name, fake(held))
+        if isinstance(tensor := getattr(state, name, None), torch.Tensor):
+            setattr(fake_state, name, fake(tensor))
     if state.state2 is not None:
-        placed.state2 = _make_fake_state(state.state2, fake)
-    return placed
+        fake_state.state2 = _make_fake_state(state.state2, fake)
+    return fake_state
 
 
 def find_head(model: PreTrainedModel) -> tuple[str, ...]:
-    """Modules that the task adds to the base model, by its prefix; none for a model that brings its own head."""
+    """Find the modules outside of the base model; none for a model with output embeddings."""
     if model.get_output_embeddings() is not None:
         return ()
     prefix = model.base_model_prefix
@@ -105,7 +105,7 @@ def find_head(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _quantize(model: PreTrainedModel, quantization: Quantization, on_gpu: bool, skipped: tuple[str, ...]) -> None:
-    """Replace linear layers by 4-bit ones, as `from_pretrained` does: packed bits and scales by their shapes."""
+    """Replace linear layers by 4-bit layers with the shapes of packed weights and scales, like `from_pretrained`."""
     output = model.get_output_embeddings()
     in_float32 = set(model._keep_in_fp32_modules or ())
     compute = quantization.bnb_4bit_compute_dtype
@@ -114,7 +114,7 @@ def _quantize(model: PreTrainedModel, quantization: Quantization, on_gpu: bool, 
     storage = getattr(torch, quantization.bnb_4bit_quant_storage)
     double = quantization.bnb_4bit_use_double_quant
     for name, module in list(model.named_modules()):
-        # T5 asks for its `wo` in float32.
+        # T5 requires `wo` in float32.
         is_unquantized = module is output or bool(in_float32 & set(name.split(".")))
         is_unquantized = is_unquantized or any(name == one or name.startswith(f"{one}.") for one in skipped)
         if type(module) is not torch.nn.Linear or is_unquantized:
@@ -145,19 +145,19 @@ def _quantize(model: PreTrainedModel, quantization: Quantization, on_gpu: bool, 
 
 
 def sum_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of these tensors; one that is named twice is held once."""
+    """Sum the bytes of the tensors; count a repeated tensor once."""
     return sum({id(tensor): tensor.numel() * tensor.itemsize for tensor in tensors}.values())
 
 
 def sum_model_bytes(model: torch.nn.Module) -> int:
-    """Bytes of all weights, buffers and quantization state."""
+    """Sum the bytes of all weights, buffers and quantization state."""
     return sum_bytes([*model.parameters(), *model.buffers()]) + sum_quantization_bytes(model)
 
 
 def sum_quantization_bytes(model: torch.nn.Module) -> int:
-    """Bytes of the scales of 4-bit weights."""
+    """Sum the bytes of the scales of 4-bit weights."""
     states = [parameter.quant_state for parameter in model.parameters() if hasattr(parameter, "quant_state")]
-    held = [
+    tensors = [
         tensor
         for state in states
         for one in (state, state.state2)
@@ -165,9 +165,9 @@ def sum_quantization_bytes(model: torch.nn.Module) -> int:
         for tensor in (one.absmax, one.code, getattr(one, "offset", None))
         if tensor is not None
     ]
-    return sum_bytes(held)
+    return sum_bytes(tensors)
 
 
 def find_largest_layer(model: torch.nn.Module) -> int:
-    """Bytes of the largest module that holds weights of its own, without what its children hold."""
+    """Find the bytes of the largest module, without the weights of its children."""
     return max(sum_bytes(list(module.parameters(recurse=False))) for module in model.modules())

@@ -1,4 +1,4 @@
-"""Memory estimate of a finished run, to compare with its measured peak."""
+"""Memory estimate of a finished run, for comparison with the measured peak."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from peftkit.runs.report import Report, read_report
 
 
 def estimate_run(folder: Path) -> dict[str, Any]:
-    """Estimate the memory of a finished run in bytes, for batches of its longest rows.
+    """Estimate the memory of a finished run in bytes, for batches of the longest rows.
 
-    Fields of `peftkit.planning.zero.RankMemory`, with `placement`, `rows` and the token lengths. On a GPU `peak` is
-    comparable with the measured `allocated_peak`; on a CPU `process_peak` with the measured one. `error` instead, when
-    the step can't be traced. Raises UserError when the report lacks the figures.
+    Returns the fields of `peftkit.planning.zero.RankMemory`, `placement`, `rows` and the token lengths. On a GPU `peak`
+    corresponds to the measured `allocated_peak`, on a CPU `process_peak` to the measured value. Returns `error` instead
+    if the step cannot be traced. Raises UserError if the report lacks values.
     """
     report = read_report(folder)
-    # Version 0.1.0 wrote the estimate into the report.
+    # Reports of version 0.1.0 contain the estimate.
     if report.plan:
         return report.plan
     if not report.batch or "token_lengths" not in report.data:
-        raise UserError(f"{folder}: the run did not finish, so that its memory can't be estimated; use a finished run")
+        raise UserError(f"{folder}: the run is not finished, so memory cannot be estimated; use a finished run")
     try:
         return _estimate(report)
     except Exception as error:
@@ -42,7 +42,7 @@ def _estimate(report: Report) -> dict[str, Any]:
     deepspeed, rows = recipe.training.get("deepspeed"), report.batch["per_device_train_batch_size"]
     placement = parse_placement(deepspeed)
     config, arguments = read_config(recipe.model), make_arguments(recipe)
-    # As the Trainer does.
+    # The Trainer sets this option too.
     config.use_cache = arguments.use_cache
     with disable_zero3():
         memory = trace(
@@ -60,26 +60,26 @@ def _estimate(report: Report) -> dict[str, Any]:
 
 
 def find_peak(estimate: Mapping[str, Any]) -> int | None:
-    """Return the estimated peak: of the process on a CPU, of allocated memory on a GPU; None without one."""
+    """Return the estimated peak: of the process on a CPU, of allocated memory on a GPU; None without an estimate."""
     return estimate.get("process_peak", estimate.get("peak"))
 
 
 def format_run_estimate(folder: Path) -> str:
-    """Format the estimate of a finished run beside its measured peak. Raises UserError."""
+    """Format the estimate of a finished run with the measured peak. Raises UserError."""
     report, estimate = read_report(folder), estimate_run(folder)
     peak = find_peak(estimate)
     if peak is None:
-        raise UserError(f"{folder}: the training step can't be traced ({estimate.get('error')})")
+        raise UserError(f"{folder}: cannot trace the training step ({estimate.get('error')})")
     kind = "allocated_peak" if "allocated_peak" in report.memory else "process_peak"
     scope = "allocated on the GPU" if kind == "allocated_peak" else "of the process, libraries included"
     parts = ("weights", "gradients", "optimizer", "buffers", "activations", "host")
     lines = [
         f"peak memory {scope}: estimated {_format_gib(peak)} GiB, measured {_format_gib(report.memory[kind])} GiB",
-        f"sharding {estimate['placement']}; {estimate['rows']} rows per batch, as long as the longest training row",
+        f"sharding {estimate['placement']}; {estimate['rows']} rows per batch, with the longest training row's length",
         "GiB per rank: " + ", ".join(f"{name} {_format_gib(estimate[name])}" for name in parts),
     ]
     if "process_peak" in estimate:
-        lines.append(f"process before the model was loaded: {_format_gib(estimate['process_before'])} GiB")
+        lines.append(f"process before loading the model: {_format_gib(estimate['process_before'])} GiB")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Rows of a plan, and the choice of one of them."""
+"""Rows of a plan and the choice of the recommended row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ from peftkit.planning.step_time import StepTime
 from peftkit.planning.zero import PLACEMENTS, RankMemory
 
 TIGHT = 0.05
-"""Share of a device's memory that should stay free for fragments."""
+"""Share of the device memory that should stay free for fragmentation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRow:
-    """One row of a plan; the field names are those of the JSON output.
+    """One row of a plan; the JSON output has these field names.
 
     Attributes:
-        method: The method's name.
-        placement: `none`, or the config in `ds_configs`.
-        checkpointing: Whether activations are computed again in the backward pass.
-        memory: Bytes of a rank.
-        time: Seconds of an optimizer step.
-        fits: Whether the peak leaves room on the device. A GPU's host is taken to have room for what is offloaded.
-        largest_batch: Most rows of a rank's batch that fit; 0 when one row does not.
-        hours: Of the whole training; None when the number of rows is not known.
+        method: Name of the method.
+        placement: `none`, or the name of a config in `ds_configs`.
+        checkpointing: Whether activation checkpointing is enabled.
+        memory: Memory of a rank in bytes.
+        time: Time of an optimizer step in seconds.
+        fits: Whether the peak fits on the device. The host of a GPU is assumed to have enough memory for offloading.
+        largest_batch: Largest batch size per rank that fits; 0 if one row does not fit.
+        hours: Duration of the training; None if the number of training rows is unknown.
     """
 
     method: str
@@ -37,19 +37,19 @@ class PlanRow:
 
 
 def _count_device_bytes(memory: RankMemory, hardware: Hardware) -> int:
-    """Bytes on the device; on a CPU with what is offloaded to the same memory."""
+    """Count the bytes on the device; on a CPU this includes offloaded bytes."""
     return memory.peak + (memory.host if hardware.is_host else 0)
 
 
 def has_room(memory: RankMemory, hardware: Hardware) -> bool:
-    """Whether the peak fits beside the reserved memory."""
+    """Whether the peak and the reserved memory fit on the device."""
     return _count_device_bytes(memory, hardware) + hardware.reserved <= hardware.memory
 
 
 def choose_row(rows: Sequence[PlanRow]) -> int | None:
-    """Return the index of the fastest row that fits; within 2 % and a millisecond, the simplest.
+    """Return the index of the fastest row that fits; within 2 % and one millisecond, of the simplest row.
 
-    A ZeRO stage must be 10 % faster than no sharding: the overhead of DeepSpeed is not counted.
+    A ZeRO stage must be 10 % faster than no sharding, because the estimate excludes the overhead of DeepSpeed.
     """
     fitting = [index for index, row in enumerate(rows) if row.fits]
     if not fitting:
@@ -70,7 +70,7 @@ def choose_row(rows: Sequence[PlanRow]) -> int | None:
 
 
 def find_smallest(rows: Sequence[PlanRow], hardware: Hardware) -> int:
-    """Return the index of the row that needs the least device memory."""
+    """Return the index of the row with the least device memory."""
     return min(range(len(rows)), key=lambda index: _count_device_bytes(rows[index].memory, hardware))
 
 
@@ -84,23 +84,23 @@ def explain_choice(rows: Sequence[PlanRow], chosen: int | None, ranks: int, hard
     if chosen is None:
         row = rows[find_smallest(rows, hardware)]
         return (
-            f"nothing fits in {room}: the least is {_describe(row)} with {_format_size(row.memory.peak)}; "
+            f"no row fits in {room}: the smallest is {_describe(row)} with {_format_size(row.memory.peak)}; "
             "use a smaller batch, shorter rows or more devices"
         )
     row = rows[chosen]
     same = [other for other in rows if other.method == row.method and other.checkpointing == row.checkpointing]
     plain = next((other for other in same if other.placement == "none"), None)
-    text = f"{_describe(row)}: {_format_size(row.memory.peak)} of {room}; the fastest that fits"
+    text = f"{_describe(row)}: {_format_size(row.memory.peak)} of {room}; the fastest row that fits"
     if ranks > 1 and row.placement == "none":
         saved = [other for other in same if other.placement in ("zero1", "zero2")]
         most = max((row.memory.optimizer - other.memory.optimizer for other in saved), default=0)
         if most < 0.02 * row.memory.peak:
-            text += f"; ZeRO-1 and 2 would gain nothing: at most {_format_size(max(0, most))} of optimizer state a rank"
+            text += f"; ZeRO-1 and ZeRO-2 would save at most {_format_size(max(0, most))} of optimizer state per rank"
     elif plain is not None and row.placement != "none" and not plain.fits:
-        text += f", since without sharding it would be {_format_size(plain.memory.peak)}"
+        text += f"; without sharding the peak would be {_format_size(plain.memory.peak)}"
     left = hardware.memory - hardware.reserved - _count_device_bytes(row.memory, hardware)
     if left < TIGHT * hardware.memory:
-        text += f"; tight: {_format_size(left)} free for what is not counted"
+        text += f"; tight: only {_format_size(left)} free for fragmentation"
     if len({other.method for other in rows}) > 1:
         text += "; peftkit compare measures the accuracy of each method"
     return text

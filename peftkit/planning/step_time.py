@@ -1,4 +1,4 @@
-"""Time of an optimizer step and the bytes it sends, from traced operations and hardware speeds."""
+"""Time of an optimizer step and bytes sent, from traced operations and hardware speeds."""
 
 from dataclasses import dataclass
 
@@ -7,19 +7,19 @@ from peftkit.planning.tracing import ModelMemory, StepMemory
 from peftkit.planning.zero import Placement
 
 UPDATE_BYTES = 28
-"""Moved by Adam for a trained weight of 4 bytes: itself, gradient, two moments; all but the gradient both ways."""
+"""Bytes that Adam reads and writes per 4-byte weight: weight and two moments (both ways), and the gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Seconds of an optimizer step of one rank by part, and the bytes that the rank sends.
+    """Seconds of the parts of an optimizer step of one rank, and the bytes that the rank sends.
 
     Attributes:
-        compute: Forward and backward.
-        network: Communication.
-        update: The optimizer, and what offloading moves to and from the host.
+        compute: Seconds of forward and backward passes.
+        network: Seconds of communication.
+        update: Seconds of the optimizer update and of transfers for offloading.
         sent: Bytes that one rank sends.
-        overlaps: Whether communication goes on beside computing.
+        overlaps: Whether communication overlaps with computation.
     """
 
     compute: float
@@ -30,13 +30,13 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the whole step; communication overlaps with computing where possible."""
+        """Seconds of the whole step; communication overlaps with computation if possible."""
         both = max(self.compute, self.network) if self.overlaps else self.compute + self.network
         return both + self.update
 
     @property
     def bound(self) -> str:
-        """Part that takes most of the step."""
+        """Part with most of the step time."""
         spent = {"compute": self.compute, "network": self.network, "optimizer": self.update}
         return max(spent, key=lambda name: spent[name])
 
@@ -44,9 +44,9 @@ class StepTime:
 def count_sent_bytes(memory: ModelMemory, placement: Placement, ranks: int, micro_steps: int) -> int:
     """Count the bytes that one rank sends in an optimizer step of `micro_steps` forward and backward passes.
 
-    ZeRO paper, section 7: an all-reduce moves its tensor twice, so plain data parallel training and stages 1 and 2
-    move twice the gradients; stage 3 gathers the weights for forward and for backward and moves gradients once. What is
-    frozen has no gradients, but is gathered.
+    ZeRO paper, section 7: an all-reduce sends a tensor twice. Plain data parallel training and stages 1 and 2 send
+    gradients twice. Stage 3 gathers the weights in forward and backward and sends gradients once. Frozen weights have
+    no gradients, but are gathered.
     """
     share = (ranks - 1) / ranks
     if placement.stage == 0:
@@ -68,14 +68,14 @@ def estimate_step_time(
     moved = UPDATE_BYTES * memory.trainable / shards
     update = moved / (hardware.host_bandwidth if placement.offload_optimizer else hardware.memory_bandwidth)
     if placement.offload_optimizer:
-        # Gradients go down and new weights come up.
+        # Gradients move to the host and new weights to the device.
         update += (memory.gradients + memory.trained_weights) / shards / hardware.host_link
     if placement.offload_param:
         update += 2 * micro_steps * memory.weights / shards / hardware.host_link
-    # Operators of a small model finish before the next one is launched.
+    # In a small model an operator finishes before the launch of the next operator.
     passes = max(step.flops / hardware.flops, step.operators * hardware.launch)
     return StepTime(
         compute=micro_steps * passes, network=sent / between, update=update, sent=sent,
-        # On a CPU the same cores compute and communicate.
+        # On a CPU computation and communication use the same cores.
         overlaps=not hardware.is_host,
     )  # fmt: skip

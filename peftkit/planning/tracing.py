@@ -1,4 +1,4 @@
-"""Memory and operations of a training step, traced on fake tensors without values."""
+"""Trace memory and operations of a training step with fake tensors."""
 
 import contextlib
 import math
@@ -20,7 +20,7 @@ from peftkit.planning.memory_tracker import MemoryTracker
 from peftkit.planning.meta_model import (
     find_largest_layer,
     make_meta_model,
-    place,
+    replace_meta_tensors,
     sum_bytes,
     sum_model_bytes,
     sum_quantization_bytes,
@@ -32,17 +32,17 @@ from peftkit.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class StepMemory:
-    """Bytes on one device in a step of `rows` rows, nothing sharded.
+    """Peak bytes of a step of `rows` rows on one device without sharding, in addition to weights and optimizer state.
 
     Attributes:
-        rows: Rows of the batch.
-        forward: Most that the forward pass holds beside weights and optimizer state.
-        backward: Most that the backward pass holds beside them: activations, and the gradients so far.
-        accumulated: Gradients of earlier micro-batches that they hold besides, where gradients are accumulated.
-        released: The same when each gradient is taken away as it comes, as ZeRO does from stage 2 on.
-        update: Most that clipping and the optimizer hold beside them, the gradients among it.
-        flops: Floating point operations of forward and backward; a multiplication and an addition are two.
-        operators: Operators of PyTorch in forward and backward.
+        rows: Batch size.
+        forward: Peak of the forward pass.
+        backward: Peak of the backward pass: activations and gradients.
+        accumulated: Gradients of earlier micro-batches, with gradient accumulation.
+        released: Peak of the backward pass if each gradient is freed at once, as in ZeRO-2 and ZeRO-3.
+        update: Peak of gradient clipping and optimizer step, gradients included.
+        flops: Floating point operations of forward and backward; a multiply-add counts as two.
+        operators: Number of PyTorch operators in forward and backward.
     """
 
     rows: int
@@ -57,20 +57,20 @@ class StepMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelMemory:
-    """Bytes of a model ready to train on one device, nothing sharded, and of its steps.
+    """Bytes of a model on one device without sharding, and of training steps.
 
     Attributes:
         total: Number of weights.
-        trainable: Number of those that are trained.
+        trainable: Number of trainable weights.
         weights: Bytes of all weights, buffers and quantization state.
-        quantization: Bytes of the scales among them.
-        trained_weights: Bytes of the weights that are trained.
-        gradients: Bytes of their gradients.
-        optimizer: Bytes of the optimizer's state.
-        master_optimizer: Bytes of its state where it updates float32 copies of the trained weights.
-        largest_layer: Bytes of the largest module that ZeRO-3 gathers at once.
-        width: The model's hidden size.
-        steps: Steps of several numbers of rows.
+        quantization: Bytes of the quantization scales, part of `weights`.
+        trained_weights: Bytes of the trainable weights.
+        gradients: Bytes of the gradients.
+        optimizer: Bytes of the optimizer state.
+        master_optimizer: Bytes of the optimizer state for float32 copies of the trainable weights.
+        largest_layer: Bytes of the largest module that ZeRO-3 gathers.
+        width: Hidden size of the model.
+        steps: Traced steps with several batch sizes.
     """
 
     total: int
@@ -86,12 +86,12 @@ class ModelMemory:
     steps: tuple[StepMemory, ...]
 
     def peak(self, step: StepMemory) -> int:
-        """Most bytes at once in training by such steps."""
+        """Return the peak bytes of training with such steps."""
         return self.weights + self.optimizer + max(max(step.forward, step.backward) + step.accumulated, step.update)
 
 
 def interpolate_step(steps: Sequence[StepMemory], rows: int) -> StepMemory:
-    """Estimate a step of `rows` rows on the line through the first and the last traced step."""
+    """Estimate a step of `rows` rows by linear interpolation between the first and the last traced step."""
     first, last = steps[0], steps[-1]
 
     def interpolate(name: str) -> int:
@@ -103,23 +103,23 @@ def interpolate_step(steps: Sequence[StepMemory], rows: int) -> StepMemory:
 
 
 class _FixedShapes(TorchFunctionMode):
-    """Gives what depends on values the shape that it has in training."""
+    """Return the shapes of real training for operators whose shapes depend on values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Every row has one end token, and as many as the others."""
+        """Assume that every row has the same number of end tokens."""
         if func is torch.unique_consecutive:
             return args[0][:1]
         if func is torch.Tensor.__getitem__:
-            chosen = args[1][0] if isinstance(args[1], tuple) else args[1]
-            # A classifier that reads each row's last end token chooses by a mask.
-            if isinstance(chosen, torch.Tensor) and chosen.dtype == torch.bool and chosen.dim() == 2:
+            index = args[1][0] if isinstance(args[1], tuple) else args[1]
+            # A classifier that reads the last end token of each row selects tokens with a mask.
+            if isinstance(index, torch.Tensor) and index.dtype == torch.bool and index.dim() == 2:
                 return args[0][:, -1]
         return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
-def _attention(on_gpu: bool) -> Iterator[None]:
-    """Attention as the target's kernel computes it; fake tensors are on the CPU, and would choose the CPU's."""
+def _use_attention_kernel(on_gpu: bool) -> Iterator[None]:
+    """Use the attention kernel of the target device; otherwise fake tensors on the CPU would use the CPU kernel."""
     own = functional.scaled_dot_product_attention
     if on_gpu:
         functional.scaled_dot_product_attention = _compute_fused_attention
@@ -133,7 +133,7 @@ def _compute_fused_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> torch.Tensor:  # fmt: skip
-    """The GPU's memory-efficient kernel, which keeps no matrix of attention weights."""
+    """Compute attention with the memory-efficient GPU kernel, which stores no matrix of attention weights."""
     if enable_gqa:
         repeats = query.size(-3) // key.size(-3)
         key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
@@ -151,22 +151,22 @@ def trace(
     config: Any, task: Task, method: Method, arguments: TrainingArguments, *, labels: Sequence[str], dtype: str,
     rows: Sequence[int], on_gpu: bool, head: Sequence[str] | None = None, deepspeed: bool = False,
 ) -> ModelMemory:  # fmt: skip
-    """Trace training steps of the model that `config` describes, for each number of `rows` in a batch.
+    """Trace training steps of the model of `config`, one for each batch size in `rows`.
 
-    Nothing is read but the config, and nothing is computed: tensors are PyTorch's fake ones. Arguments as of
-    `make_meta_model`; `on_gpu` chooses the attention kernel too. In mixed precision PyTorch casts operator by operator,
-    `deepspeed` the whole model beforehand. Raises what the model raises where its step needs values.
+    Tensors are fake tensors of PyTorch: no weights are read and nothing is computed. Arguments as in `make_meta_model`;
+    `on_gpu` also selects the attention kernel. In mixed precision PyTorch casts each operator, `deepspeed` casts the
+    whole model. Raises the errors of the model if a step needs tensor values.
     """
     model = make_meta_model(config, task, method, arguments, labels, dtype, head, on_gpu)
     half = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
-    with FakeTensorMode(), _FixedShapes(), _attention(on_gpu):
-        place(model, half if deepspeed else None)
+    with FakeTensorMode(), _FixedShapes(), _use_attention_kernel(on_gpu):
+        replace_meta_tensors(model, half if deepspeed else None)
         weights, quantization = sum_model_bytes(model), sum_quantization_bytes(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = _optimizer(model, arguments, trained)
+        optimizer = _make_optimizer(model, arguments, trained)
         state = _measure_state(optimizer, trained)
         steps = tuple(
-            _step(model, optimizer, task, arguments, len(labels), count, on_gpu, None if deepspeed else half)
+            _trace_step(model, optimizer, task, arguments, len(labels), count, on_gpu, None if deepspeed else half)
             for count in rows
         )
         parameters = count_parameters(model)
@@ -185,26 +185,30 @@ def trace(
         )
 
 
-def _optimizer(
+def _make_optimizer(
     model: torch.nn.Module, arguments: TrainingArguments, trained: Sequence[torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer of these weights: the trained ones of `model`, or what stands for them in their order."""
+    """Make the recipe's optimizer for `trained`: the trainable weights of `model`, or copies in the same order."""
     kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    # An 8-bit optimizer computes the levels of its state, which fake tensors can't.
+    # An 8-bit optimizer computes quantization levels, which does not work with fake tensors.
     with unset_fake_temporarily():
         optimizer = kind(trained, **options)
     if isinstance(optimizer, Optimizer8bit):
         optimizer.name2qmap = {name: torch.empty(256) for name in ("dynamic", "udynamic")}
-        # The Trainer keeps embeddings in 32 bits. The library has one manager of such exceptions for the process.
+        # The Trainer uses 32 bits for embeddings. The library has one global manager for such exceptions.
         tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
         own = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
-        whole = {(0, place): {"optim_bits": 32} for place, one in enumerate(own) if one in tables}
+        whole = {
+            (0, replace_meta_tensors): {"optim_bits": 32}
+            for replace_meta_tensors, one in enumerate(own)
+            if one in tables
+        }
         optimizer.mng = SimpleNamespace(index2config=whole, pid2config={}, module_weight_config_triple=[])
     return optimizer
 
 
 def _measure_state(optimizer: torch.optim.Optimizer, trained: Sequence[torch.nn.Parameter]) -> int:
-    """Bytes of the optimizer's state, which its first step makes."""
+    """Measure the bytes of the optimizer state, which the first step creates."""
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -218,10 +222,10 @@ def _measure_master_state(
     if all(parameter.dtype == torch.float32 for parameter in trained):
         return state
     copies = [torch.nn.Parameter(torch.empty_like(parameter, dtype=torch.float32)) for parameter in trained]
-    return _measure_state(_optimizer(model, arguments, copies), copies)
+    return _measure_state(_make_optimizer(model, arguments, copies), copies)
 
 
-def _step(
+def _trace_step(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, task: Task, arguments: TrainingArguments, classes: int,
     rows: int, on_gpu: bool, half: torch.dtype | None,
 ) -> StepMemory:  # fmt: skip
@@ -253,7 +257,7 @@ def _trace_passes(
     model: torch.nn.Module, trained: Sequence[torch.nn.Parameter], task: Task,
     classes: int, rows: int, on_gpu: bool, half: torch.dtype | None, *, release: bool,
 ) -> tuple[int, int, MemoryTracker]:  # fmt: skip
-    """Most bytes in a forward and in a backward pass, beside what the model already has, and who counted them."""
+    """Return the peak bytes of forward and backward in addition to the model, and the tracker."""
 
     def drop(parameter: torch.Tensor) -> None:
         parameter.grad = None
@@ -273,7 +277,7 @@ def _trace_passes(
 
 
 def _make_tracker(model: torch.nn.Module, on_gpu: bool) -> MemoryTracker:
-    """A counter for which the model's own weights and gradients are nothing new."""
+    """Make a tracker that excludes the weights and gradients of the model."""
     live = MemoryTracker(on_gpu)
     live.ignore((*model.parameters(), *model.buffers(), *(parameter.grad for parameter in model.parameters())))
     return live

@@ -1,4 +1,4 @@
-"""Memory of one rank under each ZeRO stage, derived from the memory without sharding."""
+"""Memory of one rank for each ZeRO stage, derived from the memory without sharding."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from peftkit.distributed.deepspeed import read_deepspeed_config
 from peftkit.planning.tracing import ModelMemory, StepMemory
 
 MASTER_BYTES = 4
-"""Of the float32 copy of a trained weight that ZeRO's optimizers update (ZeRO paper, section 3.1)."""
+"""Bytes of the float32 copy of a trained weight in ZeRO (ZeRO paper, section 3.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,12 +15,12 @@ class Placement:
     """Placement of weights, gradients and optimizer state.
 
     Attributes:
-        name: The config in `ds_configs`, or `none`: plain data parallel training without DeepSpeed.
-        stage: 0, or the stage of ZeRO: 1 shards the optimizer's state, 2 gradients too, 3 weights too.
-        offload_optimizer: Master weights, optimizer state and gradients are in the host's memory.
-        offload_param: The sharded weights too.
-        bucket: Elements of the buffer that gradients are reduced in; None is the square of the model's width.
-        buckets: How many of them there are: two where communication overlaps the backward pass.
+        name: Name of the config in `ds_configs`, or `none`: plain data parallel training without DeepSpeed.
+        stage: ZeRO stage: 0 no sharding, 1 optimizer state, 2 also gradients, 3 also weights.
+        offload_optimizer: Whether master weights, optimizer state and gradients are in host memory.
+        offload_param: Whether the sharded weights are in host memory.
+        bucket: Number of elements of a gradient bucket; None for the square of the model's width.
+        buckets: Number of gradient buckets: two if communication overlaps with the backward pass.
     """
 
     name: str
@@ -42,7 +42,7 @@ PLACEMENTS = (
 
 
 def parse_placement(config: str | dict[str, Any] | None) -> Placement:
-    """Parse a DeepSpeed config or its name into a placement; None is no DeepSpeed. Raises UserError."""
+    """Parse a DeepSpeed config, or the name of a config, into a placement; None is no DeepSpeed. Raises UserError."""
     if config is None:
         return PLACEMENTS[0]
     zero = read_deepspeed_config(config).get("zero_optimization", {})
@@ -58,8 +58,8 @@ def parse_placement(config: str | dict[str, Any] | None) -> Placement:
     )
 
 
-def _is_offloaded(words: dict[str, Any] | None) -> bool:
-    return words is not None and words.get("device", "none") != "none"
+def _is_offloaded(options: dict[str, Any] | None) -> bool:
+    return options is not None and options.get("device", "none") != "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +67,14 @@ class RankMemory:
     """Bytes of one rank.
 
     Attributes:
-        weights: Weights that stay here, quantized or not; under ZeRO-3 a share of them.
-        quantization: Bytes of scales among them.
-        gradients: Gradients that stay until the optimizer's step.
-        optimizer: The optimizer's state, with the float32 master weights that ZeRO keeps.
-        buffers: Buckets of gradients and, under ZeRO-3, the layers that are gathered.
-        activations: What forward and backward need beyond that, at the most.
-        peak: Most that the device holds at once.
-        host: What lies in the host's memory instead.
+        weights: Weights on the device; with ZeRO-3 only the shard.
+        quantization: Quantization scales, part of `weights`.
+        gradients: Gradients that exist until the optimizer step.
+        optimizer: Optimizer state, with ZeRO including the float32 master weights.
+        buffers: Gradient buckets and, with ZeRO-3, gathered layers.
+        activations: Peak of additional memory in forward and backward.
+        peak: Peak memory of the device.
+        host: Bytes in host memory.
     """
 
     weights: int
@@ -88,14 +88,14 @@ class RankMemory:
 
 
 def estimate_rank_memory(memory: ModelMemory, step: StepMemory, placement: Placement, ranks: int) -> RankMemory:
-    """Estimate the bytes of one of `ranks` ranks for `step` under `placement`.
+    """Estimate the bytes of one of `ranks` ranks for `step` with `placement`.
 
-    ZeRO paper (Rajbhandari et al. 2020), section 5 and figure 1: each of K Psi bytes of optimizer state, 2 Psi of
-    gradients and 2 Psi of weights is divided by the number of ranks from stage 1, 2 and 3 on. Beyond the paper: frozen
-    weights have neither state nor gradients and are divided by stage 3 alone; buffers as DeepSpeed allocates them.
+    ZeRO paper (Rajbhandari et al. 2020), section 5 and figure 1: stage 1 divides K Psi bytes of optimizer state by the
+    number of ranks, stage 2 also 2 Psi bytes of gradients, stage 3 also 2 Psi bytes of weights. In addition to the
+    paper: frozen weights have no state and no gradients, and only stage 3 divides them; buffers are as in DeepSpeed.
     """
     if placement.stage == 0:
-        # Reducing gradients while the backward pass goes on copies them into buckets.
+        # Gradients are copied into buckets, to reduce them during the backward pass.
         buffers = memory.gradients if ranks > 1 else 0
         peak = memory.peak(step)
         return RankMemory(
@@ -107,14 +107,14 @@ def estimate_rank_memory(memory: ModelMemory, step: StepMemory, placement: Place
     master = MASTER_BYTES * memory.trainable
     states = -(-(memory.master_optimizer + master) // ranks)
     gradients = memory.gradients if placement.stage == 1 else -(-memory.gradients // ranks)
-    # The scales of 4-bit weights are no parameters: they are neither sharded nor offloaded.
+    # The scales of 4-bit weights are not parameters, so they are not sharded or offloaded.
     shared = memory.weights - memory.quantization
     weights = shared if placement.stage < 3 else -(-shared // ranks)
     element = memory.gradients // max(1, memory.trainable)
     bucket = memory.width**2 if placement.bucket is None else placement.bucket
     buffers = placement.buckets * bucket * element
     if placement.stage == 3 and (ranks > 1 or placement.offload_param):
-        # The layer at work and the next one, which is gathered ahead; alone a rank has them whole.
+        # The current layer and the prefetched next layer; a single rank has whole layers.
         buffers += 2 * memory.largest_layer
     host = 0
     if placement.offload_optimizer:
@@ -124,7 +124,7 @@ def estimate_rank_memory(memory: ModelMemory, step: StepMemory, placement: Place
         host += weights
         weights = 0
     weights += memory.quantization
-    # The optimizer wants gradients of the type of its own copy.
+    # The optimizer needs gradients in the dtype of the master weights.
     update = gradients + (-(-master // ranks) if memory.gradients < master and not placement.offload_optimizer else 0)
     whole = max(step.forward, step.backward) + step.accumulated
     activations = max(step.forward, step.released) if placement.stage > 1 else whole

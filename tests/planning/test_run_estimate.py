@@ -72,7 +72,7 @@ def test_the_estimate_of_an_old_report_is_used(report, tmp_path):
 
 def test_a_run_that_did_not_finish_has_no_estimate(report, tmp_path):
     replace(report, status="failed", batch={}, data={}).write(tmp_path)
-    with pytest.raises(UserError, match="the run did not finish"):
+    with pytest.raises(UserError, match="the run is not finished"):
         estimate_run(tmp_path)
 
 
@@ -80,7 +80,7 @@ def test_a_model_that_is_gone_is_an_error_in_the_estimate(report, tmp_path):
     recipe = {**report.recipe, "model": {"name_or_path": str(tmp_path / "gone")}}
     replace(report, recipe=recipe).write(tmp_path)
     assert "gone" in estimate_run(tmp_path)["error"]
-    with pytest.raises(UserError, match="can't be traced"):
+    with pytest.raises(UserError, match="cannot trace"):
         format_run_estimate(tmp_path)
 
 

@@ -124,7 +124,7 @@ def test_a_misspelt_column_of_references_is_said():
 
 def test_a_target_longer_than_the_decoder_is_refused(checkpoints, tokenizer):
     model = load_base(ModelConfig(name_or_path=str(checkpoints / "bart")), TASK, tokenizer, ()).model
-    with pytest.raises(UserError, match="max_target_length: 2000 is more than the 512 positions"):
+    with pytest.raises(UserError, match="max_target_length: the decoder has 512 positions, got 2000"):
         replace(TASK, max_target_length=2000).model.configure(model, tokenizer)
-    with pytest.raises(UserError, match=r"generation\.max_new_tokens: 600 is more than the 512 positions"):
+    with pytest.raises(UserError, match=r"generation\.max_new_tokens: the decoder has 512 positions, got 600"):
         replace(TASK, generation={"max_new_tokens": 600}).model.configure(model, tokenizer)
