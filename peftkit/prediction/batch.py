@@ -1,4 +1,4 @@
-"""Prediction for the rows of a file or standard input, with one model or several that share a base."""
+"""Prediction for the rows of a file or standard input, with one model or several models on one base model."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +16,12 @@ from peftkit.prediction.writers import check_output, check_top_k, open_writer
 from peftkit.system.files import redact_home
 from peftkit.system.logging import logger
 
-# They import torch, which is not needed to check the arguments.
+# These modules import torch, which checking the arguments does not need.
 if TYPE_CHECKING:
     from peftkit.prediction.predictor import ModelFolder, Predictor
     from peftkit.tasks import Task
 
-# Rows that are held at a time: enough to group rows of similar length in batches.
+# Number of rows in memory at a time: enough to batch rows of similar length.
 CHUNK = 2048
 
 
@@ -35,13 +35,13 @@ def predict(
     top_k: int | None = None,
     trust_remote_code: bool = False,
 ) -> Path | None:
-    """Write a prediction for each row of `file`, or of standard input (None), with the row's number.
+    """Write a prediction with the row number for each row of `file`, or of standard input (None).
 
-    With several folders, which must be adapters of one base, each prediction is under its folder's name. A row that
-    can't be read has an `error` instead, and the other rows are predicted. `columns` maps the task's input fields to
-    columns that differ from those in training; `top_k` limits the probabilities to the most probable labels. `output`
-    ends in .jsonl, .csv or .parquet; by default it is NAME.predictions.jsonl for a file, and standard output for
-    standard input. Returns the output file. Raises UserError; everything but the rows is checked before weights load.
+    Several folders must be adapters of one base model; each prediction is then under the folder name. A row that cannot
+    be read has an `error` instead of a prediction. `columns` maps the task's input fields to columns with other names
+    than in training. `top_k` limits the probabilities to the most probable labels. `output` ends in .jsonl, .csv or
+    .parquet; the default is NAME.predictions.jsonl for a file, and standard output for standard input. Returns the
+    output file. Raises UserError; arguments are checked before weights are loaded.
     """
     check_top_k("--top_k", top_k)
     if output is None and file is not None:
@@ -52,7 +52,7 @@ def predict(
     where = "standard input" if file is None else redact_home(file)
     chunks = _split_in_chunks(rows, [model.task for model in models.values()], where)
     if file is not None:
-        # Standard input may be slow: its first rows are not awaited before the weights are loaded.
+        # Check the first rows before loading weights; not for standard input, which may be slow.
         chunks = chain([next(chunks)], chunks)
     predictors = _load_predictors(models)
     unread = total = 0
@@ -68,9 +68,9 @@ def predict(
                     if unread == 1:
                         logger.warning("%s", prediction["error"])
         if unread == total:
-            raise UserError(f"{where}: none of the {total} rows could be read; see the first error above")
+            raise UserError(f"{where}: none of {total} rows can be read; fix the first error above")
     if unread:
-        logger.warning("%d of %d rows could not be read; their predictions have an error instead", unread, total)
+        logger.warning("%d of %d rows cannot be read; these rows have an error instead of a prediction", unread, total)
     logger.info("predicted %d rows%s", total - unread, "" if output is None else f" to {output}")
     return output
 
@@ -78,10 +78,10 @@ def predict(
 def _read_models(
     folders: Sequence[Path], columns: Mapping[str, str], trust_remote_code: bool
 ) -> dict[str, "ModelFolder"]:
-    """Read all but the weights, by the name under which a model's predictions are written; a single one has none."""
+    """Read model folders without weights, keyed by the name in the output; the name of a single model is empty."""
     names = [folder.resolve().name for folder in folders] if len(folders) > 1 else [""]
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"two folders are named {repeated[0]}, but predictions are named by folder; rename one")
+    if duplicates := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"two folders have the name {duplicates[0]}, which identifies the predictions; rename one")
 
     from peftkit.prediction.predictor import read_model_folder, replace_columns
     from peftkit.prediction.shared_base import check_shared_base
@@ -108,7 +108,7 @@ def _load_predictors(models: Mapping[str, "ModelFolder"]) -> dict[str, "Predicto
 
 
 def _split_in_chunks(rows: Iterator[StreamedRow], tasks: Sequence["Task"], where: str) -> Iterator[list[StreamedRow]]:
-    """Yield the rows in chunks. Raises UserError if there are none, or if the first row lacks a column."""
+    """Yield the rows in chunks. Raises UserError without rows, or if the first row lacks a column."""
     is_first = True
     while chunk := list(islice(rows, CHUNK)):
         if is_first:
@@ -116,11 +116,11 @@ def _split_in_chunks(rows: Iterator[StreamedRow], tasks: Sequence["Task"], where
             is_first = False
         yield chunk
     if is_first:
-        raise UserError(f"{where}: has no rows")
+        raise UserError(f"{where}: no rows; use another input")
 
 
 def _check_columns(row: StreamedRow | None, tasks: Sequence["Task"], where: str) -> None:
-    """Raise UserError if the first row lacks a column: then the option is wrong, not the row."""
+    """Raise UserError if the first row lacks a column: the column option is wrong, not the row."""
     for task in tasks if row is not None else ():
         for column in task.columns.inputs:
             if row is not None and column not in row.values:
@@ -150,7 +150,7 @@ def _predict_chunk(
 
 
 def _select_inputs(values: Mapping[str, Any], tasks: Sequence["Task"]) -> dict[str, Any]:
-    """Return the models' inputs of a row; a text instead of a list of words is split in words."""
+    """Return the model inputs of a row; split a text into words if the task needs a list of words."""
     from peftkit.prediction.predictor import make_row
 
     inputs: dict[str, Any] = {}
@@ -165,20 +165,20 @@ def _select_inputs(values: Mapping[str, Any], tasks: Sequence["Task"]) -> dict[s
 def _find_problems(
     rows: Mapping[int, Mapping[str, Any]], tasks: Sequence["Task"], where: str
 ) -> Iterator[tuple[int, str]]:
-    """Yield the number and the problem of each invalid row; rows are checked one by one only if there is any."""
+    """Yield row number and problem of each invalid row; check rows one by one only if one is invalid."""
     try:
         all_rows = Dataset.from_list([dict(row) for row in rows.values()])
         if not any(next(task.validate(all_rows, None, where), None) for task in tasks if rows):
             return
     except MIXED_TYPE_ERRORS:
-        # Each row is checked alone below.
+        # The loop below checks each row alone.
         pass
     for number, row in rows.items():
         try:
             single = Dataset.from_list([dict(row)])
         except MIXED_TYPE_ERRORS as error:
             reason = " ".join(str(error).split())[:100]
-            yield number, f"{where}, row {number} (from 0): {reason}; correct it or remove it"
+            yield number, f"{where}, row {number} (from 0): {reason}; correct it or remove the row"
             continue
         for task in tasks:
             if problem := next(task.validate(single, None, where, number), None):

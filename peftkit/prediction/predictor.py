@@ -1,4 +1,4 @@
-"""Predictor: a run, an export or a model trained elsewhere, loaded to predict lists of inputs."""
+"""Predictor: a run, an export or any other Transformers model, loaded for predictions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,20 +23,20 @@ from peftkit.runs.saved import load_model, read_label_names, read_run
 from peftkit.tasks import TASKS, ColumnSpec, Task, get_task_path, restore_settings
 from peftkit.tasks.word_alignment import INPUT_TEXT, find_word_spans
 
-# The length when neither a recipe nor the tokenizer sets one.
-MOST_TOKENS = 512
+# Maximum length if neither the recipe nor the tokenizer sets one.
+DEFAULT_MAX_LENGTH = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """A loaded model with the task, tokenizer and labels for its predictions.
+    """A loaded model with task, tokenizer and labels.
 
     Attributes:
-        model: In evaluation mode, on the accelerator if there is one.
-        tokenizer: The tokenizer that it was trained with.
-        task: With the input columns, and the values calibrated on validation.
-        labels: Label names, by label id.
-        manifest: The manifest of the folder; None for a model trained elsewhere.
+        model: The model in evaluation mode, on the accelerator if there is one.
+        tokenizer: The tokenizer of training.
+        task: The task with input columns and calibrated settings.
+        labels: Label names in the order of their ids.
+        manifest: The manifest of the folder; None for a model that peftkit did not train.
     """
 
     model: Any
@@ -48,7 +48,7 @@ class Predictor:
     def __call__(self, inputs: Sequence[Any], *, top_k: int | None = None) -> list[dict[str, Any]]:
         """Predict texts, pairs of texts (tuples), lists of words, or rows (mappings by column).
 
-        With `top_k` only the most probable labels are returned, the most probable first. Raises UserError for invalid
+        `top_k` limits the probabilities to the most probable labels, in descending order. Raises UserError for invalid
         inputs.
         """
         if isinstance(inputs, str):
@@ -61,16 +61,17 @@ class Predictor:
         try:
             dataset = Dataset.from_list([{name: row.get(name) for name in columns} for row in rows])
         except MIXED_TYPE_ERRORS:
-            raise UserError("inputs: values of several types in one column; pass only texts, or rows alike") from None
+            raise UserError("inputs: mixed types in one column; pass values of one type") from None
         for column in self.task.columns.inputs:
             if column not in dataset.column_names:
-                raise UserError(f"inputs: a row has no '{column}' (columns: {', '.join(dataset.column_names)})")
+                columns_found = ", ".join(dataset.column_names)
+                raise UserError(f"inputs: missing column '{column}' (columns: {columns_found}); add it to each row")
         if problem := next(self.task.validate(dataset, None, "inputs"), None):
             raise UserError(problem)
         return self.predict(dataset, top_k=top_k)
 
     def predict(self, rows: Dataset, *, top_k: int | None = None) -> list[dict[str, Any]]:
-        """Predict rows that were checked before, in order."""
+        """Predict checked rows, in order."""
         predictions = predict_rows(self.model, self.task, rows, self.tokenizer, self.labels)
         return [_limit_labels(prediction, top_k) for prediction in predictions]
 
@@ -84,10 +85,10 @@ def _limit_labels(prediction: Mapping[str, Any], top_k: int | None) -> dict[str,
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolder:
-    """A folder with a model whose weights are not loaded yet; otherwise as a `Predictor`.
+    """A model folder before loading the weights; the other fields are as in `Predictor`.
 
     Attributes:
-        load_weights: Returns the model.
+        load_weights: Loads and returns the model.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -101,8 +102,8 @@ def load(folder: str | Path, *, columns: Mapping[str, str] | None = None, trust_
     """Load a model for predictions: `peftkit.load("my-model")(["Return the mean."])`.
 
     `folder` is a run, an export, or any model folder of transformers. `columns` maps the task's input fields (`text`,
-    `text_pair`, `tokens`, `source`) to columns that differ from those in training. Raises UserError if the folder has
-    no model, or if its parts don't match.
+    `text_pair`, `tokens`, `source`) to columns with other names than in training. Raises UserError if the folder
+    contains no model, or files that do not match.
     """
     found = read_model_folder(Path(folder), trust_remote_code=trust_remote_code)
     for name in columns or {}:
@@ -112,7 +113,7 @@ def load(folder: str | Path, *, columns: Mapping[str, str] | None = None, trust_
 
 
 def read_model_folder(folder: Path, *, trust_remote_code: bool = False) -> ModelFolder:
-    """Read everything but the weights. Raises UserError if the folder has no model, or if its parts don't match."""
+    """Read a model folder without weights. Raises UserError without a model, or for files that do not match."""
     if (folder / RECIPE).is_file():
         run = read_run(folder, trust_remote_code=trust_remote_code)
         return ModelFolder(
@@ -120,14 +121,14 @@ def read_model_folder(folder: Path, *, trust_remote_code: bool = False) -> Model
             load_weights=partial(load_model, run),
         )  # fmt: skip
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: neither a run nor a model; it has no config.json")
+        raise UserError(f"{folder}: not a run or a model (no config.json); use another folder")
     manifest = read_manifest(folder)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     labels = read_label_names(config)
     if manifest is None:
         tokenizer = ensure_padding(tokenizer, str(folder))
-        task = _infer_task(config, min(tokenizer.model_max_length, MOST_TOKENS), folder)
+        task = _infer_task(config, min(tokenizer.model_max_length, DEFAULT_MAX_LENGTH), folder)
     else:
         labels = labels if manifest["labels"] else ()
         check_labels(folder, manifest, labels)
@@ -135,7 +136,7 @@ def read_model_folder(folder: Path, *, trust_remote_code: bool = False) -> Model
         task = _read_task(manifest, folder)
     if (folder / FILE).is_file():
         if task.output_kind == "text":
-            raise UserError(f"{folder}: ONNX exports generate no text; use the run or a model export")
+            raise UserError(f"{folder}: an ONNX export cannot generate text; use the run or a model export")
         load_weights: Callable[[], Any] = partial(OnnxModel, folder)
     else:
         dtype = None if manifest is None else "auto"
@@ -153,11 +154,11 @@ def _load_weights(
 
 
 def load_predictor(folder: ModelFolder) -> Predictor:
-    """Load the weights of a model folder, in evaluation mode, on the accelerator if there is one."""
+    """Load the weights of a model folder in evaluation mode, on the accelerator if there is one."""
     model, task = folder.load_weights(), folder.task
     if isinstance(model, torch.nn.Module):
         model.eval()
-        # A model in 4 bits is on its device already.
+        # A model in 4 bits is already on the device.
         if torch.accelerator.is_available() and not getattr(model, "is_loaded_in_4bit", False):
             cast(Any, model).to(torch.accelerator.current_accelerator())
         if folder.manifest is None:
@@ -166,27 +167,28 @@ def load_predictor(folder: ModelFolder) -> Predictor:
 
 
 def make_row(columns: ColumnSpec, value: Any) -> dict[str, Any]:
-    """Return the row of a bare text, a pair of texts or a list of words. Raises UserError for a wrong number."""
+    """Make a row from a text, a pair of texts or a list of words. Raises UserError for a wrong number of texts."""
     if columns.has_words:
         if not isinstance(value, str):
             return {columns.inputs[0]: list(value)}
         return {columns.inputs[0]: [value[start:end] for start, end in find_word_spans(value)], INPUT_TEXT: value}
     texts = value if isinstance(value, list | tuple) else [value]
     if len(texts) != len(columns.inputs):
-        raise UserError(f"expected {len(columns.inputs)} texts ({', '.join(columns.inputs)}), got {len(texts)}")
+        names = ", ".join(columns.inputs)
+        raise UserError(f"inputs: expected {len(columns.inputs)} texts ({names}) per row, got {len(texts)}")
     return dict(zip(columns.inputs, texts, strict=True))
 
 
 def replace_columns(task: Any, columns: Mapping[str, str]) -> Task:
-    """Return the task with other input columns; fields that it does not have are ignored."""
+    """Return the task with other input columns; ignore fields of other tasks."""
     return replace(task, **{name: column for name, column in columns.items() if name in task.columns.input_fields})
 
 
 def _read_task(manifest: Mapping[str, Any], folder: Path) -> Task:
-    """Return the task of a manifest. Raises UserError for any other class, since a manifest may be someone else's."""
+    """Return the task of a manifest. Raises UserError for an unknown class: a manifest may be untrusted."""
     path = manifest["task"].get("class_path")
     if path not in map(get_task_path, TASKS):
-        raise UserError(f"{folder}: its manifest names the task {path}, which is not a task of peftkit")
+        raise UserError(f"{folder}: unknown task {path} in the manifest; pass the --plugin that registers it")
     return dict_to_recipe({"task": manifest["task"]}).task
 
 
@@ -194,10 +196,10 @@ def _infer_task(config: Any, length: int, folder: Path) -> Task:
     for kind in TASKS:
         if (fields := kind().model.match(config, length)) is not None:
             return kind(**fields)
-    raise UserError(f"{folder}: {', '.join(config.architectures or ())} is not a model of any task of peftkit")
+    raise UserError(f"{folder}: no peftkit task supports {', '.join(config.architectures or ())}; use another model")
 
 
 def limit_length(task: Any, model: PreTrainedModel) -> Task:
-    """Return the task with a length of at most the model's positions; a tokenizer may allow more."""
+    """Limit the task's length to the number of positions of the model; a tokenizer may allow more."""
     field, limit = task.columns.length_field, find_position_limit(model)
     return task if limit is None or getattr(task, field) <= limit else replace(task, **{field: limit})

@@ -1,4 +1,4 @@
-"""Rows of prediction input, read one by one and numbered as in training."""
+"""Read rows of prediction input one by one, with row numbers as in training."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ import pyarrow
 from peftkit.data.formats import BadRow, DataFormat, find_format, get_format, iterate_rows, list_format_names
 from peftkit.errors import UserError
 
-# What pyarrow raises for values without a common type.
+# Errors of pyarrow for values without a common type.
 MIXED_TYPE_ERRORS = (pyarrow.ArrowException, OverflowError, TypeError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamedRow:
-    """A row and its number from 0; a row that cannot be read has no values and a problem."""
+    """A row with the row number from 0; a row that cannot be read has a problem and no values."""
 
     number: int
     values: Mapping[str, Any]
@@ -24,11 +24,11 @@ class StreamedRow:
 
 
 def stream_rows(file: Path | None, input_format: str | None = None) -> Iterator[StreamedRow]:
-    """Read the rows of `file`, or of standard input (None), in memory that does not grow with their number.
+    """Read the rows of `file`, or of standard input (None), with constant memory.
 
-    `input_format` is the name of a format; by default the file's extension decides, and standard input is jsonl. Only
-    a JSON file that is an array is read whole. A key that a JSON row lacks is not among its values. Raises UserError:
-    at once for a missing file or an unknown format, while rows are read for a file that is not of its format.
+    `input_format` is the name of a format. The default is the format of the file extension, and jsonl for standard
+    input. Only a JSON array is read completely. A JSON row has only the keys of its object. Raises UserError at once
+    for a missing file or an unknown format, and later for a file of another format.
     """
     return _number_rows(file, _choose_format(file, input_format))
 
@@ -37,18 +37,18 @@ def _choose_format(file: Path | None, input_format: str | None) -> DataFormat:
     where = "standard input" if file is None else str(file)
     known = f"one of {', '.join(list_format_names())}"
     if file is not None and (not file.exists() or file.is_dir()):
-        raise UserError(f"{where}: no such file")
+        raise UserError(f"{where}: no such file; use an existing file")
     if input_format is not None:
         data_format = get_format(input_format)
         if data_format is None:
-            raise UserError(f"--input_format {input_format}: unknown format (expected {known})")
+            raise UserError(f"--input_format {input_format}: unknown format; use {known}")
     else:
         data_format = get_format("jsonl") if file is None else find_format(file)
         if data_format is None:
             assert file is not None
             raise UserError(f"{where}: unknown file format '{file.suffix}'; pass --input_format, {known}")
     if file is None and data_format.needs_path:
-        raise UserError(f"--input_format {data_format.name}: can't be read from standard input; pass a file")
+        raise UserError(f"--input_format {data_format.name}: cannot read standard input; pass a file")
     return data_format
 
 

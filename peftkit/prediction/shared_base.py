@@ -1,4 +1,4 @@
-"""One copy of the base weights for several models that were trained on the same base."""
+"""Share one copy of the base weights between several models on the same base model."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -13,23 +13,24 @@ from peftkit.system.logging import logger
 
 
 def check_shared_base(manifests: Mapping[str, Mapping[str, Any] | None]) -> None:
-    """Raise UserError, naming both models, unless all manifests are of adapters on the same base."""
+    """Raise UserError unless all manifests are of adapters on the same base model."""
     bases = {name: _read_base(name, manifest) for name, manifest in manifests.items()}
     first, (base, digest) = next(iter(bases.items()))
     for name, (other_base, other_digest) in bases.items():
-        # Bases are equal by the hash of their weights, or by name if a hash is not known.
+        # Base models are equal by the hash of the weights, or by name if a hash is unknown.
         is_same = digest == other_digest if digest and other_digest else base == other_base
         if not is_same:
             raise UserError(
-                f"{first} was trained on {base}, {name} on {other_base} with other weights; predict with each alone"
+                f"{name}: base model mismatch with {first} (expected {base}, got {other_base} with other weights); "
+                "predict with each model separately"
             )
 
 
 def share_base(predictors: Iterable[tuple[str, Predictor]]) -> dict[str, Predictor]:
-    """Let all models use the first one's copy of each frozen weight with equal bytes; adapters and heads stay.
+    """Replace weights with equal bytes by one shared tensor; adapters and heads stay separate.
 
-    Predictors are taken one at a time, so that a second copy of the base is freed before a third is loaded.
-    Predictions do not change, since only equal bytes are shared.
+    Predictors are loaded one at a time, so that at most two copies of the base model exist. Predictions do not change,
+    because only equal weights are shared.
     """
     shared: dict[str, Predictor] = {}
     tensors: dict[tuple[Any, ...], torch.Tensor] = {}
@@ -41,18 +42,20 @@ def share_base(predictors: Iterable[tuple[str, Predictor]]) -> dict[str, Predict
             if same.data_ptr() != tensor.data_ptr():
                 freed_bytes += tensor.numel() * tensor.element_size()
                 tensor.data = same
-    logger.info("%d models share one base, which saves %.1f MB of memory", len(shared), freed_bytes / 1e6)
+    logger.info("sharing one base model between %d models, saving %.1f MB of memory", len(shared), freed_bytes / 1e6)
     return shared
 
 
 def _read_base(name: str, manifest: Mapping[str, Any] | None) -> tuple[str, str | None]:
     if manifest is None or not manifest["adapter"]:
-        raise UserError(f"{name}: not an adapter; predict with several models only if each is an adapter run")
+        raise UserError(
+            f"{name}: not an adapter (several models must be adapters of one base model); predict separately"
+        )
     return redact_home(manifest["base"]["name_or_path"]), manifest["base"]["sha256"]
 
 
 def _identify(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Return type, shape and a digest of the bytes; the scales of 4-bit weights stay with each tensor."""
+    """Return type, dtype, shape and a digest of the bytes; the scales of 4-bit weights are not included."""
     raw = tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy()
     digest = hashlib.blake2b(raw.data, digest_size=16).digest()
     return type(tensor).__name__, tensor.dtype, tuple(tensor.shape), digest

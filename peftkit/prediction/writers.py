@@ -1,4 +1,4 @@
-"""Writers of predictions: JSONL, CSV or Parquet in an atomic file, or JSONL on standard output."""
+"""Write predictions: JSONL, CSV or Parquet to an atomic file, or JSONL to standard output."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ Predictions = Sequence[Mapping[str, Any]]
 Write = Callable[[Predictions], None]
 
 ENDINGS = (".jsonl", ".csv", ".parquet")
-# Predictions per row group; the first ones fix the types of the columns.
+# Predictions per row group; the first row group determines the column types.
 ROW_GROUP = 10_000
 TEXTS = pyarrow.list_(pyarrow.string())
 TYPES = {
@@ -34,29 +34,29 @@ RANKED_TYPE = pyarrow.list_(pyarrow.struct({"label": pyarrow.string(), "probabil
 
 
 def check_output(output: Path | None) -> None:
-    """Raise UserError if predictions can't be written there."""
+    """Raise UserError for an output path with an unknown extension, and for an existing file."""
     if output is None:
         return
     if output.suffix.lower() not in ENDINGS:
-        raise UserError(f"--output {output}: must end in .jsonl, .csv or .parquet")
+        raise UserError(f"--output {output}: unknown extension; use .jsonl, .csv or .parquet")
     if output.exists():
         raise UserError(f"--output {output}: already exists; use another name or remove it")
 
 
 def check_top_k(where: str, top_k: int | None) -> None:
-    """Raise UserError if `top_k` is less than 1; `where` names the argument."""
+    """Raise UserError if `top_k` is less than 1; `where` is the name of the argument."""
     if top_k is not None and top_k < 1:
         raise UserError(f"{where}: must be at least 1, got {top_k}")
 
 
 @contextmanager
 def open_writer(output: Path | None, *, is_ranked: bool = False) -> Iterator[Write]:
-    """Open the output and return a function that writes predictions, mappings whose first key is `row`, in order.
+    """Open the output and return a function that writes predictions in order.
 
-    The file appears under its name at the end, and not at all on failure; without `output` predictions go to standard
-    output, flushed after each call. A prediction may have only `row` and `error`. The columns of a table are those of
-    the first prediction without an error, then `error`. With `is_ranked` each row has the probabilities of its own
-    most probable labels, so that there is no column per label. Raises UserError as `check_output` does.
+    A prediction is a mapping with the first key `row`; it may have only `row` and `error`. The file gets its name at
+    the end, and is removed on failure. Without `output` predictions go to standard output, flushed after each call. The
+    columns of a table are those of the first prediction without an error, then `error`. With `is_ranked` each row has
+    the probabilities of the most probable labels, without a column per label. Raises UserError like `check_output`.
     """
     check_output(output)
     if output is None:
@@ -89,7 +89,7 @@ def _write_to_standard_output(predictions: Predictions) -> None:
 
 
 class _Table:
-    """Predictions, buffered until there are `size` and one has no error, from which `begin` fixes the columns."""
+    """Buffer of at least `size` predictions; `begin` determines the columns from predictions without an error."""
 
     def __init__(self, begin: Callable[[Predictions], Write], size: int) -> None:
         self._begin = begin
@@ -114,7 +114,7 @@ class _Table:
 
 
 class _Lines:
-    r"""Line ends of \n for a `csv` writer that ends rows with \r\n, so that it quotes texts that contain either."""
+    r"""File wrapper that writes \n for the \r\n of a `csv` writer, which quotes texts with either character."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -130,7 +130,7 @@ def _begin_csv(file: IO[str], is_ranked: bool, good: Predictions) -> Write:
 
 
 def _flatten(prediction: Mapping[str, Any], is_ranked: bool) -> dict[str, Any]:
-    """Return a column per value, the probabilities last; NAME.column for each column of a model NAME."""
+    """Return one cell per column, probabilities last; with several models the columns are NAME.column."""
     cells: dict[str, Any] = {}
     for name in sorted(prediction, key=lambda name: name == "probabilities"):
         value = prediction[name]
@@ -156,9 +156,9 @@ def _begin_parquet(file: IO[str], is_ranked: bool, opened: ExitStack, good: Pred
     writer = opened.enter_context(parquet.ParquetWriter(file.buffer, schema))  # type: ignore[attr-defined]
 
     def write(predictions: Predictions) -> None:
-        # Arrow would silently drop values without a column.
+        # Arrow silently drops values without a column.
         if unknown := {name for prediction in predictions for name in prediction} - set(types):
-            raise ValueError(f"predictions have columns that the first ones lack: {', '.join(sorted(unknown))}")
+            raise ValueError(f"predictions have columns that the first row group lacks: {', '.join(sorted(unknown))}")
         rows = [_convert_values(prediction, is_ranked) for prediction in predictions]
         writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
 
@@ -166,7 +166,7 @@ def _begin_parquet(file: IO[str], is_ranked: bool, opened: ExitStack, good: Pred
 
 
 def _convert_values(prediction: Mapping[str, Any], is_ranked: bool) -> dict[str, Any]:
-    """Return the values with ranked probabilities as a list, which preserves their order."""
+    """Convert ranked probabilities to a list, which preserves the order."""
     values: dict[str, Any] = {}
     for name, value in prediction.items():
         if name == "probabilities":
@@ -178,7 +178,7 @@ def _convert_values(prediction: Mapping[str, Any], is_ranked: bool) -> dict[str,
 
 
 def _infer_types(rows: Iterable[Mapping[str, Any]]) -> dict[str, pyarrow.DataType]:
-    """Return the type of each key, by its name if a task defines it, else by its values."""
+    """Return the type of each key, by name for keys of the tasks, else by value."""
     columns: dict[str, list[Any]] = {}
     for row in rows:
         for name, value in row.items():

@@ -1,4 +1,4 @@
 """One training run: arguments, Trainer, callbacks, evaluation and report.
 
-Writing and loading run folders is in `runs`, resuming in `checkpoints`.
+`runs` writes and loads run folders; `checkpoints` resumes runs.
 """

@@ -1,4 +1,4 @@
-"""Training arguments: the recipe's `training` with peftkit's defaults, checked."""
+"""Training arguments: the recipe's `training` with peftkit's defaults."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -15,8 +15,8 @@ from peftkit.recipe.method import get_default_learning_rate
 from peftkit.recipe.schema import Recipe
 from peftkit.system.logging import logger
 
-# Training arguments whose other value would leave rows of an evaluation without a prediction.
-NEEDED_TO_SCORE = {
+# Training arguments that evaluation needs to predict every row.
+REQUIRED_FOR_EVALUATION = {
     "predict_with_generate": True,
     "prediction_loss_only": False,
     "eval_do_concat_batches": True,
@@ -28,16 +28,16 @@ NEEDED_TO_SCORE = {
 def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
     """Join the ranks and build the training arguments from the recipe's `training` and peftkit's defaults.
 
-    Defaults: the usual learning rate of the method, TensorBoard files as the tracker, no checkpoints, the loss logged
-    every 10 steps. Raises UserError for what TrainingArguments refuses.
+    Defaults: learning rate by method, TensorBoard as the tracker, no checkpoints, loss logging every 10 steps. Raises
+    UserError for arguments that TrainingArguments rejects.
     """
     given = dict(recipe.training)
     if given.get("label_smoothing_factor") and not recipe.task.trainer.supports_label_smoothing:
         raise UserError(f"training.label_smoothing_factor: not supported by {type(recipe.task).__name__}; remove it")
-    for name, needed in NEEDED_TO_SCORE.items():
+    for name, needed in REQUIRED_FOR_EVALUATION.items():
         if given.get(name, needed) != needed:
             raise UserError(
-                f"training.{name}: must be {str(needed).lower()}, or evaluation would lose predictions; remove it"
+                f"training.{name}: must be {str(needed).lower()}, because evaluation needs all predictions; remove it"
             )
     if given.get("resume_from_checkpoint"):
         raise UserError("training.resume_from_checkpoint: not supported; pass --resume PATH instead")
@@ -47,19 +47,19 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
         )
     use_cpu = bool(given.get("use_cpu")) or not torch.accelerator.is_available()
     defaults: dict[str, Any] = {
-        # Files in the run folder; nothing is sent.
+        # Writes files to the run folder and sends nothing.
         "report_to": "tensorboard",
         "run_name": recipe.name,
         "save_strategy": "no",
         "logging_steps": 10,
         "logging_first_step": True,
-        # A loss that is NaN is logged as it is, not replaced by the mean.
+        # Log a NaN loss as NaN; the Trainer's default replaces it by the mean.
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "non_padding",
         "remove_unused_columns": False,
         "label_names": ["labels"],
         "dataloader_pin_memory": not use_cpu,
-        # With reentrant checkpointing and a frozen base no gradient reaches the adapter.
+        # With reentrant checkpointing and a frozen base model no gradient reaches the adapter.
         "activation_checkpointing_kwargs": {"use_reentrant": False},
     }
     if "learning_rate" not in given:
@@ -84,9 +84,9 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
         raise UserError(f"training.report_to: {' '.join(str(error).split())}") from error
     for tracker in arguments.report_to or ():
         if tracker not in (*get_available_reporting_integrations(), "flyte"):
-            raise UserError(f"training.report_to: {tracker} is not installed; run: pip install {tracker}")
+            raise UserError(f"training.report_to: {tracker} is not installed; run pip install {tracker}")
     if arguments.n_gpu > 1:
-        # The Trainer would use DataParallel for some methods only, with another batch size.
+        # Otherwise the Trainer uses DataParallel for some methods, with another batch size.
         logger.info("using 1 of %d GPUs; start with torchrun or deepspeed to use all", arguments.n_gpu)
         arguments._n_gpu = 1
     return arguments

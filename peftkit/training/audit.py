@@ -1,7 +1,7 @@
-"""Training audit: every trainable tensor had a gradient and moved, every frozen tensor is unchanged.
+"""Training audit: every trainable tensor had a gradient and changed, every frozen tensor is unchanged.
 
-A falling loss is no proof: a head alone can lower it while the adapter does not move. So each tensor is fingerprinted
-before training, and gradients are watched until each trainable tensor has had one.
+A decreasing loss is not sufficient: the head alone can decrease the loss while the adapter does not change. The audit
+computes a fingerprint of each tensor before training, and records gradients until each trainable tensor has one.
 """
 
 import hashlib
@@ -13,14 +13,14 @@ from peftkit.distributed.process_group import gather_from_ranks
 from peftkit.errors import AuditError, DivergedError
 
 FIRST_CHECK = 3
-LAST_CHANCE = 10
-UNMOVED = "trainable but did not move"
-NOT_FINITE = "trainable and no longer finite"
+LAST_CHECK = 10
+UNMOVED = "trainable but unchanged"
+NOT_FINITE = "trainable but not finite"
 HALVES = (torch.bfloat16, torch.float16)
 
 
 def _shard(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """Return the part of the parameter that this rank owns: its ZeRO-3 partition, or the whole."""
+    """Return the shard of the parameter on this rank: the ZeRO-3 partition, or the whole parameter."""
     return getattr(parameter, "ds_tensor", parameter).detach()
 
 
@@ -30,7 +30,7 @@ def fingerprint(parameter: torch.nn.Parameter) -> bytes:
     return hashlib.blake2b(raw.data, digest_size=16).digest()
 
 
-def _unite_ranks(names: set[str]) -> set[str]:
+def _merge_ranks(names: set[str]) -> set[str]:
     """Return the names that at least one rank has."""
     return set().union(*gather_from_ranks(names))
 
@@ -40,23 +40,24 @@ def _list_some(names: set[str]) -> str:
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
 
 
-def _error_type(problems: list[str]) -> type[AuditError]:
+def _choose_error_type(problems: list[str]) -> type[AuditError]:
     return DivergedError if any(problem.startswith(NOT_FINITE) for problem in problems) else AuditError
 
 
 class TrainingAudit:
-    """Watches the parameters of one model through one training run.
+    """Audit of the parameters of one model in one training run.
 
-    Every rank creates one after DeepSpeed has wrapped the model, and calls the same methods in the same order. A run
-    resumed at step `begun_at` is watched from there; `passed_before` is the step at which the audit passed before that.
+    Every rank creates an audit after DeepSpeed has wrapped the model, and calls the same methods in the same order.
+    `start_step` is the step of the checkpoint of a resumed run. `passed_before` is the step at which the audit passed
+    before that checkpoint.
     """
 
-    def __init__(self, model: torch.nn.Module, begun_at: int = 0, passed_before: int | None = None) -> None:
-        self.begun_at = begun_at
+    def __init__(self, model: torch.nn.Module, start_step: int = 0, passed_before: int | None = None) -> None:
+        self.start_step = start_step
         self.passed_before = passed_before
         self.parameters = dict(model.named_parameters())
         self.trainable = {name for name, parameter in self.parameters.items() if parameter.requires_grad}
-        # DeepSpeed updates float32 masters; their 16-bit copies may round back to the old value.
+        # DeepSpeed updates float32 master weights; their 16-bit copies may round to the old value.
         self.coarse = {name for name in self.trainable if _shard(self.parameters[name]).dtype in HALVES}
         self.start = {name: fingerprint(parameter) for name, parameter in self.parameters.items()}
         self.gradients: dict[str, torch.Tensor] = {}
@@ -67,24 +68,24 @@ class TrainingAudit:
         self.passed_at: int | None = None
 
     def _record_gradient(self, name: str, gradient: torch.Tensor) -> None:
-        # Stays on the device and is read only in `step`, so that a GPU need not wait for each tensor.
+        # The result stays on the device until `step` reads it, so that the GPU does not wait for each tensor.
         good = torch.isfinite(gradient).all() & (gradient != 0).any()
         self.gradients[name] = self.gradients[name] | good if name in self.gradients else good
 
     def _find_changed(self, names: set[str]) -> set[str]:
-        return _unite_ranks({name for name in names if fingerprint(self.parameters[name]) != self.start[name]})
+        return _merge_ranks({name for name in names if fingerprint(self.parameters[name]) != self.start[name]})
 
     def _find_problems(self) -> list[str]:
-        """List the problems found so far; empty when every tensor is as expected."""
-        had_gradient = _unite_ranks({name for name, good in self.gradients.items() if bool(good)})
+        """List the current problems; empty if every tensor is as expected."""
+        with_gradient = _merge_ranks({name for name, good in self.gradients.items() if bool(good)})
         moved = self._find_changed(self.trainable) | self.coarse
         finite = {name for name in self.trainable if bool(torch.isfinite(_shard(self.parameters[name])).all())}
-        broken = _unite_ranks(self.trainable - finite)
+        broken = _merge_ranks(self.trainable - finite)
         changed = self._find_changed(set(self.parameters) - self.trainable)
         return [
             f"{what}: {_list_some(names)}"
             for what, names in (
-                ("trainable but never had a finite non-zero gradient", self.trainable - had_gradient),
+                ("trainable but without a finite non-zero gradient", self.trainable - with_gradient),
                 (UNMOVED, self.trainable - moved),
                 (NOT_FINITE, broken),
                 ("frozen but changed", changed),
@@ -93,41 +94,43 @@ class TrainingAudit:
         ]
 
     def step(self, global_step: int) -> None:
-        """Check after an optimizer step, until the audit passes once or `LAST_CHANCE` is reached.
+        """Check after an optimizer step, until the audit passes or the step `LAST_CHECK`.
 
-        A tensor may rightly stay unchanged in the first steps: LoRA's A has no gradient while B is zero, warm-up starts
-        from a learning rate of 0, a float16 scaler skips steps. Raises AuditError at the last chance.
+        A correct tensor may stay unchanged in the first steps: LoRA's A has no gradient while B is zero, warm-up starts
+        from a learning rate of 0, a float16 scaler skips steps. Raises AuditError at the last check.
         """
-        done = global_step - self.begun_at
+        done = global_step - self.start_step
         if self.passed_at is not None or done < FIRST_CHECK:
             return
         problems = self._find_problems()
         if not problems:
             self.passed_at = global_step
             self.detach()
-        elif done >= LAST_CHANCE:
+        elif done >= LAST_CHECK:
             self.detach()
-            raise _error_type(problems)(f"training audit, step {global_step}: {'; '.join(problems)}")
+            raise _choose_error_type(problems)(f"training audit, step {global_step}: {'; '.join(problems)}")
 
     def finish(self, global_step: int, *, restored: bool = False) -> dict[str, Any]:
-        """Check at the end of training and return the finding. Raises AuditError when a tensor misbehaved.
+        """Check at the end of training and return the result. Raises AuditError for a problem.
 
-        Weights that were `restored` to those of the first checkpoint need not have moved. A run of fewer than
-        `FIRST_CHECK` steps is inconclusive for trainable tensors; only frozen tensors are checked. Tensors in 16 bits
-        that did not move are counted, not failed.
+        `restored` weights of the first checkpoint may be unchanged. With fewer than `FIRST_CHECK` steps the result is
+        inconclusive for trainable tensors, and only frozen tensors are checked. Unchanged tensors in 16 bits are
+        counted; they are no error.
         """
         self.detach()
         problems = self._find_problems()
-        done = global_step - self.begun_at
+        done = global_step - self.start_step
         short = done < FIRST_CHECK
         if restored:
             problems = [problem for problem in problems if not problem.startswith(UNMOVED)]
         if short:
             problems = [problem for problem in problems if problem.startswith("frozen")]
         if problems:
-            raise _error_type(problems)(f"training audit, end of training (step {global_step}): {'; '.join(problems)}")
+            raise _choose_error_type(problems)(
+                f"training audit, end of training (step {global_step}): {'; '.join(problems)}"
+            )
         is_inconclusive = short and self.passed_before is None
-        resumed = {"resumed_at_step": self.begun_at} if self.begun_at else {}
+        resumed = {"resumed_at_step": self.start_step} if self.start_step else {}
         return {
             "verdict": f"inconclusive: needs at least {FIRST_CHECK} steps, got {done}" if is_inconclusive else "passed",
             "passed_at_step": self.passed_at or self.passed_before,

@@ -1,4 +1,4 @@
-"""`auto_find_batch_size` at a constant global batch: a smaller device batch is accumulated more often."""
+"""`auto_find_batch_size` with a constant global batch: a smaller device batch has more accumulation steps."""
 
 from typing import Any
 
@@ -10,54 +10,54 @@ from peftkit.system.logging import logger
 
 
 class ConstantGlobalBatchTrainer(Trainer):
-    """Mixin for any Trainer class; without `auto_find_batch_size` it changes nothing.
+    """Trainer mixin for `auto_find_batch_size`; without that option it has no effect.
 
-    When memory runs out, the library tries again with nine tenths of the batch, the current weights and the same
-    accumulation. Here the batch becomes the next smaller divisor of the global batch, with more accumulation, and each
-    attempt starts with the weights and random numbers of the first.
+    If memory runs out, the library retries with 90 % of the batch size, the current weights and the same accumulation
+    steps. This class retries with the next smaller divisor of the global batch and more accumulation steps. Each
+    attempt starts with the initial weights and RNG state.
     """
 
-    _whole = 0
-    _tried = 0
+    _global_batch = 0
+    _last_batch = 0
     _error: Exception | None = None
-    _first: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None = None
+    _initial_state: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None = None
 
     def _inner_training_loop(  # type: ignore[override]
-        self, batch_size: int | None = None, args: Any = None, **how: Any
+        self, batch_size: int | None = None, args: Any = None, **kwargs: Any
     ) -> Any:
         """Train with a device batch that divides the global batch."""
         if not args.auto_find_batch_size:
-            return super()._inner_training_loop(batch_size, args, **how)
+            return super()._inner_training_loop(batch_size, args, **kwargs)
         assert batch_size is not None
-        self._begin(args.per_device_train_batch_size * args.gradient_accumulation_steps)
-        fitting = max(size for size in range(1, batch_size + 1) if self._whole % size == 0)
-        if fitting == self._tried:
+        self._start_attempt(args.per_device_train_batch_size * args.gradient_accumulation_steps)
+        device_batch = max(size for size in range(1, batch_size + 1) if self._global_batch % size == 0)
+        if device_batch == self._last_batch:
             assert self._error is not None
             raise self._error
-        if self._tried:
+        if self._last_batch:
             logger.info(
                 "out of memory with batch size %d per device; retrying with %d (gradient accumulation %d)",
-                self._tried, fitting, self._whole // fitting,
+                self._last_batch, device_batch, self._global_batch // device_batch,
             )  # fmt: skip
-        self._tried, args.gradient_accumulation_steps = fitting, self._whole // fitting
+        self._last_batch, args.gradient_accumulation_steps = device_batch, self._global_batch // device_batch
         try:
-            return super()._inner_training_loop(fitting, args, **how)
+            return super()._inner_training_loop(device_batch, args, **kwargs)
         except Exception as error:
-            # Without the traceback, which would hold the activations of the failed attempt in memory.
+            # Without the traceback, which would reference the activations of the failed attempt.
             self._error = type(error)(*error.args)
             raise
 
-    def _begin(self, whole: int) -> None:
-        """Store what the first attempt starts with, or restore it."""
+    def _start_attempt(self, global_batch: int) -> None:
+        """Store the initial weights and RNG state in the first attempt; restore them in later attempts."""
         model: Any = self.model
         trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
-        if self._first is None:
-            self._whole = whole
-            self._first = {name: one.detach().cpu().clone() for name, one in trained.items()}, read_rng_state()
+        if self._initial_state is None:
+            self._global_batch = global_batch
+            self._initial_state = {name: one.detach().cpu().clone() for name, one in trained.items()}, read_rng_state()
             return
         # The optimizer and the schedule belong to the failed attempt.
         self.optimizer = self.lr_scheduler = None
-        weights, random = self._first
+        weights, random = self._initial_state
         with torch.no_grad():
             for name, one in trained.items():
                 one.copy_(weights[name])

@@ -12,7 +12,7 @@ from peftkit.errors import DivergedError
 from peftkit.system.logging import is_rank_zero
 from peftkit.training.audit import TrainingAudit
 
-# A loss of ten nats is worse than a guess among 22,000 classes.
+# A loss of ten nats is worse than random prediction with 22,000 classes.
 DIVERGENCE_FACTOR = 10.0
 
 
@@ -20,50 +20,50 @@ def _read_state(callback: TrainerCallback, state: TrainerState) -> dict[str, Any
     """Return the state of a callback in the checkpoint that the run resumed from; empty for a new run."""
     states: Any = state.stateful_callbacks
     if state.global_step == 0:
-        # Another attempt after memory ran out starts like the first.
+        # A new attempt after an out-of-memory error starts without state.
         return {}
     return states.get(type(callback).__name__, {}).get("attributes", {})
 
 
 class AuditCallback(TrainerCallback, ExportableState):
-    """Starts the audit once DeepSpeed has wrapped the model, and checks after optimizer steps."""
+    """Callback that starts the audit after DeepSpeed has wrapped the model, and checks after optimizer steps."""
 
     def __init__(self) -> None:
         self.audit: TrainingAudit | None = None
         self.finding: dict[str, Any] = {}
 
     def state(self) -> dict[str, Any]:
-        """Return the state of a checkpoint: the step at which the audit passed."""
+        """Return the state for a checkpoint: the step at which the audit passed."""
         passed = None if self.audit is None else self.audit.passed_at or self.audit.passed_before
         return {"args": {}, "attributes": {"passed_at": passed}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Fingerprint every parameter; in a resumed run as in the checkpoint."""
+        """Start the audit: compute fingerprints of all parameters."""
         if self.audit is not None:
             self.audit.detach()
         self.audit = TrainingAudit(kwargs["model"], state.global_step, _read_state(self, state).get("passed_at"))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Check the first few steps."""
+        """Run the audit after an optimizer step."""
         assert self.audit is not None
         self.audit.step(state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check the whole run; of a resumed run the part after the checkpoint."""
+        """Run the final audit."""
         assert self.audit is not None
         best = state.best_global_step if args.load_best_model_at_end else None
-        self.finding = self.audit.finish(state.global_step, restored=best is not None and best <= self.audit.begun_at)
+        self.finding = self.audit.finish(state.global_step, restored=best is not None and best <= self.audit.start_step)
 
 
 class ClockCallback(TrainerCallback, ExportableState):
-    """Adds training seconds to each log row, reports progress and stops a diverged run.
+    """Callback that adds training seconds to each log row, reports progress and stops a diverged run.
 
-    `progress` is called at each log on rank 0, with `step`, `max_steps` and the last value of everything logged. In a
-    resumed run the seconds continue from those of the checkpoint.
+    Each log calls `progress` on rank 0 with `step`, `max_steps` and the last logged values. In a resumed run the
+    seconds continue from the checkpoint.
     """
 
     def __init__(self, progress: Callable[[Mapping[str, Any]], None] | None = None) -> None:
@@ -82,12 +82,12 @@ class ClockCallback(TrainerCallback, ExportableState):
         self.started = time.perf_counter() - before.get("seconds", 0.0)
 
     def state(self) -> dict[str, Any]:
-        """Return the state of a checkpoint: seconds since training began and those of its evaluations."""
+        """Return the state for a checkpoint: seconds of training, and seconds of its evaluations."""
         seconds = time.perf_counter() - self.started if self.started else 0.0
         return {"args": {}, "attributes": {"seconds": seconds, "evaluated": self.evaluated}}
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Complete the row of the history. Raises DivergedError for a loss that is not finite."""
+        """Add the seconds to the row of the history. Raises DivergedError for a loss that is not finite."""
         self.history = state.log_history
         row = self.history[-1]
         self.evaluated += row.get("eval_runtime", 0.0)
@@ -96,16 +96,20 @@ class ClockCallback(TrainerCallback, ExportableState):
         if self.progress is not None and is_rank_zero():
             self.progress(self.values)
         if not math.isfinite(row.get("loss", 0.0)):
-            raise DivergedError(f"the training loss is {row['loss']} at step {state.global_step}")
+            raise DivergedError(
+                f"the training loss is {row['loss']} at step {state.global_step}; use a lower learning rate"
+            )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Raise DivergedError when the loss ends at more than ten times its start, and above ten."""
+        """Raise DivergedError if the final loss is more than ten times the initial loss, and above ten."""
         losses = [row["loss"] for row in state.log_history if "loss" in row]
         if not losses:
             return
         last = losses[-max(1, len(losses) // 4) :]
         end = sum(last) / len(last)
         if end > DIVERGENCE_FACTOR * max(losses[0], 1.0):
-            raise DivergedError(f"the training loss rose from {losses[0]:.3g} to {end:.3g}")
+            raise DivergedError(
+                f"the training loss increased from {losses[0]:.3g} to {end:.3g}; use a lower learning rate"
+            )

@@ -1,4 +1,4 @@
-"""The step that evaluates: predictions and metrics of validation and test."""
+"""Evaluation step: predictions and metrics of validation and test."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ from peftkit.training.preparation import PreparedData
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """Turns the evaluation outputs of one run into predictions and metrics.
+    """Conversion of evaluation outputs into predictions and metrics.
 
     Attributes:
-        task: The task of the recipe, or calibrated on validation.
-        splits: The rows with their references.
+        task: The task of the recipe; after `calibrate` the calibrated task.
+        splits: The rows with references.
         encoded: The tokenized rows by split.
         tokenizer: The tokenizer of the model.
     """
@@ -32,7 +32,7 @@ class Scoring:
     encoded: Mapping[str, Dataset]
     tokenizer: PreTrainedTokenizerBase
 
-    def _split(self, name: str, outputs: Any) -> EncodedSplit:
+    def _make_encoded_split(self, name: str, outputs: Any) -> EncodedSplit:
         # With several ranks the last batch is padded with rows from the start of the split.
         found, encoded = np.asarray(get_first_output(outputs)), self.encoded[name]
         assert len(found) >= len(encoded), f"evaluation of {name} returned {len(found)} of {len(encoded)} rows"
@@ -42,19 +42,19 @@ class Scoring:
         )  # fmt: skip
 
     def calibrate(self, outputs: Any) -> "Scoring":
-        """Return the scoring with the task calibrated on its outputs for validation."""
-        return replace(self, task=self.task.calibrate(self._split("validation", outputs)))
+        """Return the scoring with the task calibrated on the outputs of validation."""
+        return replace(self, task=self.task.calibrate(self._make_encoded_split("validation", outputs)))
 
     def predict(self, split: str, outputs: Any) -> list[Mapping[str, Any]]:
-        """Return a prediction for each row of the split."""
-        return self.task.decode(self._split(split, outputs))
+        """Return one prediction per row of the split."""
+        return self.task.decode(self._make_encoded_split(split, outputs))
 
     def find_references(self, split: str) -> list[Any]:
         """Return the reference of each row."""
         return self.task.targets(self.splits.rows[split], self.splits.labels)
 
     def score(self, split: str, predictions: list[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the metrics of the split; for test with their intervals."""
+        """Return the metrics of the split; for test also the intervals."""
         references = self.find_references(split)
         found: dict[str, Any] = dict(self.task.metrics.compute(predictions, references))
         return found | self.task.metrics.intervals(predictions, references) if split == "test" else found
@@ -65,11 +65,11 @@ class Evaluation:
     """Predictions and metrics of the trained model, on rank 0.
 
     Attributes:
-        task: Calibrated on validation.
-        predictions: By split, a prediction a row.
-        references: The references of the test rows; empty for a trial.
-        metrics: By split, loss and metrics; for test with intervals.
-        seconds: Time to predict and score.
+        task: Task calibrated on validation.
+        predictions: One prediction per row, by split.
+        references: References of the test rows; empty for a trial.
+        metrics: Loss and metrics by split; for test also intervals.
+        seconds: Time for predictions and metrics.
     """
 
     task: Task
@@ -80,12 +80,12 @@ class Evaluation:
 
 
 def evaluate(task: Task, data: PreparedData, trainer: Any, splits: Sequence[str]) -> Evaluation | None:
-    """Predict `splits` with the model of `trainer` and score them; every rank takes part.
+    """Calibrate the task on validation, and compute predictions and metrics of `splits`.
 
-    The task is calibrated on validation first. Returns None on ranks other than 0.
+    Every rank participates. Returns None on ranks other than 0.
     """
     started = time.perf_counter()
-    # Scored below, once, with the calibrated task.
+    # The calibrated task computes the metrics below.
     trainer.compute_metrics = None
     outputs = {split: trainer.predict(data.encoded[split], metric_key_prefix=split) for split in splits}
     if not is_rank_zero():
@@ -94,7 +94,7 @@ def evaluate(task: Task, data: PreparedData, trainer: Any, splits: Sequence[str]
     calibrated = scoring.calibrate(outputs["validation"].predictions)
     predictions = {split: calibrated.predict(split, outputs[split].predictions) for split in splits}
     metrics = {
-        split: _loss(outputs[split].metrics or {}, split) | calibrated.score(split, predictions[split])
+        split: _select_loss(outputs[split].metrics or {}, split) | calibrated.score(split, predictions[split])
         for split in splits
     }
     return Evaluation(
@@ -104,5 +104,5 @@ def evaluate(task: Task, data: PreparedData, trainer: Any, splits: Sequence[str]
     )  # fmt: skip
 
 
-def _loss(metrics: Mapping[str, float], split: str) -> dict[str, Any]:
+def _select_loss(metrics: Mapping[str, float], split: str) -> dict[str, Any]:
     return {"loss": metrics[f"{split}_loss"]} if f"{split}_loss" in metrics else {}

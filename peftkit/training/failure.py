@@ -1,4 +1,4 @@
-"""The report of a run that fails: its status, its cause in one line, and what was measured until then."""
+"""Report of a failed run: status, error in one line, and measurements until the failure."""
 
 import time
 from dataclasses import replace
@@ -16,10 +16,10 @@ from peftkit.training.callbacks import ClockCallback
 
 
 class FailureReporter:
-    """Context of a run that writes a report when the run fails, and always leaves the process group.
+    """Context manager that writes a report if the run fails, and leaves the process group.
 
     Attributes:
-        report: The report so far; the run replaces it as it proceeds.
+        report: The current report, which the run replaces after each step.
     """
 
     def __init__(self, folder: Path, report: Report, clock: ClockCallback) -> None:
@@ -41,7 +41,7 @@ class FailureReporter:
 
     def _write(self, error: BaseException) -> None:
         is_known = isinstance(error, UserError | AuditError)
-        # Every rank raises a known error; any other may be this rank's alone, such as too little memory.
+        # Every rank raises a known error; another error, such as out of memory, may occur on this rank only.
         if (is_known and not is_rank_zero()) or has_report_of_cause(self.folder, error):
             return
         is_plain = is_known or isinstance(error, LostRankError)
@@ -58,7 +58,7 @@ class FailureReporter:
 
 
 def find_status(error: BaseException) -> str:
-    """Return the status of a run that ended with this error, as `Report.status` lists them."""
+    """Return the `Report.status` of a run that ended with this error."""
     if is_out_of_memory(error):
         return "out_of_memory"
     if isinstance(error, DivergedError):
@@ -67,7 +67,7 @@ def find_status(error: BaseException) -> str:
 
 
 def has_report_of_cause(folder: Path, error: BaseException) -> bool:
-    """Whether another rank of this run has reported the cause: its memory, or the failure that ended this rank too."""
+    """Whether another rank has written a report: of an out-of-memory error, or of the failure behind this error."""
     path = folder / FILE_NAME
     if not path.exists() or path.stat().st_mtime < time.time() - measure_process_age():
         return False

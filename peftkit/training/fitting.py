@@ -1,4 +1,4 @@
-"""The step that trains: build the Trainer, restore a checkpoint, train, and measure what training cost."""
+"""Training step: build the Trainer, resume from a checkpoint, train, measure memory and time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from peftkit.training.trainer import build_trainer
 
 @dataclass(frozen=True, kw_only=True)
 class FittedModel:
-    """A trained model, still in memory, and what its training cost.
+    """A trained model in memory, with measurements of the training.
 
     Attributes:
-        trainer: The Trainer, which holds the model.
-        train_metrics: As `Trainer.train` returns them.
-        start_up: Seconds of the process before training, without the time to read the data.
+        trainer: The Trainer with the model.
+        train_metrics: Metrics from `Trainer.train`.
+        start_up: Seconds of the process before training, except the time to read the data.
         memory: Peak memory of each rank in bytes, up to the end of training.
         optimizer_bytes: Bytes of the optimizer state of each rank.
-        audit: The finding of the training audit.
-        clock: Seconds of training and of its evaluations.
+        audit: Result of the training audit.
+        clock: Seconds of training and of evaluations during training.
     """
 
     trainer: Any
@@ -45,7 +45,7 @@ class FittedModel:
 def fit(
     recipe: Recipe, data: PreparedData, loaded: LoadedModel, clock: ClockCallback, start: Path | None
 ) -> FittedModel:
-    """Train the model, from the checkpoint `start` where one is given. Raises AuditError and DivergedError."""
+    """Train the model, from the checkpoint `start` if given. Raises AuditError and DivergedError."""
     scoring = Scoring(task=recipe.task, splits=data.splits, encoded=data.encoded, tokenizer=data.tokenizer)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The steps before training: read, check and tokenize the data; load the model and apply the method."""
+"""Steps before training: read, check and tokenize the data; load the model and apply the method."""
 
 import time
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ class PreparedData:
     """Training arguments and tokenized data.
 
     Attributes:
-        arguments: Of the Trainer; the ranks have joined.
+        arguments: Training arguments; the ranks have joined.
         splits: The rows, with labels in the order of the model's head.
-        tokenizer: Loaded for the model.
-        encoded: The tokenized rows by split.
-        checks: What `check_data` found, on rank 0.
-        seconds: Time to read, check and tokenize.
+        tokenizer: Tokenizer of the model.
+        encoded: Tokenized rows by split.
+        checks: Results of `check_data` on rank 0.
+        seconds: Time to read, check and tokenize the data.
         process_bytes: Resident memory of the process before the model is loaded.
     """
 
@@ -48,11 +48,11 @@ class PreparedData:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """The model as it is trained.
+    """The model before training.
 
     Attributes:
-        model: With the adapter of the method, if the method has one.
-        base: The base model, its new head and the parameters that the checkpoint lacks.
+        model: The model with the adapter of the method, if the method has an adapter.
+        base: The base model, with the new head and the parameters that the checkpoint lacks.
         base_parameters: Number of weights of the base model with its head.
     """
 
@@ -64,7 +64,7 @@ class LoadedModel:
 def prepare_data(recipe: Recipe, folder: Path, *, sees_folder: bool) -> PreparedData:
     """Join the ranks, then read, check and tokenize the data.
 
-    `folder` is the run folder; `sees_folder` is whether this rank sees what rank 0 created there. Raises UserError.
+    `folder` is the run folder; `sees_folder` is whether this rank sees the files of rank 0 there. Raises UserError.
     """
     task = recipe.task
     arguments = build_training_arguments(recipe, folder)

@@ -1,4 +1,4 @@
-"""The report of a run that came to a score, and the log lines at its end."""
+"""Report of a complete run, and the final log lines."""
 
 import dataclasses
 from dataclasses import replace
@@ -28,7 +28,7 @@ def build_report(
     report: Report, task: Task, data: PreparedData, loaded: LoadedModel, fitted: FittedModel, evaluation: Evaluation,
     folder: Path | None,
 ) -> Report:  # fmt: skip
-    """Complete `report` with what a run measured; `folder` holds its saved weights, None for a trial."""
+    """Complete `report` with the measurements of a run; `folder` contains the saved weights, None for a trial."""
     trainer, clock, memory = fitted.trainer, fitted.clock, fitted.memory
     sizes = {} if folder is None else {"trained": writer.count_weight_bytes(folder)}
     if is_mergeable(loaded.model):
@@ -76,7 +76,7 @@ def build_report(
 
 
 def measure_longest_rows(task: Task, encoded: Dataset) -> dict[str, int]:
-    """Return the number of tokens of the longest encoded row, by the field of the task that limits it."""
+    """Return the number of tokens of the longest encoded row, by the task field that limits the tokens."""
     table = encoded.with_format("arrow")
     columns = zip(task.columns.max_lengths, ("input_ids", "labels"), strict=False)
     return {

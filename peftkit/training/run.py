@@ -27,14 +27,14 @@ from peftkit.training.saving import save, save_weights, verify
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRun:
-    """A run before anything is loaded.
+    """A run before data and model are loaded.
 
     Attributes:
-        recipe: With every choice made that changes it: DeepSpeed config, 4-bit storage, batch size of a resumed run.
+        recipe: Final recipe, including DeepSpeed config, 4-bit storage and the batch size of a resumed run.
         folder: The run folder.
         checkpoint: The checkpoint to resume from; None for a new run.
-        report: The report so far: name, method, recipe, environment.
-        is_trial: Whether only validation is scored and no weights are saved.
+        report: Initial report: name, method, recipe, environment.
+        is_trial: Whether to evaluate only validation and save no weights.
     """
 
     recipe: Recipe
@@ -46,11 +46,11 @@ class ResolvedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedFiles:
-    """The files of a run; its model is freed.
+    """A saved run whose model is freed.
 
     Attributes:
-        report: Complete but for the verification.
-        task: Calibrated on validation; None where no weights were saved: for a trial, and on ranks other than 0.
+        report: Report without the verification.
+        task: Task calibrated on validation; None without saved weights: for a trial, and on ranks other than 0.
     """
 
     report: Report
@@ -67,13 +67,13 @@ def run(
     """Train, audit, evaluate, save and verify; return the report, which is also saved in the run folder.
 
     Args:
-        recipe: The run.
-        trial: Score validation only and save no weights.
+        recipe: The recipe of the run.
+        trial: Evaluate only validation and save no weights.
         progress: Called on rank 0 with the values of each log.
-        resume: The checkpoint to resume from, or True for the last one in the run folder.
+        resume: The checkpoint to resume from, or True for the last checkpoint in the run folder.
 
-    A run that fails leaves a report with its status, and its checkpoints. A finished run is never overwritten. Raises
-    UserError for what the user can fix, and AuditError when the model was not trained or saved correctly.
+    A failed run leaves a report with its status, and checkpoints. A finished run is never overwritten. Raises UserError
+    for errors that the user can fix, and AuditError if the model is not trained or saved correctly.
     """
     resolved = resolve(recipe, trial=trial, resume=resume)
     clock = ClockCallback(progress)
@@ -81,7 +81,7 @@ def run(
         with writer.stage_run_folder(resolved.folder) as temporary, raise_lost_rank_errors():
             saved = _train_and_save(resolved, clock, temporary)
             reporter.report = saved.report
-            # The other ranks need not wait for the verification.
+            # The other ranks do not wait for the verification.
             wait_for_ranks()
             leave_process_group()
             if saved.task is not None:
@@ -98,7 +98,7 @@ def run(
 
 
 def resolve(recipe: Recipe, *, trial: bool, resume: bool | str | Path) -> ResolvedRun:
-    """Make every choice that changes the recipe; no other step changes it. Raises UserError."""
+    """Resolve all automatic choices of the recipe; later steps do not change the recipe. Raises UserError."""
     check_name(recipe.name)
     if recipe.training.get("deepspeed") is None and is_deepspeed_launcher():
         recipe = replace(recipe, training={**recipe.training, "deepspeed": choose_default_config(recipe)})
@@ -115,12 +115,12 @@ def resolve(recipe: Recipe, *, trial: bool, resume: bool | str | Path) -> Resolv
 
 
 def _train_and_save(run: ResolvedRun, clock: ClockCallback, temporary: Path) -> SavedFiles:
-    """Train the model and write the files of the run to `temporary`; the model is freed on return."""
+    """Train the model and write the files of the run to `temporary`; free the model on return."""
     recipe = run.recipe
     data = prepare_data(recipe, run.folder, sees_folder=temporary.is_dir())
     loaded = load_model(recipe, data)
     fitted = fit(recipe, data, loaded, clock, run.checkpoint)
-    # Before evaluation, which may cast the model to 16 bits.
+    # Save before evaluation, which may cast the model to 16 bits.
     outputs = {} if run.is_trial else save_weights(recipe.task, data, fitted, temporary)
     splits = ("validation",) if run.is_trial else ("validation", "test")
     evaluation = evaluate(recipe.task, data, fitted.trainer, splits)

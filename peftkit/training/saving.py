@@ -1,4 +1,4 @@
-"""The steps that save a run and verify what was saved."""
+"""Steps after training: save the run and verify the saved run."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ VERIFIED_ROWS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """A saved run compared with its model in memory.
+    """Comparison of a saved run with the model in memory.
 
     Attributes:
-        report: With the difference in `round_trip`.
-        difference: Between the outputs of the saved and of the trained model.
-        tolerance: The largest difference that passes.
+        report: Report with the difference in `round_trip`.
+        difference: Difference between the outputs of the saved and the trained model.
+        tolerance: Maximum accepted difference.
     """
 
     report: Report
@@ -35,14 +35,14 @@ class Verification:
     tolerance: Tolerance
 
     def check(self) -> None:
-        """Raise NotReproducedError when the difference is larger than the tolerance."""
+        """Raise NotReproducedError if the difference is larger than the tolerance."""
         check_difference("the saved run", self.difference, self.tolerance)
 
 
 def save_weights(task: Task, data: PreparedData, fitted: FittedModel, folder: Path) -> dict[str, torch.Tensor]:
-    """Save the weights in `folder`; return a batch of test rows with the outputs of the model for it.
+    """Save the weights in `folder`; return a batch of test rows and the outputs of the model.
 
-    Every rank takes part.
+    Every rank participates.
     """
     trainer, test = fitted.trainer, data.encoded["test"]
     rows = test.select(range(min(VERIFIED_ROWS, len(test))))
@@ -58,9 +58,9 @@ def save(
     outputs: Mapping[str, torch.Tensor],
     folder: Path,
 ) -> None:
-    """Write what belongs beside the weights: configs, recipe, contract, verification batch, test predictions.
+    """Write the other files of a run: configs, recipe, manifest, verification batch, test predictions.
 
-    Raises AuditError when a parameter of the head was not saved.
+    Raises AuditError if a parameter of the head is not saved.
     """
     writer.write_run_files(
         folder, recipe, loaded.model, set(loaded.base.missing_keys), labels=data.splits.labels, held_out=outputs,
@@ -71,7 +71,7 @@ def save(
 
 
 def verify(report: Report, recipe: Recipe, task: Task, folder: Path) -> Verification:
-    """Load the saved run in a new process and compare its outputs with those of the trained model."""
+    """Load the saved run in a new process and compare the outputs with the trained model."""
     difference = compare_reloaded(folder, recipe, task)
     tolerance = find_reload_tolerance(folder, recipe, bool(report.environment.get("gpus")))
     result = {**dataclasses.asdict(difference), "tolerance": tolerance.difference}

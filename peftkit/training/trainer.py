@@ -1,4 +1,4 @@
-"""The Trainer of a run: the library's class with portable checkpoints, a timed collator and TensorBoard files."""
+"""The Trainer of a run: portable checkpoints, timed collator and TensorBoard files."""
 
 import shutil
 import time
@@ -36,7 +36,7 @@ TENSORBOARD = "tensorboard"
 
 
 class TimedCollator:
-    """A collator that counts the seconds spent on the batches that `model` is trained on."""
+    """Collator that measures the seconds spent on training batches of `model`."""
 
     def __init__(self, collate: Callable[[list[Any]], Any], model: torch.nn.Module) -> None:
         self.collate = collate
@@ -44,7 +44,7 @@ class TimedCollator:
         self.seconds = 0.0
 
     def __call__(self, rows: list[Any]) -> Any:
-        """The batch of `rows`."""
+        """Collate the rows into a batch."""
         started = time.perf_counter()
         batch = self.collate(rows)
         if self.model.training:
@@ -52,11 +52,11 @@ class TimedCollator:
         return batch
 
 
-class HomelessWriter(tensorboardX.SummaryWriter):
-    """TensorBoard's writer, without the path of the home folder in the settings that it stores."""
+class RedactingSummaryWriter(tensorboardX.SummaryWriter):
+    """TensorBoard writer that redacts the home folder in texts."""
 
     def add_text(self, tag: str, text_string: str, *args: Any, **kwargs: Any) -> None:
-        """Write a text without the home folder's path."""
+        """Write a text without the path of the home folder."""
         super().add_text(tag, redact_home_in_text(text_string), *args, **kwargs)
 
 
@@ -78,7 +78,7 @@ def build_trainer(
     """Build the library's Trainer on the encoded splits `train` and `validation`.
 
     `compute_metrics` is called during training. The collator is a TimedCollator. A run resumed from `resumed_step`
-    keeps the TensorBoard curves up to there.
+    continues the TensorBoard curves of the earlier steps.
     """
     task = recipe.task
     trainer: PortableCheckpointTrainer = _make_portable(task.trainer.trainer_class)(
@@ -90,7 +90,7 @@ def build_trainer(
         processing_class=tokenizer,
         compute_loss_func=task.loss(encoded["train"], labels, arguments.label_smoothing_factor),
         compute_metrics=compute_metrics,
-        # Encoder-decoder classifiers return hidden states too, which would fill the memory.
+        # Drop the hidden states of encoder-decoder classifiers, which would fill the memory.
         preprocess_logits_for_metrics=lambda logits, _: task.postprocess(get_first_output(logits)),
         callbacks=list(callbacks),
     )
@@ -98,14 +98,14 @@ def build_trainer(
         place, writer = Path(str(arguments.output_dir)) / TENSORBOARD, None
         if is_rank_zero():
             if resumed_step is None:
-                # A failed attempt in this folder would be drawn into the curves of this run.
+                # Remove the curves of a failed attempt in this folder.
                 shutil.rmtree(place, ignore_errors=True)
-            writer = HomelessWriter(str(place), purge_step=None if resumed_step is None else resumed_step + 1)
+            writer = RedactingSummaryWriter(str(place), purge_step=None if resumed_step is None else resumed_step + 1)
         trainer.add_callback(TensorBoardCallback(writer))
     if not is_rank_zero():
-        # The first rank of every host would print the same.
-        for shown in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(shown)
-    # Grouped by length, evaluation would be in random order; predictions belong to rows by position.
+        # Otherwise the first rank of every host prints the same log.
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+    # A sampler that groups by length would change the order, but predictions are assigned to rows by position.
     trainer._get_eval_sampler = SequentialSampler  # type: ignore[method-assign, assignment]
     return trainer

@@ -59,7 +59,7 @@ def test_help_and_import_load_no_torch(real_interpreter):
         ),
         (["predict", "nowhere", "x.csv"], "x.csv: no such file"),
         (["predict", "nowhere", "README.md"], "unknown file format '.md'; pass --input_format"),
-        (["predict", "nowhere", "README.md", "--input_format", "text"], "neither a run nor a model"),
+        (["predict", "nowhere", "README.md", "--input_format", "text"], "not a run or a model"),
         (["predict", "nowhere", "README.md", "--top_k", "0"], "--top_k: must be at least 1, got 0"),
     ],
 )

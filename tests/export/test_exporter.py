@@ -166,7 +166,7 @@ class TestOnnx:
         receipt = export(folder, tmp_path / "out", format="onnx")
         assert receipt.exported_difference <= 1e-4
         (tmp_path / "rows.jsonl").write_text('{"source": "Return the mean."}\n')
-        with pytest.raises(UserError, match="ONNX exports generate no text"):
+        with pytest.raises(UserError, match="an ONNX export cannot generate text"):
             predict([tmp_path / "out"], tmp_path / "rows.jsonl", tmp_path / "answers.jsonl")
 
 

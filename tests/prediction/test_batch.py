@@ -99,7 +99,7 @@ def test_a_model_of_no_task_is_one_line(file, tmp_path, checkpoints):
     config.architectures = ["BertForImageClassification"]
     config.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(checkpoints / "bert").save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match="BertForImageClassification is not a model of any task"):
+    with pytest.raises(UserError, match="no peftkit task supports BertForImageClassification"):
         predict([tmp_path / "model"], file, tmp_path / "out.jsonl")
 
 
@@ -111,9 +111,9 @@ def test_answers_are_not_overwritten(folder, file, tmp_path):
 
 
 def test_other_wrong_words(folder, file, tmp_path):
-    with pytest.raises(UserError, match=r"must end in \.jsonl, \.csv or \.parquet"):
+    with pytest.raises(UserError, match=r"unknown extension; use \.jsonl, \.csv or \.parquet"):
         predict([folder], file, tmp_path / "out.xml")
-    with pytest.raises(UserError, match="neither a run nor a model"):
+    with pytest.raises(UserError, match="not a run or a model"):
         predict([tmp_path], file)
     with pytest.raises(UserError, match="--tokens: not an input of SequenceClassification"):
         predict([folder], file, columns={"tokens": "text"})
@@ -137,7 +137,7 @@ def test_rows_that_cannot_be_read_are_told_by_number_and_the_rest_goes_on(folder
     for row, said in wrong.items():
         assert answers[row]["error"].startswith(f"{rows}, row {row} (from 0)")
         assert said in answers[row]["error"]
-    assert "7 of 9 rows could not be read" in caplog.text
+    assert "7 of 9 rows cannot be read" in caplog.text
     alone = read(predict([folder], file_of(tmp_path, ["a", "b"]), tmp_path / "alone.jsonl"))
     assert [answers[0]["label"], answers[6]["label"]] == [answer["label"] for answer in alone]
 
@@ -192,9 +192,9 @@ print("torch" in sys.modules, "transformers" in sys.modules)
     top_k, ending, missing, repeated, imported = done.stdout.splitlines()
     assert imported == "False False"
     assert top_k == "--top_k: must be at least 1, got 0"
-    assert "must end in .jsonl" in ending
+    assert "unknown extension; use .jsonl" in ending
     assert "no such file" in missing
-    assert repeated.startswith("two folders are named run")
+    assert repeated.startswith("two folders have the name run")
 
 
 def test_arguments_and_the_first_rows_are_checked_before_weights_load(folder, file, tmp_path, monkeypatch):
@@ -203,7 +203,7 @@ def test_arguments_and_the_first_rows_are_checked_before_weights_load(folder, fi
     (tmp_path / "words.jsonl").write_text('{"words": "a"}\n')
     for name, options, message in (
         ("nowhere.jsonl", {}, "no such file"),
-        ("empty.jsonl", {}, "has no rows"),
+        ("empty.jsonl", {}, "no rows"),
         ("words.jsonl", {}, "no column 'text'"),
         (file.name, {"columns": {"text": "words"}}, "no column 'words'"),
         (file.name, {"columns": {"tokens": "text"}}, "--tokens: not an input of SequenceClassification"),

@@ -28,9 +28,9 @@ def test_two_lines_answer_a_list_of_texts(trained_run, tmp_path):
         model(TEXTS[0])
     with pytest.raises(UserError, match=r"row 1 \(from 0\), column 'text': empty"):
         model([TEXTS[0], " "])
-    with pytest.raises(UserError, match=r"expected 1 texts \(text\), got 2"):
+    with pytest.raises(UserError, match=r"expected 1 texts \(text\) per row, got 2"):
         model([("one", "two")])
-    with pytest.raises(UserError, match="a row has no 'text' \\(columns: words\\)"):
+    with pytest.raises(UserError, match="missing column 'text' \\(columns: words\\)"):
         model([{"words": "one"}])
 
 

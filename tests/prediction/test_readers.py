@@ -29,7 +29,7 @@ def test_what_is_wrong_before_any_row_is_told_at_once(tmp_path):
         with pytest.raises(UserError, match=rf"{file}: no such file"):
             stream_rows(file)
     for input_format in ("parquet", "arrow"):
-        with pytest.raises(UserError, match=f"--input_format {input_format}: can't be read from standard input"):
+        with pytest.raises(UserError, match=f"--input_format {input_format}: cannot read standard input"):
             stream_rows(None, input_format)
 
 

@@ -59,11 +59,14 @@ def test_what_shares_no_base_is_refused_before_weights_load_naming_both(trained_
     trained_run("roberta", lora(), name="other")
     rows = tmp_path / "in.jsonl"
     rows.write_text(json.dumps({"text": TEXTS[0]}) + "\n")
-    with pytest.raises(UserError, match=r"library was trained on .*bert, other on .*roberta with other weights"):
+    with pytest.raises(
+        UserError,
+        match=r"other: base model mismatch with library \(expected .*bert, got .*roberta with other weights\)",
+    ):
         predict([folders[0], tmp_path / "other"], rows, tmp_path / "out.jsonl")
     trained_run("bert", full(), name="whole")
     with pytest.raises(UserError, match="only if each is an adapter"):
         predict([folders[0], tmp_path / "whole"], rows, tmp_path / "out.jsonl")
-    with pytest.raises(UserError, match="two folders are named library"):
+    with pytest.raises(UserError, match="two folders have the name library"):
         predict([folders[0], folders[0]], rows, tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()

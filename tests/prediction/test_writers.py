@@ -163,7 +163,7 @@ def test_where_answers_cannot_go(tmp_path):
     (tmp_path / "there.parquet").write_text("mine")
     for name, said in (
         ("there.parquet", "already exists; use another name"),
-        ("a.xml", r"must end in \.jsonl, \.csv or"),
+        ("a.xml", r"unknown extension; use \.jsonl, \.csv or"),
     ):
         with pytest.raises(UserError, match=rf"--output .*{name}: {said}"):
             check_output(tmp_path / name)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from peftkit.errors import AuditError
-from peftkit.training.audit import FIRST_CHECK, LAST_CHANCE, TrainingAudit, fingerprint
+from peftkit.training.audit import FIRST_CHECK, LAST_CHECK, TrainingAudit, fingerprint
 
 
 class Adapted(torch.nn.Module):
@@ -49,8 +49,8 @@ def test_a_model_that_trains_passes_at_the_first_check():
 def test_an_adapter_without_gradient_is_named_though_the_loss_falls():
     model = Adapted()
     model.cut = True
-    with pytest.raises(AuditError, match=r"step 10: trainable but never had a finite non-zero gradient: a.weight, b"):
-        train(model, TrainingAudit(model), LAST_CHANCE)
+    with pytest.raises(AuditError, match=r"step 10: trainable but without a finite non-zero gradient: a.weight, b"):
+        train(model, TrainingAudit(model), LAST_CHECK)
 
 
 def test_a_short_run_that_did_not_train_fails_at_its_end():
@@ -74,8 +74,8 @@ def test_a_frozen_tensor_that_changes_is_named():
 def test_a_trainable_tensor_that_stays_still_is_named():
     model = Adapted()
     start = model.head.bias.detach().clone()
-    with pytest.raises(AuditError, match=r"did not move: head\.bias"):
-        train(model, TrainingAudit(model), LAST_CHANCE, lambda step: model.head.bias.data.copy_(start))
+    with pytest.raises(AuditError, match=r"trainable but unchanged: head\.bias"):
+        train(model, TrainingAudit(model), LAST_CHECK, lambda step: model.head.bias.data.copy_(start))
 
 
 def test_a_weight_that_is_no_number_is_named():
@@ -85,7 +85,7 @@ def test_a_weight_that_is_no_number_is_named():
         if step == 5:
             model.head.weight.data[0, 0] = float("nan")
 
-    with pytest.raises(AuditError, match=r"no longer finite: head\.weight"):
+    with pytest.raises(AuditError, match=r"trainable but not finite: head\.weight"):
         train(model, TrainingAudit(model), 5, spoil)
 
 
@@ -93,14 +93,14 @@ def test_a_tensor_in_16_bits_that_rounds_back_is_counted_not_failed():
     model = Adapted().to(torch.bfloat16)
     audit = TrainingAudit(model)
     start = model.head.bias.detach().clone()
-    for step in range(1, LAST_CHANCE + 1):
+    for step in range(1, LAST_CHECK + 1):
         model(torch.randn(8, 6, dtype=torch.bfloat16)).square().mean().backward()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.sub_(0 if parameter.grad is None else parameter.grad)
         model.head.bias.data.copy_(start)
         audit.step(step)
-    assert audit.finish(LAST_CHANCE)["unmoved_in_16_bits"] == 1
+    assert audit.finish(LAST_CHECK)["unmoved_in_16_bits"] == 1
 
 
 def test_two_steps_are_too_few_to_judge_but_not_to_hold_the_frozen():
@@ -120,22 +120,22 @@ def test_a_fingerprint_tells_the_last_bit(dtype):
     assert before != fingerprint(tensor)
 
 
-def resumed(steps, begun_at, passed_before, spoil=None, **how):
+def resumed(steps, start_step, passed_before, spoil=None, **how):
     """The finding of a run of so many steps more."""
     model = Adapted()
     with torch.no_grad():
         model.b.weight.fill_(0.1)
-    audit = TrainingAudit(model, begun_at, passed_before)
+    audit = TrainingAudit(model, start_step, passed_before)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     start = {name: value.clone() for name, value in model.state_dict().items()}
-    for step in range(begun_at + 1, begun_at + steps + 1):
+    for step in range(start_step + 1, start_step + steps + 1):
         model(torch.randn(8, 6)).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         audit.step(step)
     if spoil:
         spoil(model, start)
-    return audit.finish(begun_at + steps, **how)
+    return audit.finish(start_step + steps, **how)
 
 
 def test_a_resumed_run_is_watched_anew():
@@ -150,6 +150,6 @@ def test_weights_that_were_put_back_to_the_checkpoint_are_no_failure():
     def put_back(model, start):
         model.load_state_dict(start)
 
-    with pytest.raises(AuditError, match="did not move"):
+    with pytest.raises(AuditError, match="trainable but unchanged"):
         resumed(5, 20, 3, put_back)
     assert resumed(5, 20, 3, put_back, restored=True)["verdict"] == "passed"

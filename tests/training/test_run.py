@@ -98,7 +98,7 @@ def test_adapters_that_no_gradient_reaches_fail_the_run_though_the_loss_falls(sm
         return base
 
     monkeypatch.setattr(preparation, "load_base", cut)
-    with pytest.raises(AuditError, match=r"step 10: trainable but never had a finite non-zero gradient: .*layer\.0\."):
+    with pytest.raises(AuditError, match=r"step 10: trainable but without a finite non-zero gradient: .*layer\.0\."):
         run(small_recipe(max_steps=12))
     report = read_report(tmp_path / "run")
     assert report.status == "failed"
