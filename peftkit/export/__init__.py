@@ -1,5 +1,5 @@
 """Export finished runs as adapters, merged models or ONNX, and verify each export.
 
-Also merging of several adapters, model cards and the upload to the Hub. Loading a model for
-prediction is in `prediction`.
+This package also combines adapters, writes model cards and uploads to the Hub. `prediction` loads models for
+prediction.
 """

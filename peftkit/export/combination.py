@@ -1,4 +1,4 @@
-"""Combine the adapters of several LoRA runs by peft, average their heads, and score the combination."""
+"""Combine the adapters of several LoRA runs with peft, average the heads, and evaluate the combination."""
 
 import copy
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from peftkit.system.logging import logger
 from peftkit.tasks import EncodedSplit, Task
 
 COMBINED = "combined"
-# peft combines LoRA adapters only, and not those with one of these options.
+# peft combines only LoRA adapters without these options.
 UNSUPPORTED_OPTIONS = ("use_dora", "alora_invocation_tokens", "target_parameters")
 
 
@@ -40,7 +40,7 @@ def combine_runs(
     trust_remote_code: bool,
     reload_data: bool,
 ) -> list[VariantScores]:
-    """Combine runs as `peftkit.export.combine.combine` does, whose arguments are checked."""
+    """Combine runs; `peftkit.export.combine.combine` checks the arguments."""
     saved = [_read_lora_run(folder, trust_remote_code) for folder in runs]
     for other in saved[1:]:
         _check_compatible(saved[0], other)
@@ -95,7 +95,9 @@ def combine_runs(
             seed=None, round_trip=asdict(found), **_build_cost_fields(report, folder),
         )  # fmt: skip
         combined.write(folder)
-    logger.info("scores on validation of %s:\n%s\ncombined: %s", runs[0], format_variants(rows), out)
+    logger.info(
+        "validation metrics on the data of %s:\n%s\nsaved combination to %s", runs[0], format_variants(rows), out
+    )
     return rows
 
 
@@ -103,30 +105,33 @@ def _read_lora_run(folder: Path, trust_remote_code: bool) -> SavedRun:
     saved = read_run(folder, trust_remote_code=trust_remote_code)
     config: Any = saved.recipe.method.peft
     if not isinstance(config, LoraConfig):
-        raise UserError(f"{folder}: trained by {saved.recipe.method.kind} (expected LoRA); combine LoRA runs only")
+        raise UserError(f"{folder}: expected a LoRA run, got {saved.recipe.method.kind}; combine only LoRA runs")
     if unsupported := [name for name in UNSUPPORTED_OPTIONS if getattr(config, name, None)]:
-        raise UserError(f"{folder}: trained with {unsupported[0]}, which peft can't combine; use runs without it")
+        raise UserError(f"{folder}: peft cannot combine {unsupported[0]} adapters; use runs without this option")
     return saved
 
 
 def _check_compatible(first: SavedRun, other: SavedRun) -> None:
     for part, names in (
-        ("the base", ("base", "sha256")), ("the 4-bit settings", ("quantization",)), ("the labels", ("labels",)),
-        ("the tokenizer", ("tokenizer",)), ("the kind of model", ("auto_class",)),
+        ("base model", ("base", "sha256")), ("4-bit settings", ("quantization",)), ("labels", ("labels",)),
+        ("tokenizer", ("tokenizer",)), ("auto class", ("auto_class",)),
     ):  # fmt: skip
         one, two = first.manifest, other.manifest
         for name in names:
             one, two = one[name], two[name]
         if one != two:
-            raise UserError(f"{first.folder} and {other.folder} differ in {part}: {_shorten(one)} and {_shorten(two)}")
+            raise UserError(_describe_mismatch(first, other, part, _shorten(one), _shorten(two)))
     mine, others = first.manifest["task"], other.manifest["task"]
     if mine["class_path"] != others["class_path"]:
-        kinds = f"{mine['class_path']} and {others['class_path']}"
-        raise UserError(f"{first.folder} and {other.folder} differ in the task: {kinds}")
+        raise UserError(_describe_mismatch(first, other, "task", mine["class_path"], others["class_path"]))
     for field in (*first.task.columns.max_lengths, "source_prefix"):
         lengths = [run.manifest["task"]["init_args"].get(field) for run in (first, other)]
         if lengths[0] != lengths[1]:
-            raise UserError(f"{first.folder} and {other.folder} differ in task.{field}: {lengths[0]} and {lengths[1]}")
+            raise UserError(_describe_mismatch(first, other, f"task.{field}", lengths[0], lengths[1]))
+
+
+def _describe_mismatch(first: SavedRun, other: SavedRun, part: str, expected: Any, found: Any) -> str:
+    return f"{other.folder}: {part} mismatch with {first.folder} (expected {expected}, got {found}); combine other runs"
 
 
 def _shorten(value: Any) -> str:
@@ -144,9 +149,9 @@ def _combine_adapters(
 ) -> None:
     names = [_name_adapter(place) for place in range(runs)]
     first = model.peft_config["default"]
-    # peft gives the new adapter alpha = r, a scale of 1 only without rsLoRA; the weights include each run's scale.
+    # peft sets alpha = r in the new adapter, which is a scale of 1 only without rsLoRA. The weights include the scales.
     first.use_rslora = False
-    # peft refuses models with trained heads: they are removed while it combines the adapters.
+    # peft rejects models with trained heads, so the heads are removed while peft combines the adapters.
     inner, trained_modules = model.get_base_model(), first.modules_to_save
     heads = {name: module for name, module in inner.named_modules() if isinstance(module, ModulesToSaveWrapper)}
     for name in heads:
@@ -166,7 +171,7 @@ def _combine_adapters(
         parts = [dict(head.modules_to_save[run].named_parameters()) for run in names]
         for own, parameter in head.modules_to_save[COMBINED].named_parameters():
             summed = sum(weight * part[own].data for weight, part in zip(weights, parts, strict=True))
-            # Adapters are summed; heads are averaged.
+            # Adapters are added, heads are averaged.
             parameter.data = summed / sum(weights)
     model.set_adapter(COMBINED)
 
@@ -180,25 +185,25 @@ def _infer_split(saved: SavedRun, task: Task, model: Any, splits: Splits, name: 
 
 
 def _calibrate_task(saved: SavedRun, model: Any, splits: Splits) -> Task:
-    """Calibrate the task, such as its thresholds, on validation rows of the combination."""
+    """Calibrate the task, such as thresholds, with the combination on validation rows."""
     task = saved.recipe.task
     return task.calibrate(_infer_split(saved, task, model, splits, "validation"))
 
 
 def _score_splits(saved: SavedRun, task: Task, model: Any, splits: Splits, folder: Path) -> dict[str, dict[str, Any]]:
-    """Score both splits as a run does, and write the test predictions to the folder."""
+    """Compute the metrics of both splits, and write the test predictions to the folder."""
     scores: dict[str, dict[str, Any]] = {}
     for split in ("validation", "test"):
-        answers = task.decode(_infer_split(saved, task, model, splits, split))
+        predictions = task.decode(_infer_split(saved, task, model, splits, split))
         references = task.targets(splits.rows[split], saved.labels)
-        scores[split] = dict(task.metrics.compute(answers, references))
-    scores["test"] |= task.metrics.intervals(answers, references)
-    write_predictions(folder, splits.origins["test"][1], answers, references)
+        scores[split] = dict(task.metrics.compute(predictions, references))
+    scores["test"] |= task.metrics.intervals(predictions, references)
+    write_predictions(folder, splits.origins["test"][1], predictions, references)
     return scores
 
 
 def _build_cost_fields(report: Report, folder: Path) -> dict[str, Any]:
-    """Build the report's fields of cost, here the cost of combining."""
+    """Build the cost fields of the report, with the cost of combining."""
     age = measure.measure_process_age()
     memory = [measure.read_peak_memory()]
     rates = {"samples_per_second": 0.0, "tokens_per_second": 0.0}
@@ -206,5 +211,5 @@ def _build_cost_fields(report: Report, folder: Path) -> dict[str, Any]:
         "times": {"start_up": 0.0, "data": 0.0, "train": 0.0, "evaluate": age, "total": age, **rates},
         "memory": memory[0], "memory_per_rank": memory, "tokens": 0, "history": [],
         "sizes": {**report.sizes, "trained": count_weight_bytes(folder)},
-        "audit": {"verdict": "combined of trained runs, not trained itself"},
+        "audit": {"verdict": "combined from trained runs, not trained"},
     }  # fmt: skip

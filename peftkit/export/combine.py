@@ -1,4 +1,4 @@
-"""Combine several LoRA runs on one base into one run: check the arguments, then load the models."""
+"""Combine several LoRA runs on one base model into one run: check the arguments, then load the models."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,33 +25,33 @@ def combine(
     trust_remote_code: bool = False,
     reload_data: bool = False,
 ) -> list["VariantScores"]:
-    """Write to `out` a run whose adapter is the weighted sum of the runs' adapters.
+    """Write a run to `out` whose adapter is the weighted sum of the adapters of several runs.
 
     Args:
-        runs: Folders of finished LoRA runs on the same base.
+        runs: Folders of finished LoRA runs on the same base model.
         out: A new folder.
-        weights: One per run; equal ones by default. Heads are averaged by them.
-        combination_type: As in peft's `add_weighted_adapter`: `cat` is exact, its rank is the sum of the ranks; `svd`
-            approximates it at the largest rank.
+        weights: One weight per run, for adapters and heads; equal weights by default.
+        combination_type: As in peft's `add_weighted_adapter`: `cat` is exact with the sum of the ranks, `svd` is an
+            approximation with the largest rank.
         density: Share of values that `ties`, `dare` and `magnitude_prune` retain.
-        trust_remote_code: Run code that the base brings.
-        reload_data: Read the first run's data again where it is remote (a database, the Hub).
+        trust_remote_code: Run code from the base model.
+        reload_data: Read remote data of the first run again (a database, the Hub).
 
-    Each run and the combination are scored on the first run's validation rows, the combination also on its test rows.
-    Raises UserError for runs that differ in base, labels, tokenizer or task, and NotReproducedError.
+    Each run and the combination are evaluated on the validation rows of the first run, the combination also on the test
+    rows. Raises UserError for runs that differ in base model, labels, tokenizer or task, and NotReproducedError.
     """
     if len(runs) < 2:
-        raise UserError("combine: expected two or more runs and then a new folder")
+        raise UserError("combine: expected two or more runs and a new folder")
     if weights and len(weights) != len(runs):
         raise UserError(f"--weights: expected {len(runs)} numbers, one per run, got {len(weights)}")
     if density is None and combination_type.startswith(SPARSE_TYPES):
         raise UserError(f"--combination_type {combination_type}: missing --density, the share of values to retain")
     weights = list(weights) or [1 / len(runs)] * len(runs)
     if abs(sum(weights)) < MIN_WEIGHT_SUM:
-        raise UserError("--weights: their sum is 0, so heads can't be averaged; use other weights")
+        raise UserError("--weights: the sum must not be 0, because heads are averaged; use other weights")
     for folder in runs:
         if not is_finished(folder):
-            raise UserError(f"{folder}: no finished run here; pass the folder that a training run printed")
+            raise UserError(f"{folder}: not a finished run; pass the folder of a finished run")
     check_new_directory(out)
 
     from peftkit.export.combination import combine_runs

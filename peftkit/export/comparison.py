@@ -1,4 +1,4 @@
-"""Score variants of one model on validation: the effect of merging, rounding or another runtime."""
+"""Evaluate variants of one model on validation: the effect of merging, rounding or another runtime."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ from peftkit.system.logging import logger
 from peftkit.tasks import Task
 
 MEGABYTE = 1e6
-# Logits stored for a comparison; with a whole vocabulary these are a few rows.
+# Maximum number of stored logits; for generated text this is only a few rows.
 MAX_LOGITS = 20_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariantScores:
-    """Validation scores of one variant of a model, as `receipt.json` stores them.
+    """Validation metrics of one variant of a model, as stored in `receipt.json`.
 
     Attributes:
         form: Name of the variant.
         scores: Main metrics on all validation rows; empty if the data is not available.
-        rows: Number of rows that the next two fields are computed on.
-        label_agreement: Share of predictions equal to those of the first variant.
-        divergence: From the first variant, as in `peftkit.runs.verification.Difference`.
+        rows: Number of rows for the next two fields.
+        label_agreement: Share of predictions equal to the first variant.
+        divergence: Divergence from the first variant, as in `peftkit.runs.verification.Difference`.
         megabytes: Size of the weights on disk in 10^6 bytes; None for a variant that is not saved.
     """
 
@@ -45,7 +45,7 @@ class VariantScores:
 
 @dataclass(frozen=True, kw_only=True)
 class LogitSample:
-    """Batches of rows on which models are compared, and one model's outputs for them."""
+    """Batches of rows for comparing models, with the outputs of the first model."""
 
     batches: Sequence[Mapping[str, torch.Tensor]]
     outputs: Sequence[Mapping[str, torch.Tensor]]
@@ -53,7 +53,7 @@ class LogitSample:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationComparison:
-    """Validation rows (None if not available), and the first variant's logits for some of them."""
+    """Validation rows (None if not available), and logits of the first variant for some rows."""
 
     saved: SavedRun
     rows: Dataset | None
@@ -63,13 +63,13 @@ class ValidationComparison:
     def start(
         cls, saved: SavedRun, report: Report, model: Any, batch: Mapping[str, torch.Tensor], *, reload_data: bool
     ) -> "ValidationComparison":
-        """Start with the first variant's logits on validation rows, or on the held-out `batch` without data."""
+        """Compute the logits of the first variant on validation rows, or on the held-out `batch` without data."""
         task = saved.task
         try:
             splits = reload_splits(saved.recipe.data, task, report.data["fingerprint"], allow_remote=reload_data)
         except UserError as error:
             logger.warning(
-                "variants are compared on %d held-out rows only, without scores: %s", len(batch["input_ids"]), error
+                "comparing variants on only %d held-out rows, without metrics: %s", len(batch["input_ids"]), error
             )
             sample = LogitSample(batches=[batch], outputs=[{"logits": compute_logits(model, batch)}])
             return cls(saved=saved, rows=None, sample=sample)
@@ -78,13 +78,13 @@ class ValidationComparison:
         return cls(saved=saved, rows=splits.validation, sample=sample)
 
     def score(self, form: str, model: Any, weight_bytes: int | None, task: Task | None = None) -> VariantScores:
-        """Score a variant on the same rows, by its own `task` if its calibration differs."""
+        """Evaluate a variant on the same rows; pass `task` if its calibration differs."""
         task, scores = task or self.saved.task, {}
-        logger.info("scoring on validation: %s", form)
-        # Metrics of generated text need a model that generates.
+        logger.info("evaluating on validation: %s", form)
+        # Metrics of generated text need a model with `generate`.
         if self.rows is not None and (task.output_kind != "text" or hasattr(model, "generate")):
-            answers = predict_rows(model, task, self.rows, self.saved.tokenizer, self.saved.labels)
-            every = task.metrics.compute(answers, task.targets(self.rows, self.saved.labels))
+            predictions = predict_rows(model, task, self.rows, self.saved.tokenizer, self.saved.labels)
+            every = task.metrics.compute(predictions, task.targets(self.rows, self.saved.labels))
             scores = {name: every[name] for name in task.metrics.main}
         found = combine_differences(
             [
@@ -100,7 +100,7 @@ class ValidationComparison:
 
 @torch.no_grad()
 def sample_logits(model: Any, task: Task, encoded: Dataset, tokenizer: PreTrainedTokenizerBase) -> LogitSample:
-    """Compute logits of the first encoded rows, at most `MAX_LOGITS` numbers."""
+    """Compute logits of the first encoded rows, at most `MAX_LOGITS` values."""
     collator = task.collator(tokenizer, model)
     batches: list[Mapping[str, torch.Tensor]] = []
     outputs: list[Mapping[str, torch.Tensor]] = []

@@ -1,4 +1,4 @@
-"""Export a finished run to another format and verify it; the receipt records the comparison."""
+"""Export a finished run to another format and verify the export; the receipt contains the comparison."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +19,7 @@ def export(
     run: Path,
     out: Path,
     *,
-    format: str | None = None,  # noqa: A002  # as the option is called
+    format: str | None = None,  # noqa: A002  # the name of the option
     dtype: str = "auto",
     merge: str = "best",
     int8: bool = False,
@@ -30,26 +30,26 @@ def export(
     """Export a run to the folder `out` and verify the export against the trained model.
 
     Args:
-        run: A finished run's folder.
+        run: Folder of a finished run.
         out: A new folder.
-        format: Name of an export format: `model` (merged), `adapter`, `onnx` (merged, for ONNX Runtime), or one that
-            was registered. The default is `model`, or `adapter` for methods that add no weights to merge.
-        dtype: Dtype of the merged weights: `float32`, `bfloat16`, `float16`, or `auto`, the base's own.
-        merge: Base weights of a quantized run that its adapter is merged onto: `original`, `dequantized`, `4bit`, or
-            `best`, the better one of the first two on validation.
+        format: Name of an export format: `model` (merged), `adapter`, `onnx` (merged, for ONNX Runtime), or a
+            registered format. The default is `model`, or `adapter` for methods without weights to merge.
+        dtype: Dtype of the merged weights: `float32`, `bfloat16`, `float16`, or `auto`, the dtype of the base model.
+        merge: Base weights for merging the adapter of a quantized run: `original`, `dequantized`, `4bit`, or `best`,
+            the better one of the first two on validation.
         int8: Write ONNX with 8-bit weights; activations are quantized at run time.
-        tolerance: Largest accepted difference of a logit. The default is 1e-4 of the largest logit, or 5e-2 of it with
-            16-bit arithmetic; for logits below 1, of 1.
-        trust_remote_code: Run code that the base brings.
-        reload_data: Read the run's data again where it is remote (a database, the Hub), to score on validation.
+        tolerance: Maximum accepted difference of a logit. The default is 1e-4 of the largest logit, with 16-bit
+            arithmetic 5e-2; a largest logit below 1 counts as 1.
+        trust_remote_code: Run code from the base model.
+        reload_data: Read remote data of the run again (a database, the Hub), for metrics on validation.
 
-    Raises NotReproducedError when the export does not reproduce the trained model, and UserError; `out` is then not
-    created. Arguments are checked before any model library is imported.
+    Raises UserError, or NotReproducedError if the export does not reproduce the trained model; `out` is then not
+    created. Arguments are checked before model libraries are imported.
     """
     options = ExportOptions(dtype=dtype, merge=merge, int8=int8)
     export_format = find_export_format(format or "model")
     if not is_finished(run):
-        raise UserError(f"{run}: no finished run here; pass the folder that a training run printed")
+        raise UserError(f"{run}: not a finished run; pass the folder of a finished run")
     export_format.check(options, read_report(run))
     check_new_directory(out)
 
@@ -74,18 +74,18 @@ def _read_source(run: Path, *, tolerance: float | None, trust_remote_code: bool,
 
 
 def _select_format(source: "ExportSource", default: ExportFormat) -> ExportFormat:
-    """Select the adapter for methods that add no weights to merge."""
+    """Select the format `adapter` for methods without weights to merge."""
     from peft import PromptLearningConfig
 
     method = source.saved.recipe.method
     if not isinstance(method.peft, PromptLearningConfig):
         return default
-    logger.warning("%s adds no weights that can be merged; exporting the adapter", method.kind.upper())
+    logger.warning("%s has no weights to merge, exporting the adapter", method.kind.upper())
     return find_export_format("adapter")
 
 
 def _write_export(source: "ExportSource", out: Path, export_format: ExportFormat, options: ExportOptions) -> "Receipt":
-    """Fill and verify a temporary folder, which becomes `out`."""
+    """Write and verify the export in a temporary folder, which is then renamed to `out`."""
     from peftkit.export.model_card import write_model_card
     from peftkit.export.receipt import RECEIPT
     from peftkit.recipe.serialization import recipe_to_dict
@@ -108,10 +108,10 @@ def _log_receipt(receipt: "Receipt", out: Path) -> None:
     from peftkit.export.comparison import format_variants
 
     if receipt.forms:
-        logger.info("scores on validation:\n%s\nexported: %s", format_variants(receipt.forms), receipt.shipped)
+        logger.info("validation metrics:\n%s\nselected: %s", format_variants(receipt.forms), receipt.shipped)
     if receipt.onnx_forms:
-        logger.info("scores on validation:\n%s", format_variants(receipt.onnx_forms))
-    tolerance = "no tolerance applies" if receipt.tolerance is None else f"tolerance {receipt.tolerance:.2g}"
+        logger.info("validation metrics:\n%s", format_variants(receipt.onnx_forms))
+    tolerance = "no tolerance" if receipt.tolerance is None else f"tolerance {receipt.tolerance:.2g}"
     logger.info(
         "exported to %s: max logit difference %.2g on %d held-out rows (%s), %.4g %% of predictions equal",
         out, receipt.exported_difference, receipt.rows, tolerance, 100 * receipt.label_agreement,

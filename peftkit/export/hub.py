@@ -12,7 +12,7 @@ HUB_ERRORS = (HTTPError, HFValidationError, LocalTokenNotFoundError, OSError)
 
 
 def check_login(name: str) -> None:
-    """Raise UserError when nobody is logged in, before anything is exported."""
+    """Raise UserError without a login, before the export."""
     try:
         HfApi().whoami()
     except HUB_ERRORS as error:
@@ -22,14 +22,14 @@ def check_login(name: str) -> None:
 
 
 def push_folder(folder: Path, name: str, *, private: bool = False) -> None:
-    """Upload a folder as the model `name`, created if needed. Raises UserError when the upload fails."""
+    """Upload a folder as the model `name`, and create the model if needed. Raises UserError if the upload fails."""
     try:
         api = HfApi()
         api.create_repo(name, exist_ok=True, private=private)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export of peftkit")
     except HUB_ERRORS as error:
         raise UserError(
-            f"--push_to_hub {name}: upload failed ({_shorten(error)}); the export is complete in {folder}"
+            f"--push_to_hub {name}: upload failed ({_shorten(error)}); retry, the export is complete in {folder}"
         ) from error
     logger.info("uploaded to %s", name)
 

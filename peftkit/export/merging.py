@@ -1,4 +1,4 @@
-"""Merge an adapter into its base layer by layer and write shards, without a second copy of the model."""
+"""Merge an adapter into the base model layer by layer and write shards, without a second copy of the model."""
 
 import ctypes
 import json
@@ -21,8 +21,8 @@ from peftkit.errors import UserError
 from peftkit.models.adapters import remove_peft_prefix
 from peftkit.recipe.method import Quantization
 
-# Bytes: a model up to MAX_SINGLE_FILE is one file; a larger one is split into files of a twentieth, within the bounds.
-# A file's tensors are in memory beside the base.
+# Bytes: a model up to MAX_SINGLE_FILE is one file. A larger model is split into 20 files, within these bounds. The
+# tensors of one file are in memory in addition to the base model.
 MAX_SINGLE_FILE = 500_000_000
 MIN_SHARD, MAX_SHARD = 100_000_000, 5_000_000_000
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -35,10 +35,10 @@ def write_merged(
 ) -> None:
     """Merge the adapter in float32 and write weights in `dtype`, config and generation settings.
 
-    `model` can't be used afterwards. `base_weight` returns, for the name of a weight and its value, another value to
-    merge onto. A model without an adapter is written unchanged. Weights that the base maps from its files are read once
-    and released. Only a model whose checkpoint holds other tensors than the model, or that brings code, is merged as a
-    whole. Raises UserError for an adapter that peft can't merge.
+    `model` cannot be used afterwards. `base_weight` maps the name and value of a base weight to the value for merging.
+    A model without an adapter is written unchanged. Memory-mapped base weights are read once and released. Exception: a
+    model whose checkpoint contains other tensors than the model, or contains code, is merged in memory. Raises
+    UserError for an adapter that peft cannot merge.
     """
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     inner.config.dtype = dtype
@@ -78,7 +78,7 @@ def merge_in_memory(model: PreTrainedModel | PeftModel, base_weight: BaseWeight 
 
 
 def find_packed_weights(model: nn.Module) -> dict[str, bool]:
-    """Find the weights in 4 bits by their names without peft; true for those that were transposed before."""
+    """Find the names (without peft) of 4-bit weights; the value is true for a transposed weight."""
     return {
         remove_peft_prefix(f"{name}.weight"): getattr(module, "source_cls", None) is Conv1D
         for name, module in model.named_modules()
@@ -87,9 +87,9 @@ def find_packed_weights(model: nn.Module) -> dict[str, bool]:
 
 
 def make_dequantizer(quantization: Quantization, packed_names: Mapping[str, bool], dtype: torch.dtype) -> BaseWeight:
-    """Return a `base_weight` for `write_merged` that rounds packed weights to 4 bits and back.
+    """Return a `base_weight` for `write_merged` that quantizes packed weights to 4 bits and dequantizes them.
 
-    `packed_names` is the result of `find_packed_weights`, `dtype` the dtype of the weights before they were packed.
+    `packed_names` is the result of `find_packed_weights`, `dtype` the dtype of the weights before quantization.
     """
     import bitsandbytes
 
@@ -98,8 +98,8 @@ def make_dequantizer(quantization: Quantization, packed_names: Mapping[str, bool
     def weight(name: str, original: torch.Tensor) -> torch.Tensor:
         if name not in packed_names:
             return original
-        turned = packed_names[name]
-        values = (original.T if turned else original).to(dtype).contiguous().clone()
+        is_transposed = packed_names[name]
+        values = (original.T if is_transposed else original).to(dtype).contiguous().clone()
         packed: Any = bitsandbytes.nn.Params4bit(
             values, requires_grad=False, quant_type=quantization.bnb_4bit_quant_type,
             compress_statistics=quantization.bnb_4bit_use_double_quant,
@@ -107,13 +107,13 @@ def make_dequantizer(quantization: Quantization, packed_names: Mapping[str, bool
         )  # fmt: skip
         packed = packed.to(device)
         found = bitsandbytes.functional.dequantize_4bit(packed.data, packed.quant_state).to("cpu", torch.float32)
-        return found.T.contiguous() if turned else found
+        return found.T.contiguous() if is_transposed else found
 
     return weight
 
 
 def _has_converted_weights(model: Any) -> bool:
-    """Whether the checkpoint holds other tensors than the model, or brings code: the library then writes it."""
+    """Whether the checkpoint has other tensors than the model, or has code: then the library writes the model."""
     conversions = getattr(model, "_weight_conversions", None) or ()
     return model.is_remote_code() or any(not isinstance(one, WeightRenaming) for one in conversions)
 
@@ -121,7 +121,7 @@ def _has_converted_weights(model: Any) -> bool:
 def _merge_modules(
     model: PreTrainedModel | PeftModel, inner: nn.Module, base_weight: BaseWeight | None
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Replace each module that peft wrapped by its merged form, and yield its name and the new module."""
+    """Replace each module wrapped by peft by the merged module, and yield name and merged module."""
     if not isinstance(model, PeftModel):
         return
     wrapped: list[str] = []
@@ -147,7 +147,7 @@ def _merge_modules(
             yield name, plain
     except (NotImplementedError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"export: peft can't merge this adapter ({reason}); use --format adapter") from error
+        raise UserError(f"export: peft cannot merge this adapter ({reason}); use --format adapter") from error
 
 
 def _is_inside(name: str, outer: Sequence[str]) -> bool:
@@ -155,7 +155,7 @@ def _is_inside(name: str, outer: Sequence[str]) -> bool:
 
 
 def _release_memory() -> None:
-    """Return freed memory to the system: the C library retains that of tensors of some megabytes."""
+    """Return freed memory to the system, because the C library retains blocks of some megabytes."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
@@ -163,33 +163,33 @@ def _release_memory() -> None:
 
 
 class ShardWriter:
-    """Collect tensors and write a safetensors file whenever they reach a file's size."""
+    """Writer that collects tensors and writes a safetensors file when the maximum file size is reached."""
 
     def __init__(self, folder: Path, total: int) -> None:
         self.folder = folder
         self.max_bytes = total if total <= MAX_SINGLE_FILE else min(MAX_SHARD, max(MIN_SHARD, total // 20))
-        self.waiting: dict[str, torch.Tensor] = {}
+        self.pending: dict[str, torch.Tensor] = {}
         self.bytes = self.total = 0
         self.files: list[list[str]] = []
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Add a tensor; the waiting tensors are written first if the file would grow too large."""
+        """Add a tensor; first write the pending tensors if the file would be too large."""
         size = tensor.numel() * tensor.element_size()
-        if self.waiting and self.bytes + size > self.max_bytes:
+        if self.pending and self.bytes + size > self.max_bytes:
             self._write()
-        self.waiting[name] = tensor.contiguous()
+        self.pending[name] = tensor.contiguous()
         self.bytes += size
         self.total += size
 
     def _write(self) -> None:
-        save_file(self.waiting, self.folder / f"part-{len(self.files)}", metadata={"format": "pt"})
-        self.files.append(list(self.waiting))
+        save_file(self.pending, self.folder / f"part-{len(self.files)}", metadata={"format": "pt"})
+        self.files.append(list(self.pending))
         (self.folder / f"part-{len(self.files) - 1}").chmod(0o644)
-        self.waiting, self.bytes = {}, 0
+        self.pending, self.bytes = {}, 0
         _release_memory()
 
     def finish(self) -> None:
-        """Write the rest, rename the files, and write an index if there are several."""
+        """Write the pending tensors, rename the files, and write an index for several files."""
         self._write()
         if len(self.files) == 1:
             os.replace(self.folder / "part-0", self.folder / WEIGHTS)

@@ -1,4 +1,4 @@
-"""Model card of an export, README.md with the metadata of the Hugging Face Hub."""
+"""Model card of an export: README.md with metadata for the Hugging Face Hub."""
 
 import html
 import re
@@ -19,7 +19,6 @@ from peftkit.runs.report import Report
 from peftkit.system.files import redact_home_in_text, write_text
 
 PIPELINES = {"SEQ_CLS": "text-classification", "TOKEN_CLS": "token-classification"}
-# Names of metrics on the Hub, where they differ.
 MIB = 2**20
 
 
@@ -31,15 +30,15 @@ def write_model_card(
     receipt: Mapping[str, Any],
     export_format: ExportFormat,
 ) -> None:
-    """Write `README.md`: base, usage, scores, cost, limits, recipe and receipt."""
+    """Write `README.md`: base model, usage, metrics, cost, limits, recipe and receipt."""
     base = manifest["base"]
     scores = report.metrics["test"]
-    of_hub = not _is_path(base["name_or_path"])
+    is_on_hub = not _is_path(base["name_or_path"])
     data = ModelCardData(
         model_name=recipe.name,
         library_name=export_format.library,
-        base_model=base["name_or_path"] if of_hub else None,
-        base_model_relation=("adapter" if manifest["adapter"] else "finetune") if of_hub else None,
+        base_model=base["name_or_path"] if is_on_hub else None,
+        base_model_relation=("adapter" if manifest["adapter"] else "finetune") if is_on_hub else None,
         pipeline_tag=PIPELINES.get(recipe.task.model.peft_task_type),
         datasets=None if _is_path(recipe.data.path) else [recipe.data.path],
         tags=["peftkit", recipe.method.name],
@@ -54,7 +53,7 @@ def write_model_card(
                 metric_value=round(scores[metric.name], 6),
             )
             for metric in recipe.task.metrics.main_metrics
-            # Weights rounded to few bits have other scores, which are in the body.
+            # Quantized weights have other metrics, which are in the body of the card.
             if isinstance(scores.get(metric.name), float) and receipt["dtype"] not in ("4bit", "int8")
         ],
     )
@@ -71,17 +70,17 @@ def _format_body(
     base = manifest["base"]
     commit = f", commit {base['revision']}" if base["revision"] else ""
     sections = {
-        f"# {_escape(recipe.name)}": f"{_escape(base['name_or_path'])}{commit}, trained by the method "
-        f"{_escape(recipe.method.name)} with peftkit. Weights of the base: SHA-256 {base['sha256'] or 'unknown'}.",
+        f"# {_escape(recipe.name)}": f"{_escape(base['name_or_path'])}{commit}, fine-tuned with the method "
+        f"{_escape(recipe.method.name)} by peftkit. Base weights: SHA-256 {base['sha256'] or 'unknown'}.",
         "## Use": _format_usage(recipe, manifest, export_format),
-        "## Scores": _format_scores(recipe, report),
+        "## Evaluation": _format_scores(recipe, report),
         "## Variants": _format_variant_table(receipt["forms"], receipt["shipped"]),
         "## ONNX": _format_variant_table(receipt["onnx_forms"], "the last variant" if receipt["onnx_forms"] else None),
         "## Receipt": _format_receipt(receipt, export_format.verifier),
         "## Data": _format_data(recipe, report, manifest),
         "## Cost": _format_cost(report),
         "## Limits": _format_limits(report, receipt),
-        "## Repeat": "Save as `recipe.yaml`, and run `peftkit train recipe.yaml`:\n\n"
+        "## Reproduce": "Save as `recipe.yaml`, and run `peftkit train recipe.yaml`:\n\n"
         + _format_code(recipe_to_yaml(_remove_output_dir(recipe)), "yaml"),
     }
     return "\n\n".join(f"{title}\n\n{text}" for title, text in sections.items() if text) + "\n"
@@ -89,16 +88,16 @@ def _format_body(
 
 def _format_usage(recipe: Recipe, manifest: Mapping[str, Any], export_format: ExportFormat) -> str:
     prefix = getattr(recipe.task, "source_prefix", "")
-    note = f" Every text begins with {_escape(repr(prefix))}." if prefix else ""
+    note = f" The prefix of every text is {_escape(repr(prefix))}." if prefix else ""
     return (
-        f"{_format_code(export_format.usage(manifest), 'python')}\n\nOr `peftkit predict FOLDER FILE`: it reads "
-        f"labels, thresholds, lengths and prefix from `{MANIFEST}`.{note}"
+        f"{_format_code(export_format.usage(manifest), 'python')}\n\nOr run `peftkit predict FOLDER FILE`, which "
+        f"reads labels, thresholds, lengths and prefix from `{MANIFEST}`.{note}"
     )
 
 
 def _format_scores(recipe: Recipe, report: Report) -> str:
     rows = report.data["rows"]["test"]
-    lines = [f"On {rows:,} test rows, of the model as it was trained:", "", "| metric | score | 95 % interval |"]
+    lines = [f"Metrics of the trained model on {rows:,} test rows:", "", "| metric | value | 95 % interval |"]
     lines.append("| --- | ---: | ---: |")
     for name, value in report.metrics["test"].items():
         if isinstance(value, float):
@@ -110,28 +109,28 @@ def _format_scores(recipe: Recipe, report: Report) -> str:
 
 def _format_variant_table(forms: Sequence[Mapping[str, Any]], shipped: str | None) -> str:
     rows = [VariantScores(**row) for row in forms]
-    return format_variants(rows) + (f"\n\nThis folder holds: {shipped}." if shipped else "") if rows else ""
+    return format_variants(rows) + (f"\n\nThis folder contains: {shipped}." if shipped else "") if rows else ""
 
 
 def _format_receipt(receipt: Mapping[str, Any], verifier: str) -> str:
     texts = receipt["text_agreement"]
     generated = "" if texts is None else f" The generated text is equal for {texts:.1%} of the rows."
-    limit = "8-bit weights are scored instead of compared with a tolerance"
+    limit = "no tolerance for 8-bit weights, see the metrics above"
     if receipt["tolerance"] is not None:
         limit = f"tolerance {receipt['tolerance']:.2g}"
     return (
-        f"Verified in {verifier} on {receipt['rows']} held-out rows. The largest difference of a logit to the same "
-        f"weights before export is {receipt['exported_difference']:.2g} ({limit}), to the model in memory at the end "
-        f"of training {receipt['live_difference']:.2g}. {receipt['label_agreement']:.2%} of the predictions are "
-        f"equal.{generated} `receipt.json` has the figures."
+        f"Verified in {verifier} on {receipt['rows']} held-out rows. Maximum logit difference from the same weights "
+        f"before export: {receipt['exported_difference']:.2g} ({limit}). Maximum logit difference from the model in "
+        f"memory at the end of training: {receipt['live_difference']:.2g}. {receipt['label_agreement']:.2%} of the "
+        f"predictions are equal.{generated} `receipt.json` contains these values."
     )
 
 
 def _format_data(recipe: Recipe, report: Report, manifest: Mapping[str, Any]) -> str:
     rows = ", ".join(f"{count:,} {split}" for split, count in report.data["rows"].items())
     labels = manifest["labels"]
-    named = f" Labels, in the order of their ids: {_escape(', '.join(labels))}." if labels else ""
-    return f"{_escape(recipe.data.path)}: {rows} rows, SHA-256 {report.data['fingerprint']}.{named}"
+    label_names = f" Labels in the order of their ids: {_escape(', '.join(labels))}." if labels else ""
+    return f"{_escape(recipe.data.path)}: {rows} rows, SHA-256 {report.data['fingerprint']}.{label_names}"
 
 
 def _format_cost(report: Report) -> str:
@@ -139,22 +138,25 @@ def _format_cost(report: Report) -> str:
     hardware = ", ".join(here.get("gpus") or ()) or here.get("cpu") or "CPU"
     peak = ", ".join(f"{name.replace('_', ' ')} {size / MIB:,.0f} MiB" for name, size in report.memory.items())
     return (
-        f"Training took {report.times['train']:,.0f} s of {report.times['total']:,.0f} s on {_escape(str(hardware))}, "
-        f"{here.get('processes', 1)} process(es); {peak}. {report.parameters['trainable']:,} of "
-        f"{report.parameters['total']:,} weights were trained."
+        f"Training took {report.times['train']:,.0f} s (total {report.times['total']:,.0f} s) on "
+        f"{_escape(str(hardware))} with {here.get('processes', 1)} process(es). Memory: {peak}. "
+        f"{report.parameters['trainable']:,} of {report.parameters['total']:,} weights are trainable."
     )
 
 
 def _format_limits(report: Report, receipt: Mapping[str, Any]) -> str:
-    lines = ["The scores hold for texts like those test rows. The licences of the base and of the data apply."]
+    lines = [
+        "The metrics are valid only for data similar to the test rows.",
+        "The licenses of the base model and of the data apply.",
+    ]
     if receipt["forms"] or receipt["onnx_forms"]:
-        lines.append("The scores are of the model as it was trained; the table above has those of this variant.")
+        lines.append("The section Evaluation is about the trained model; the variants table includes this export.")
     lines += [f"Data: {redact_home_in_text(warning)}." for warning in report.data["checks"]["warnings"]]
     return "\n".join(f"- {_escape(line)}" for line in lines)
 
 
 def _remove_output_dir(recipe: Recipe) -> Recipe:
-    """Remove `output_dir`, which holds the finished run."""
+    """Remove `output_dir`, which contains the finished run."""
     return replace(recipe, training={name: value for name, value in recipe.training.items() if name != "output_dir"})
 
 
@@ -164,11 +166,11 @@ def _is_path(name: str) -> bool:
 
 
 def _escape(text: str) -> str:
-    """Escape Markdown and HTML in text of the user or of the data."""
+    """Escape Markdown and HTML in text from the user or the data."""
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
 def _format_code(code: str, language: str) -> str:
-    """Format a block of code with a fence longer than any inside it."""
+    """Format a code block with a fence that is longer than any fence in the code."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
     return f"{fence}{language}\n{code.rstrip()}\n{fence}"

@@ -1,4 +1,4 @@
-"""The source that an export starts from, and the receipt that records how far the export differs from it."""
+"""The source run of an export, and the receipt with the differences between export and source run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,23 +29,24 @@ RECEIPT = "receipt.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """Differences between an export and the trained model, as `receipt.json` stores them; the largest of any logit.
+    """Differences between an export and the trained model, stored in `receipt.json`; maximum over all logits.
 
     Attributes:
         format: Name of the export format.
         dtype: Dtype of the weights.
-        rows: Number of held-out rows that were compared.
-        tolerance: Largest accepted `exported_difference`; None for 8-bit weights, which are scored instead.
-        exported_difference: The export, loaded in a new process by standard libraries (or in ONNX Runtime), against
-            the same weights before they were merged (or written as ONNX).
-        label_agreement: Share of rows, tags or tokens with the same prediction by the export and the live model.
-        text_agreement: Share of rows for which both generate the same tokens; None without generation.
-        reload_difference: The run reloaded from disk as it was trained, against the live model.
-        live_difference: The export against the live model. For a quantized run this is the effect of leaving 4 bits,
-            and no limit applies.
-        shipped: The variant that the folder holds, if several were compared.
-        forms: Validation scores of each variant, the trained model first; empty where no weights were rounded.
-        onnx_forms: The same for ONNX in 8 bits, the merged model first.
+        rows: Number of compared held-out rows.
+        tolerance: Maximum accepted `exported_difference`; None for 8-bit weights, which have validation metrics
+            instead.
+        exported_difference: Difference between the export, loaded in a new process (or in ONNX Runtime), and the same
+            weights before merging (or before the conversion to ONNX).
+        label_agreement: Share of rows, tags or tokens with equal predictions of export and live model.
+        text_agreement: Share of rows with equal generated tokens; None without generation.
+        reload_difference: Difference between the reloaded run and the live model.
+        live_difference: Difference between the export and the live model. For a quantized run this includes the effect
+            of dequantization, and has no limit.
+        shipped: The variant in the folder, if several variants are compared.
+        forms: Validation metrics of each variant, the trained model first; empty if no weights are rounded.
+        onnx_forms: Validation metrics of ONNX variants with 8-bit weights, the merged model first.
     """
 
     format: str
@@ -64,14 +65,14 @@ class Receipt:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSource:
-    """The run that is exported.
+    """The source run of an export.
 
     Attributes:
-        saved: The run, without its model.
-        report: The run's report.
+        saved: The run without the model.
+        report: The report of the run.
         batch: Model inputs of held-out rows.
-        live: Outputs of the model in memory at the end of training on that batch.
-        tolerance: Largest accepted difference of a logit; None for the default.
+        live: Outputs of the model in memory at the end of training for `batch`.
+        tolerance: Maximum accepted difference of a logit; None for the default.
         reload_data: Whether remote data may be read again.
     """
 
@@ -89,7 +90,7 @@ class ExportSource:
 
     @property
     def training_tolerance(self) -> Tolerance:
-        """The tolerance for outputs computed in the arithmetic of training."""
+        """Tolerance for outputs in the arithmetic of training."""
         half = is_half_precision(self.saved.recipe, self.saved.manifest["dtype"], on_gpu=self.is_trained_on_gpu)
         return self.find_tolerance(half=half)
 
@@ -99,11 +100,11 @@ class ExportSource:
         return default if self.tolerance is None else replace(default, difference=self.tolerance)
 
     def compare_with_live(self, outputs: Mapping[str, torch.Tensor]) -> Difference:
-        """Compare outputs with those of the live model."""
+        """Compare outputs with the outputs of the live model."""
         return compare_outputs(self.saved.task, outputs, self.live, self.batch)
 
     def write_manifest(self, folder: Path, *, adapter: bool, dtype: str) -> None:
-        """Write tokenizer and manifest beside the weights in the folder."""
+        """Write tokenizer and manifest to the folder with the weights."""
         saved = self.saved
         shared = {name: saved.manifest[name] for name in ("auto_class", "base", "labels")}
         saved.tokenizer.save_pretrained(folder)
@@ -114,12 +115,12 @@ class ExportSource:
         )  # fmt: skip
 
     def reload(self, folder: Path) -> dict[str, torch.Tensor]:
-        """Compute the outputs of a folder with a manifest, in a new process."""
+        """Compute the outputs of a folder with a manifest in a new process."""
         trust = self.saved.trust_remote_code
         return reload_outputs(folder, self.saved.recipe, self.batch, trust_remote_code=trust)
 
     def load_as_trained(self) -> tuple[PreTrainedModel | PeftModel, Difference]:
-        """Load the trained model and compare it with the live one. Raises NotReproducedError beyond the tolerance."""
+        """Load the trained model and compare it with the live model. Raises NotReproducedError for a difference."""
         model = load_model(self.saved)
         difference = self.compare_with_live(compute_outputs(model, self.batch))
         check_difference("export: the reloaded run", difference, self.training_tolerance)

@@ -64,16 +64,18 @@ def test_quantized_runs_combine_and_export(runs, tmp_path):
 @pytest.mark.integration
 def test_what_does_not_fit_is_refused_naming_both(runs, trained_run, two_labels, tmp_path):
     one, other = runs(lora(), full())
-    with pytest.raises(UserError, match=r"run-1: trained by full \(expected LoRA\); combine LoRA runs only"):
+    with pytest.raises(UserError, match=r"run-1: expected a LoRA run, got full; combine only LoRA runs"):
         combine([one, other], tmp_path / "both")
     packed = trained_run("bert", qlora(), name="packed")
-    with pytest.raises(UserError, match=r"run-0 and .*packed differ in the 4-bit settings"):
+    with pytest.raises(UserError, match=r"packed: 4-bit settings mismatch with .*run-0"):
         combine([one, packed], tmp_path / "both")
     roberta = trained_run("roberta", lora(), name="roberta")
-    with pytest.raises(UserError, match=r"run-0 and .*roberta differ in the base: [0-9a-f]{64} and [0-9a-f]{64}"):
+    with pytest.raises(
+        UserError, match=r"roberta: base model mismatch with .*run-0 \(expected [0-9a-f]{64}, got [0-9a-f]{64}\)"
+    ):
         combine([one, roberta], tmp_path / "both")
     labels = trained_run("bert", lora(), path=str(two_labels), name="labels")
-    with pytest.raises(UserError, match=r"run-0 and .*labels differ in the labels: .* and a, b"):
+    with pytest.raises(UserError, match=r"labels: labels mismatch with .*run-0 \(expected .*, got a, b\)"):
         combine([one, labels], tmp_path / "both")
     dora = trained_run("bert", DORA, name="dora")
     with pytest.raises(UserError, match=r"dora: trained with use_dora"):
@@ -89,7 +91,7 @@ def test_wrong_words(runs, tmp_path):
         combine(folders, tmp_path / "both", weights=[1, 1, 1])
     with pytest.raises(UserError, match="--combination_type ties: missing --density"):
         combine(folders, tmp_path / "both", combination_type="ties")
-    with pytest.raises(UserError, match="--weights: their sum is 0"):
+    with pytest.raises(UserError, match="--weights: the sum must not be 0"):
         combine(folders, tmp_path / "both", weights=[1, -1])
     with pytest.raises(UserError, match="combine: Invalid combination_type"):
         combine(folders, tmp_path / "both", combination_type="sum")
@@ -123,6 +125,6 @@ print("torch" in sys.modules, "transformers" in sys.modules)
     few, weights, unfinished, existing, imported = done.stdout.splitlines()
     assert imported == "False False"
     assert few.startswith("combine: expected two or more runs")
-    assert weights.startswith("--weights: their sum is 0")
+    assert weights.startswith("--weights: the sum must not be 0")
     assert "none: not a finished run" in unfinished
     assert existing.startswith("taken: already exists")

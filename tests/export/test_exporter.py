@@ -104,7 +104,7 @@ def test_sixteen_bits(trained_run, tmp_path, dtype):
 
 def test_an_adapter_alone(trained_run, tmp_path, caplog):
     folder = trained_run("bert", PREFIX)
-    with pytest.raises(UserError, match=r"PREFIX_TUNING adds no weights that can be merged; use --format adapter"):
+    with pytest.raises(UserError, match=r"PREFIX_TUNING has no weights to merge; use --format adapter"):
         export(folder, tmp_path / "out", format="model")
     receipt = export(folder, tmp_path / "out")
     assert receipt.format == "adapter"
@@ -253,8 +253,8 @@ class TestGuards:
         for words, said in (
             ({"merge": "original"}, "--merge applies to quantized runs only"),
             ({"int8": True}, "--int8 applies to --format onnx only"),
-            ({"format": "adapter", "dtype": "float16"}, "an adapter keeps its dtype"),
-            ({"format": "onnx", "dtype": "bfloat16"}, "ONNX is written in float32"),
+            ({"format": "adapter", "dtype": "float16"}, "--dtype applies to merged weights only"),
+            ({"format": "onnx", "dtype": "bfloat16"}, "ONNX exports are in float32"),
         ):
             with pytest.raises(UserError, match=said):
                 export(folder, tmp_path / "out", **words)

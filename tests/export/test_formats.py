@@ -83,12 +83,12 @@ def test_a_registered_format_takes_no_option_that_it_does_not_check():
 
 
 def test_the_name_of_a_built_in_format_cannot_be_registered():
-    with pytest.raises(UserError, match="export format 'onnx' is built in"):
+    with pytest.raises(UserError, match="'onnx' is a built-in format"):
         peftkit.register_export_format(ExportFormat(name="onnx", description="", write=write_state))
 
 
 def test_an_unknown_format_names_the_known_ones(tmp_path):
-    with pytest.raises(UserError, match=r"unknown format 'onnxx' \(expected one of model, adapter, onnx\)"):
+    with pytest.raises(UserError, match=r"unknown format 'onnxx'; use one of model, adapter, onnx"):
         export(tmp_path, tmp_path / "out", format="onnxx")
 
 

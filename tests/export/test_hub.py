@@ -12,6 +12,6 @@ def test_without_a_login_nothing_is_begun(monkeypatch, tmp_path):
 
 def test_what_is_not_sent_stays(tmp_path):
     (tmp_path / "README.md").write_text("it")
-    with pytest.raises(UserError, match=rf"me/it: upload failed .*; the export is complete in {tmp_path}"):
+    with pytest.raises(UserError, match=rf"me/it: upload failed .*; retry, the export is complete in {tmp_path}"):
         push_folder(tmp_path, "me/it")
     assert (tmp_path / "README.md").read_text() == "it"

@@ -20,7 +20,7 @@ def test_two_lines_answer_a_list_of_texts(trained_run, tmp_path):
     assert list(best["probabilities"].values()) == sorted(answers[0]["probabilities"].values(), reverse=True)[:2]
     assert next(iter(best["probabilities"])) == best["label"]
     assert model([]) == []
-    with pytest.raises(UserError, match="values of several types"):
+    with pytest.raises(UserError, match="mixed types"):
         model(["a", 5])
     with pytest.raises(UserError, match="top_k: must be at least 1, got 0"):
         model(TEXTS, top_k=0)

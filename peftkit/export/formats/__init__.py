@@ -1,5 +1,5 @@
-"""Export formats: the merged model, the adapter alone, ONNX, and those that a user registers.
+"""Export formats: the merged model, the adapter, ONNX, and registered formats.
 
-`base` holds the record of a format, `registry` the list of formats. What every format shares
-(merging, comparison on validation, receipt, model card) is one level up.
+`base` defines the record of a format, `registry` the list of formats. The parent package has the code that all formats
+share: merging, comparison on validation, receipt, model card.
 """

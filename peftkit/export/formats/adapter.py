@@ -1,4 +1,4 @@
-"""Export format: the adapter as it was trained, with the files that load it."""
+"""Export format: the trained adapter with the files for loading it."""
 
 import shutil
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ FILES = ("adapter_model.safetensors", "adapter_config.json", "config.json", "gen
 
 
 def write_adapter(source: ExportSource, folder: Path, options: ExportOptions) -> Receipt:
-    """Copy the adapter and verify it in a new process against the outputs recorded at the end of training."""
+    """Copy the adapter and verify it in a new process with the outputs from the end of training."""
     reloaded = source.load_as_trained()[1]
     for name in FILES:
         if (source.saved.folder / name).exists():
@@ -32,7 +32,7 @@ def write_adapter(source: ExportSource, folder: Path, options: ExportOptions) ->
 
 
 def format_usage(manifest: Mapping[str, Any]) -> str:
-    """Return Python code that loads the base with the adapter."""
+    """Return Python code that loads the base model with the adapter."""
     auto_class, base, quantization = manifest["auto_class"], manifest["base"], manifest["quantization"]
     more, extra = ("", "") if quantization is None else (", BitsAndBytesConfig", ",\n    quantization_config=quantized")
     return (

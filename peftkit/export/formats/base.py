@@ -1,4 +1,4 @@
-"""The record of an export format, and the options of an export."""
+"""Export format record and export options."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ class ExportOptions:
     """Options of one export.
 
     Attributes:
-        dtype: Dtype of the merged weights: `float32`, `bfloat16`, `float16`, or `auto`, the base's own.
-        merge: Base weights of a quantized run that its adapter is merged onto: `original`, `dequantized`, `4bit`, or
-            `best`, the better one of the first two on validation.
-        int8: Whether weights are written in 8 bits.
+        dtype: Dtype of the merged weights: `float32`, `bfloat16`, `float16`, or `auto`, the dtype of the base model.
+        merge: Base weights for merging the adapter of a quantized run: `original`, `dequantized`, `4bit`, or `best`,
+            the better one of the first two on validation.
+        int8: Whether to write weights in 8 bits.
     """
 
     dtype: str = "auto"
@@ -27,7 +27,7 @@ class ExportOptions:
 
 
 def accept_defaults(options: ExportOptions, report: "Report") -> None:
-    """Raise UserError for any option that differs from its default."""
+    """Raise UserError for an option with a value other than the default."""
     from peftkit.errors import UserError
 
     for name, value in vars(ExportOptions()).items():
@@ -36,7 +36,7 @@ def accept_defaults(options: ExportOptions, report: "Report") -> None:
 
 
 def format_default_usage(manifest: Mapping[str, Any]) -> str:
-    """Return Python code that loads a folder which holds a whole Transformers model."""
+    """Return Python code that loads a folder with a whole Transformers model."""
     auto_class = manifest["auto_class"]
     return (
         f'from transformers import {auto_class}, AutoTokenizer\n\nmodel = {auto_class}.from_pretrained("FOLDER")\n'
@@ -46,18 +46,18 @@ def format_default_usage(manifest: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportFormat:
-    """A format that a finished run can be exported in.
+    """An export format of a finished run.
 
     Attributes:
         name: Value of `--format`.
-        description: One clause for `--help`.
-        write: Fills the folder, verifies what is in it, writes its manifest by `ExportSource.write_manifest`, and
-            returns the receipt. Raises NotReproducedError when the folder does not reproduce the trained model.
+        description: Short description for `--help`.
+        write: Writes and verifies the folder, writes the manifest with `ExportSource.write_manifest`, and returns the
+            receipt. Raises NotReproducedError if the folder does not reproduce the trained model.
         check: Raises UserError for options that do not apply to the format or to the run with this report. Called
             before torch is imported.
-        usage: Returns Python code for the model card that loads the folder, given its manifest.
-        library: Library that loads the folder, by its name on the Hub.
-        verifier: Runtime that `write` verified the folder in, for the model card.
+        usage: Returns Python code for the model card that loads the folder, from the manifest.
+        library: Name on the Hub of the library that loads the folder.
+        verifier: Runtime in which `write` verifies the folder, for the model card.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Export format: one Transformers model with the adapter merged into its weights."""
+"""Export format: a Transformers model with the adapter merged into the weights."""
 
 import shutil
 import warnings
@@ -33,7 +33,7 @@ MERGES = {
 
 
 def write_merged_model(source: ExportSource, folder: Path, options: ExportOptions) -> Receipt:
-    """Write the best merge and verify it in a new process against the same weights before they were merged."""
+    """Write the best merge and verify it in a new process with the outputs of the unmerged weights."""
     saved, quantized = source.saved, source.saved.recipe.method.quantization is not None
     model, reloaded = source.load_as_trained()
     merges = _list_merges(source, model, options)
@@ -45,7 +45,7 @@ def write_merged_model(source: ExportSource, folder: Path, options: ExportOption
             saved, source.report, model, source.batch, reload_data=source.reload_data
         )
         rows.append(comparison.score("as trained, not merged", model, None))
-    # One model at a time: the next merge maps the base's files again.
+    # Only one model in memory: the next merge maps the files of the base model again.
     del model
     expected = {}
     for one in merges:
@@ -78,7 +78,7 @@ def write_merged_model(source: ExportSource, folder: Path, options: ExportOption
 
 
 def load_exported(saved: SavedRun, folder: Path, dtype: str) -> PreTrainedModel:
-    """Load the whole model in an export's folder, in evaluation mode."""
+    """Load the whole model of an export folder in evaluation mode."""
     return load_finished_model(folder, saved.task, dtype=dtype, trust_remote_code=saved.trust_remote_code).eval()
 
 
@@ -87,11 +87,11 @@ class _Merge:
     """A way to merge a run.
 
     Attributes:
-        name: `merged`, or for a quantized run a key of MERGES.
-        base: Dtype in which the base is loaded.
-        dtype: Dtype in which weights are written.
-        packed: Weights that were in 4 bits, as `find_packed_weights` returns them.
-        original_dtype: Dtype of the weights before they were packed.
+        name: `merged`, or a key of MERGES for a quantized run.
+        base: Dtype of the loaded base model.
+        dtype: Dtype of the written weights.
+        packed: Weights in 4 bits, from `find_packed_weights`.
+        original_dtype: Dtype of the weights before quantization.
     """
 
     name: str
@@ -105,7 +105,7 @@ class _Merge:
         return MERGES.get(self.name, f"merged, in {self.dtype}")
 
     def write(self, source: ExportSource, folder: Path) -> Mapping[str, torch.Tensor]:
-        """Write the merged model; return the outputs that it must reproduce."""
+        """Write the merged model; return the expected outputs."""
         saved = source.saved
         folder.mkdir()
         if self.name == "4bit":
@@ -123,11 +123,11 @@ class _Merge:
 
 
 def _list_merges(source: ExportSource, model: Any, options: ExportOptions) -> list[_Merge]:
-    """List the merges to try. Raises UserError for a method or a dtype that the model cannot be merged in."""
+    """List the merges to compare. Raises UserError for a method or a dtype that does not allow merging."""
     saved = source.saved
     if not is_mergeable(model):
         kind = saved.recipe.method.kind.upper()
-        raise UserError(f"export: {kind} adds no weights that can be merged; use --format adapter")
+        raise UserError(f"export: {kind} has no weights to merge; use --format adapter")
     original = saved.manifest["dtype"]
     dtype = original if options.dtype == "auto" else options.dtype
     if dtype == "float16" and model.config.model_type in OVERFLOW_IN_FLOAT16:
@@ -141,7 +141,7 @@ def _list_merges(source: ExportSource, model: Any, options: ExportOptions) -> li
 
 
 def _select_merge(merges: Sequence[_Merge], rows: Sequence[VariantScores], merge: str, metric: Metric) -> _Merge:
-    """Select the merge by name, or the best on validation; among equals the one nearest to the unmerged model."""
+    """Select the merge by name, or the best merge on validation; the smaller divergence breaks ties."""
     if merge != "best":
         return next(one for one in merges if one.name == merge)
     pairs = list(zip(merges, rows, strict=True))
@@ -154,22 +154,22 @@ def _select_merge(merges: Sequence[_Merge], rows: Sequence[VariantScores], merge
 
 
 def _score_folder(comparison: ValidationComparison, name: str, folder: Path) -> VariantScores:
-    """Score the model in a folder, on the accelerator if it fits."""
+    """Evaluate the model of a folder, on the accelerator if it fits."""
     model: Any = load_exported(comparison.saved, folder, "auto")
     if torch.accelerator.is_available():
         try:
             model = model.to(torch.accelerator.current_accelerator())
         except torch.OutOfMemoryError:
             model = load_exported(comparison.saved, folder, "auto")
-            logger.warning("%s does not fit the accelerator; scoring it on the CPU", name)
+            logger.warning("%s does not fit on the accelerator, evaluating on the CPU", name)
     return comparison.score(name, model, count_weight_bytes(folder))
 
 
 def _merge_into_4bit(source: ExportSource, folder: Path) -> dict[str, torch.Tensor]:
-    logger.warning("--merge 4bit: rounding to 4 bits erases much of a small adapter; compare the scores in the table")
+    logger.warning("--merge 4bit: rounding to 4 bits removes much of a small adapter; compare the metrics in the table")
     model = load_model(source.saved)
     with warnings.catch_warnings():
-        # peft warns of the same rounding.
+        # peft warns about the same rounding.
         warnings.filterwarnings("ignore", message="Merge lora module to 4-bit linear")
         merged = merge_in_memory(model)
     merged.config.update(collect_settings(source.saved.task))

@@ -18,7 +18,7 @@ from peftkit.runs.writer import count_weight_bytes
 
 
 def write_onnx_model(source: ExportSource, folder: Path, options: ExportOptions) -> Receipt:
-    """Write the merged model, replace its weights by ONNX, and compare the two in ONNX Runtime."""
+    """Write the merged model, replace the weights by ONNX, and compare both models in ONNX Runtime."""
     receipt = write_merged_model(source, folder, replace(options, dtype="float32", int8=False))
     merged: Any = load_exported(source.saved, folder, "float32")
     model, size = _write_graph(merged, source, folder, int8=False)
@@ -58,13 +58,13 @@ def format_usage(manifest: Mapping[str, Any]) -> str:
 
 
 def _write_graph(merged: Any, source: ExportSource, folder: Path, *, int8: bool) -> tuple[OnnxModel, int]:
-    """Write the graph; return its session and its size in bytes."""
+    """Write the graph; return the ONNX model and the size in bytes."""
     write_onnx(merged, source.batch, folder, int8=int8)
     return OnnxModel(folder), sum(path.stat().st_size for path in folder.glob("model.onnx*"))
 
 
 def _compare(source: ExportSource, model: OnnxModel, merged: Any) -> Difference:
-    """Compare on the traced batch and on its shortest row alone, which finds dimensions that became constants."""
+    """Compare on the traced batch and on the shortest row alone, to detect constant dimensions."""
     task = source.saved.task
     return combine_differences(
         [
@@ -77,7 +77,7 @@ def _compare(source: ExportSource, model: OnnxModel, merged: Any) -> Difference:
 
 
 def _select_shortest(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Select the row with the fewest tokens, without its padding."""
+    """Select the row with the fewest tokens, without padding."""
     lengths = batch["attention_mask"].sum(-1)
     row = int(lengths.argmin())
     return {

@@ -1,4 +1,4 @@
-"""All export formats by name. Imports no heavy library: `--help` lists the names, and options are checked first."""
+"""All export formats by name, without heavy imports because `--help` lists the names."""
 
 import importlib
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from peftkit.runs.report import Report
 
 
 def _import_later(module: str, function: str) -> Callable[..., Any]:
-    """Return a function that imports a format's module at its first call."""
+    """Return a function that imports the module of a format at the first call."""
 
     def call(*arguments: Any) -> Any:
         return getattr(importlib.import_module(f"peftkit.export.formats.{module}"), function)(*arguments)
@@ -35,7 +35,7 @@ def _check_adapter(options: ExportOptions, report: Report) -> None:
     if not report.recipe.get("method", {}).get("peft"):
         raise UserError("--format adapter: full fine-tuning has no adapter; remove the option")
     if options.dtype != "auto":
-        raise UserError("--dtype applies to merged weights only, an adapter keeps its dtype; remove the option")
+        raise UserError("--dtype applies to merged weights only; remove the option")
     if options.merge != "best":
         raise UserError("--merge applies to merged models only; remove the option")
     if options.int8:
@@ -46,9 +46,9 @@ def _check_onnx(options: ExportOptions, report: Report) -> None:
     if options.merge != "best" and not _is_quantized(report):
         raise UserError("--merge applies to quantized runs only; remove the option")
     if options.merge == "4bit":
-        raise UserError("--merge 4bit: ONNX cannot hold 4-bit weights; use --int8 or remove --format")
+        raise UserError("--merge 4bit: ONNX does not support 4-bit weights; use --int8 or remove --format")
     if options.dtype not in ("auto", "float32"):
-        raise UserError(f"--dtype {options.dtype}: ONNX is written in float32; use --int8 or remove the option")
+        raise UserError(f"--dtype {options.dtype}: ONNX exports are in float32; use --int8 or remove the option")
 
 
 MODEL = ExportFormat(
@@ -82,17 +82,17 @@ _formats = {one.name: one for one in BUILT_IN}
 def register_export_format(export_format: ExportFormat) -> None:
     """Add a format to `peftkit export --format`. Raises UserError for the name of a built-in format."""
     if any(export_format.name == one.name for one in BUILT_IN):
-        raise UserError(f"export format '{export_format.name}' is built in; use another name")
+        raise UserError(f"register_export_format: '{export_format.name}' is a built-in format; use another name")
     _formats[export_format.name] = export_format
 
 
 def list_export_formats() -> tuple[ExportFormat, ...]:
-    """List the built-in formats and those that were registered."""
+    """List the built-in and registered formats."""
     return tuple(_formats.values())
 
 
 def find_export_format(name: str) -> ExportFormat:
-    """Return the format of this name. Raises UserError when there is none."""
+    """Return the format with this name. Raises UserError for an unknown name."""
     if name not in _formats:
-        raise UserError(f"--format: unknown format '{name}' (expected one of {', '.join(_formats)})")
+        raise UserError(f"--format: unknown format '{name}'; use one of {', '.join(_formats)}")
     return _formats[name]
