@@ -1,10 +1,10 @@
-"""Full fine-tuning: text classification, every weight trained.
+"""Full fine-tuning for text classification: every weight is trained.
 
 python recipes/full_cls.py
 deepspeed recipes/full_cls.py --training.deepspeed ds_configs/zero2.json
 
-On SST-2 sentences (--data.path FOLDER) with the demo's model: test accuracy 0.869 with one seed, 1.7 GiB at the peak
-of the process, two minutes on 2 CPU cores (benchmarks/results).
+Results on SST-2 sentences (--data.path FOLDER) with the demo model: test accuracy 0.869 with one seed, 1.7 GiB peak
+memory of the process, two minutes on 2 CPU cores (benchmarks/results).
 """
 
 from peftkit import DataConfig, ModelConfig, Recipe, SequenceClassification, full, main
@@ -18,7 +18,7 @@ recipe = Recipe(
     training=dict(
         num_train_epochs=1,
         learning_rate=5e-5,
-        per_device_train_batch_size=32,  # fewer: less memory for activations
+        per_device_train_batch_size=32,  # a smaller batch needs less activation memory
         per_device_eval_batch_size=64,
         seed=1,
     ),

@@ -1,10 +1,10 @@
-"""QLoRA: text classification, LoRA beside frozen weights that are kept in 4 bits.
+"""QLoRA for text classification: LoRA on frozen weights in 4 bits.
 
 python recipes/qlora_cls.py
 deepspeed recipes/qlora_cls.py --training.deepspeed ds_configs/zero2.json
 
-On SST-2 sentences (--data.path FOLDER) with the demo's model: test accuracy 0.873 with one seed, 2.0 GiB at the peak
-of the process, two minutes on 2 CPU cores (benchmarks/results).
+Results on SST-2 sentences (--data.path FOLDER) with the demo model: test accuracy 0.873 with one seed, 2.0 GiB peak
+memory of the process, two minutes on 2 CPU cores (benchmarks/results).
 """
 
 from peftkit import DataConfig, ModelConfig, Quantization, Recipe, SequenceClassification, main, qlora
@@ -15,7 +15,7 @@ recipe = Recipe(
     data=DataConfig(path="demo"),  # any hub id, local folder or data file
     task=SequenceClassification(text="text", label="label", max_length=128),
     method=qlora(
-        r=8,  # more ranks: more capacity, adapter and optimizer grow in proportion
+        r=8,  # a higher rank has more capacity, and a larger adapter and optimizer state
         lora_alpha=16,
         target_modules="all-linear",
         quantization=Quantization(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
@@ -23,7 +23,7 @@ recipe = Recipe(
     training=dict(
         num_train_epochs=1,
         learning_rate=1e-3,
-        per_device_train_batch_size=32,  # fewer: less memory for activations
+        per_device_train_batch_size=32,  # a smaller batch needs less activation memory
         per_device_eval_batch_size=64,
         seed=1,
     ),

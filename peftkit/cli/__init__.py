@@ -1,4 +1,4 @@
-"""Command line: one module per command in `commands`, the parser and the dispatch in `main`.
+"""Command line: one module per command in `commands`, parser and dispatch in `main`.
 
-No command is implemented here. A command parses its arguments, calls functions of other packages and prints.
+A command only parses arguments, calls functions of other packages and prints.
 """

@@ -23,9 +23,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _build_common_parser() -> _Parser:
-    """Build the parser of the options that are accepted before and after the command."""
+    """Build the parser of options that are accepted before and after the command."""
     common = _Parser(add_help=False, allow_abbrev=False)
-    # A default would overwrite what was given before the command.
+    # A default would overwrite an option before the command.
     common.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
     )
@@ -37,7 +37,7 @@ def _build_common_parser() -> _Parser:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of all commands; it raises UserError for an argument that is wrong or unknown."""
+    """Build the parser of all commands, which raises UserError for an invalid or unknown argument."""
     common = _build_common_parser()
     parser = _Parser(prog="peftkit", description=peftkit.__doc__, allow_abbrev=False, parents=[common])
     parser.add_argument("--version", action="version", version=f"peftkit {peftkit.__version__}")
@@ -55,12 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; end the process with exit code 0, 1 (failed) or 2 (the user can fix it)."""
+    """Run the command line; exit with code 0, 1 (failure) or 2 (error that the user can fix)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
 
     def run() -> None:
-        # Plug-ins first: an export format that one registers is a choice of `--format`.
+        # Load plug-ins first: a registered export format is a choice of `--format`.
         options, _ = _build_common_parser().parse_known_args(arguments)
         load_plugins(getattr(options, "plugin", []))
         parsed, rest = build_parser().parse_known_args(arguments)

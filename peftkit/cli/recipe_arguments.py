@@ -1,4 +1,4 @@
-"""The arguments of a command that takes a recipe: its fields, and the options of a run."""
+"""Arguments of commands with a recipe: fields of the recipe and options of a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ class RecipeArguments:
     """A parsed command line.
 
     Attributes:
-        recipe: With the fields that the command line sets.
+        recipe: Recipe with the fields from the command line.
         resume: Whether to resume from the last checkpoint, or the checkpoint to resume from.
     """
 
@@ -38,16 +38,16 @@ def _parse(arguments: Sequence[str], recipe: Recipe, prog: str, *, training: boo
         if training:
             parser.add_argument(
                 "--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT",
-                help="resume from the last checkpoint in training.output_dir, or from this one",
+                help="resume from the last checkpoint in training.output_dir, or from CHECKPOINT",
             )  # fmt: skip
             parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-            # The `deepspeed` launcher adds it; the environment says the same.
+            # The `deepspeed` launcher adds this option; the environment has the same value.
             parser.add_argument("--local_rank", "--local-rank", help="set by the deepspeed launcher")
 
     found, options = parse_fields(arguments, recipe, prog, add_options)
     if options.ds is not None:
         if any(argument.split("=")[0] == "--training.deepspeed" for argument in arguments):
-            raise UserError("--ds and --training.deepspeed: are the same option; pass only one")
+            raise UserError("--ds, --training.deepspeed: duplicate option; pass only one of them")
         found = replace(found, training={**found.training, "deepspeed": options.ds})
     if not training:
         return RecipeArguments(recipe=found)

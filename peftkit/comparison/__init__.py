@@ -1,4 +1,4 @@
-"""Compare fine-tuning methods: plan the runs, start them, load their results.
+"""Compare fine-tuning methods: plan and start the runs, load the results.
 
-`analysis` computes the findings, `report` writes them. Training itself is in `training`.
+`analysis` computes the findings, `report` writes reports. The package `training` trains.
 """

@@ -1,4 +1,4 @@
-"""The file `estimates.json`: the estimated memory of one run of each row, computed once after the runs."""
+"""The file `estimates.json`: estimated memory of one run per row, computed once after the runs."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ ESTIMATES_FILE = "estimates.json"
 
 
 def write_estimates(folder: Path) -> None:
-    """Estimate the memory of the first complete run of each row that has no estimate yet."""
+    """Estimate the memory of the first complete run of each row without an estimate."""
     plan, estimates = read_plan(folder), read_estimates(folder)
     for row in plan["rows"]:
         for seed in plan["seeds"] if row["name"] not in estimates else ():
@@ -27,10 +27,10 @@ def write_estimates(folder: Path) -> None:
 
 
 def read_estimates(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Read the estimates by row name; empty without the file. Raises UserError when it is not valid JSON."""
+    """Read the estimates by row name; empty without the file. Raises UserError for invalid JSON."""
     try:
         return json.loads((folder / ESTIMATES_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise UserError(f"{folder / ESTIMATES_FILE}: not valid JSON ({error}); remove the file") from None
+        raise UserError(f"{folder / ESTIMATES_FILE}: invalid JSON ({error}); remove the file") from None

@@ -1,4 +1,4 @@
-"""Rows of a comparison: the combinations of the compared values, each as a recipe."""
+"""Rows of a comparison: one recipe per combination of the compared values."""
 
 import hashlib
 import itertools
@@ -13,7 +13,7 @@ from peftkit.recipe.parser import parse_recipe, read_recipe
 from peftkit.recipe.schema import Recipe
 from peftkit.system.files import redact_home
 
-# Training arguments that a recipe file given as a method brings along.
+# Training arguments that a method from a recipe file also sets.
 METHOD_ARGUMENTS = ("learning_rate", "optim", "optim_args")
 MAX_FOLDER_NAME_BYTES = 120
 
@@ -24,8 +24,8 @@ class ComparisonRow:
 
     Attributes:
         name: Name of the row in tables.
-        recipe: Recipe with the row's default learning rate and without an output folder.
-        values: Compared values, by field.
+        recipe: Recipe with the default learning rate of the row and without an output folder.
+        values: Compared values by field.
     """
 
     name: str
@@ -34,12 +34,12 @@ class ComparisonRow:
 
     @property
     def folder(self) -> str:
-        """Name of the row's folder."""
+        """Folder name of the row."""
         return make_folder_name(self.name)
 
 
 def make_folder_name(name: str) -> str:
-    """Turn a row's name into a folder name; a long one is cut and given a digest."""
+    """Convert a row name to a folder name; shorten a long name and append a digest."""
     plain = re.sub(r"[^\w.=-]+", "-", name).strip("-.") or "row"
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     is_short = len(plain.encode()) <= MAX_FOLDER_NAME_BYTES
@@ -49,9 +49,9 @@ def make_folder_name(name: str) -> str:
 def make_rows(
     recipe: Recipe, over: Mapping[str, Sequence[str]], learning_rates: Mapping[str, float] | None = None
 ) -> list[ComparisonRow]:
-    """Make a row for each combination of the values in `over`; only the learning rate differs besides, by method.
+    """Make one row per combination of the values in `over`; the learning rate also depends on the method.
 
-    A value of `method` is a method's name or a recipe file, which gives its method, learning rate and optimizer.
+    A value of `method` is the name of a method, or a recipe file that provides method, learning rate and optimizer.
     Raises UserError.
     """
     rates = dict(learning_rates or {})
@@ -79,12 +79,12 @@ def make_rows(
             raise UserError(f"--over: '{first.name}' and '{second.name}' have the same name; remove one of them")
     if unknown := set(rates) - {row.recipe.method.name for row in rows}:
         names = ", ".join(dict.fromkeys(row.recipe.method.name for row in rows))
-        raise UserError(f"--learning_rates: no method '{sorted(unknown)[0]}' among {names}")
+        raise UserError(f"--learning_rates: method '{sorted(unknown)[0]}' is not compared; use one of {names}")
     return rows
 
 
 def _set_method(recipe: Recipe, method_or_file: str, rates: Mapping[str, float]) -> tuple[Recipe, str]:
-    """Set the method, its learning rate and, from a recipe file, its optimizer; return the recipe and the name."""
+    """Set method, learning rate and, from a recipe file, the optimizer; return the recipe and the method's name."""
     training = dict(recipe.training)
     training.pop("output_dir", None)
     if method_or_file.endswith((".py", ".yaml", ".yml")):
@@ -105,7 +105,7 @@ def _set_method(recipe: Recipe, method_or_file: str, rates: Mapping[str, float])
 
 
 def _format_value(name: str, value: str, all_values: Sequence[str]) -> str:
-    """Format a value for a row's name: of a path its last part, where that differs from the other values."""
+    """Format a value for a row name; shorten paths to their last parts if these differ between rows."""
     last = name.rsplit(".", 1)[-1]
     if last in ("name_or_path", "path", "deepspeed"):
         ends = [_get_last_part(other) for other in all_values]

@@ -1,4 +1,4 @@
-"""The file `comparison.json`: rows, budget, data, packages and hardware that identify a comparison; and its folders."""
+"""The file `comparison.json`, which identifies a comparison by rows, budget, data, packages and hardware."""
 
 import hashlib
 import json
@@ -19,27 +19,29 @@ from peftkit.system.logging import logger
 
 PLAN_FILE = "comparison.json"
 RUNS_FOLDER = "runs"
-# Default of the Trainer.
+# The Trainer's default.
 DEFAULT_SEED = 42
 
 
 def get_run_folder(folder: Path, row: str, *, trial: int | None = None, seed: int | None = None) -> Path:
-    """Return the folder of a run in a comparison; `row` is the name of the row's folder."""
+    """Return the folder of a run in a comparison; `row` is the folder name of the row."""
     return folder / RUNS_FOLDER / row / (f"seed-{seed}" if trial is None else f"trial-{trial}")
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """Read the plan of a comparison. Raises UserError when there is none."""
+    """Read the plan of a comparison. Raises UserError without a plan."""
     try:
         return json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder}: no {PLAN_FILE} in this folder; give the folder of a comparison") from None
+        raise UserError(f"{folder}: contains no {PLAN_FILE}; pass the folder of a comparison") from None
     except ValueError as error:
-        raise UserError(f"{folder / PLAN_FILE}: not valid JSON ({error})") from None
+        raise UserError(
+            f"{folder / PLAN_FILE}: invalid JSON ({error}); repeat the comparison in another folder"
+        ) from None
 
 
 def make_plan(recipe: Recipe, rows: Sequence[ComparisonRow], budget: Budget) -> dict[str, Any]:
-    """Make the plan, but for the fingerprints of the data: whatever makes it another comparison when it changes."""
+    """Make the plan without data fingerprints: all values that identify a comparison."""
     here = read_environment()
     first = int(recipe.training.get("seed", DEFAULT_SEED))
     return {
@@ -67,7 +69,7 @@ def make_plan(recipe: Recipe, rows: Sequence[ComparisonRow], budget: Budget) -> 
 
 
 def fingerprint_data(rows: Sequence[ComparisonRow]) -> list[str]:
-    """Read the data of all rows, log the decisions made by default and return the fingerprints."""
+    """Read the data of all rows, log automatic decisions and return the fingerprints."""
     fingerprints: dict[str, str] = {}
     for row in rows:
         plain = recipe_to_dict(row.recipe)
@@ -81,13 +83,13 @@ def fingerprint_data(rows: Sequence[ComparisonRow]) -> list[str]:
 
 
 def list_trial_settings(row: ComparisonRow, budget: Budget) -> list[Setting]:
-    """List the settings to try on validation; none where there is only one."""
+    """List the settings to compare on validation; empty if there is only one setting."""
     settings = sample_settings(row.recipe, row.values, budget.trials)
     return settings if len(settings) > 1 else []
 
 
 def choose_folder(plan: Mapping[str, Any], output: Path | None) -> Path:
-    """Return `output`, or the first free folder for this plan. Raises UserError when `output` can't be used."""
+    """Return `output`, or the first free folder for the plan. Raises UserError if `output` has other content."""
     if output is not None:
         if difference := find_difference(output, plan):
             raise UserError(f"--output {output}: {difference}; use another folder or remove it")
@@ -100,7 +102,7 @@ def choose_folder(plan: Mapping[str, Any], output: Path | None) -> Path:
 
 
 def find_difference(folder: Path, plan: Mapping[str, Any]) -> str | None:
-    """Describe why this plan can't use the folder; None when it can."""
+    """Describe why the plan cannot use the folder; None if it can."""
     if not folder.exists():
         return None
     if not folder.is_dir():
@@ -108,17 +110,17 @@ def find_difference(folder: Path, plan: Mapping[str, Any]) -> str | None:
     try:
         other = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        # Hidden files are the lock and what a killed process left of a file.
+        # Hidden files are the lock and temporary files of a killed process.
         is_empty = all(path.name.startswith(".") for path in folder.iterdir())
-        return None if is_empty else f"is not empty and has no {PLAN_FILE}"
+        return None if is_empty else f"contains other files and no {PLAN_FILE}"
     except ValueError:
-        return f"has a {PLAN_FILE} that is not valid JSON"
+        return f"contains an invalid {PLAN_FILE}"
     differing = [name for name in plan if other.get(name) != plan[name]]
-    return f"holds another comparison (different {', '.join(differing)})" if differing else None
+    return f"contains another comparison (different {', '.join(differing)})" if differing else None
 
 
 def _digest_files(recipe: Recipe) -> str:
-    """Digest what the recipe only refers to: the files of a local model and a DeepSpeed config."""
+    """Compute a digest of files that the recipe references: a local model and a DeepSpeed config."""
     digest = hashlib.sha256()
     model = Path(recipe.model.name_or_path).expanduser()
     for path in sorted(model.glob("*")) if model.is_dir() else ():

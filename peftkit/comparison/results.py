@@ -1,4 +1,4 @@
-"""Finished runs, loaded from disk by the row of the comparison."""
+"""Finished runs of a comparison, loaded from disk by row."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ class RowResults:
 
     Attributes:
         name: Name of the row in tables.
-        values: Compared values, by field.
+        values: Compared values by field.
         trials: Reports of the trials.
         runs: Reports of the runs, by run folder.
-        expected: Number of runs of a finished comparison.
-        expected_trials: Number of trials of a finished comparison.
-        estimate: Estimated memory of a run; empty without one.
+        expected: Number of runs in a finished comparison.
+        expected_trials: Number of trials in a finished comparison.
+        estimate: Estimated memory of a run; empty without an estimate.
     """
 
     name: str
@@ -42,7 +42,7 @@ class RowResults:
 
     @property
     def complete(self) -> dict[Path, Report]:
-        """Runs with a test score, by run folder."""
+        """Runs with test metrics, by run folder."""
         return {folder: report for folder, report in self.runs.items() if report.status == "complete"}
 
 
@@ -64,16 +64,16 @@ class ComparisonResults:
 
 
 def load_results(folders: Sequence[Path]) -> ComparisonResults:
-    """Load a comparison's folder, or run folders; runs that differ only in their seed form one row.
+    """Load a comparison folder, or run folders; runs that differ only in the seed are one row.
 
-    Raises UserError when a folder is neither, and when runs of a comparison are mixed with others.
+    Raises UserError for another folder, and for a mix of a comparison with other folders.
     """
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; give the folder of a comparison, or run folders")
+            raise UserError(f"{folder}: no such folder; pass the folder of a comparison, or run folders")
     comparisons = [folder for folder in folders if (folder / PLAN_FILE).exists()]
     if comparisons and len(folders) > 1:
-        raise UserError(f"{comparisons[0]}: is a comparison and can't be combined with other folders; pass it alone")
+        raise UserError(f"{comparisons[0]}: a comparison cannot be combined with other folders; pass it alone")
     return _load_comparison(comparisons[0]) if comparisons else _load_separate_runs(folders)
 
 
@@ -100,7 +100,7 @@ def _load_comparison(folder: Path) -> ComparisonResults:
 
 def _load_separate_runs(folders: Sequence[Path]) -> ComparisonResults:
     if len({folder.resolve().parents[2] for folder in folders if _is_in_comparison(folder)}) > 1:
-        raise UserError("the runs belong to different comparisons; pass runs of one comparison")
+        raise UserError("report: the runs belong to different comparisons; pass runs of one comparison")
     groups: dict[str, dict[Path, Report]] = {}
     for folder in folders:
         report = read_report(folder)
@@ -118,7 +118,7 @@ def _load_separate_runs(folders: Sequence[Path]) -> ComparisonResults:
     methods = [next(iter(runs.values())).method for runs in groups.values()]
     rows: list[RowResults] = []
     for method, runs in zip(methods, groups.values(), strict=True):
-        # Rows of the same method are named by their folders.
+        # Rows with the same method have the names of their folders.
         name = method if methods.count(method) == 1 else redact_home(next(iter(runs)))
         rows.append(RowResults(name=name, values={"method": method}, trials=[], runs=runs, expected=len(runs)))
     return ComparisonResults(name=", ".join(dict.fromkeys(folder.name for folder in folders)), rows=rows)
@@ -130,9 +130,9 @@ def _is_in_comparison(folder: Path) -> bool:
 
 
 def read_predictions(folder: Path) -> tuple[list[int], list[Any], list[dict[str, Any]]]:
-    """Read a run's test rows: their numbers in the data, references and predictions.
+    """Read the test rows of a run: row numbers in the data, references and predictions.
 
-    Raises UserError when the file is missing.
+    Raises UserError for a missing or invalid file.
     """
     numbers, references, predictions = [], [], []
     try:
@@ -143,21 +143,21 @@ def read_predictions(folder: Path) -> tuple[list[int], list[Any], list[dict[str,
                 references.append(row.pop("reference"))
                 predictions.append(row)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / PREDICTIONS}: can't be read ({type(error).__name__}); repeat the run") from error
+        raise UserError(f"{folder / PREDICTIONS}: cannot be read ({type(error).__name__}); repeat the run") from error
     return numbers, references, predictions
 
 
 def read_task(report: Report) -> Any:
-    """Read the task of a run's recipe."""
+    """Return the task of a run's recipe."""
     return _parse_recipe(json.dumps({"task": report.recipe["task"]})).task
 
 
 def read_method(report: Report) -> Method:
-    """Read the method of a run's recipe."""
+    """Return the method of a run's recipe."""
     return _parse_recipe(json.dumps({"method": report.recipe["method"]})).method
 
 
 @lru_cache
 def _parse_recipe(plain: str) -> Recipe:
-    # Many runs share a task and a method, and parsing a recipe is slow.
+    # Cached, because many runs have the same task and method, and parsing is slow.
     return dict_to_recipe(json.loads(plain))

@@ -1,4 +1,4 @@
-"""Run a comparison: tune every row alike on validation, then run it with several seeds; one process a run."""
+"""Run a comparison: tune every row on validation, then run it with several seeds; one process per run."""
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ from peftkit.system.files import write_json
 from peftkit.system.logging import logger
 
 LOCK_FILE = ".lock"
-# Four evaluations during training: enough for a learning curve.
+# Four evaluations during training, for a learning curve.
 CURVE_ARGUMENTS = {"eval_strategy": "steps", "eval_steps": 0.25}
 
 
@@ -46,10 +46,10 @@ def compare(
     output: Path | None = None,
     learning_rates: Mapping[str, float] | None = None,
 ) -> Path:
-    """Run what is missing of the comparison of the values in `over`; return its folder.
+    """Compare the values in `over`: run the missing runs and return the comparison folder.
 
-    Rows are the combinations of the values. An interrupted comparison is continued. A failed run has a report with its
-    cause. Raises UserError for problems that are found before training.
+    Rows are the combinations of the values. An interrupted comparison continues. A failed run has a report with the
+    error. Raises UserError for problems that are detected before training.
     """
     check_name(recipe.name)
     budget = budget or Budget()
@@ -57,13 +57,13 @@ def compare(
     rows = make_rows(recipe, over, learning_rates)
     slots = allocate_slots(budget.jobs, budget.processes)
     plan = make_plan(recipe, rows, budget)
-    # Before the data is read, which may take minutes.
+    # Check the folder before reading the data, which may take minutes.
     choose_folder(plan, output)
     plan["data"] = fingerprint_data(rows)
     folder = choose_folder(plan, output)
     folder.mkdir(parents=True, exist_ok=True)
     with _lock_folder(folder):
-        # Another process may have started a comparison here in the meantime.
+        # Check again: another process may have started a comparison in this folder.
         if difference := find_difference(folder, plan):
             raise UserError(f"{folder}: {difference}; use another --output")
         if not (folder / PLAN_FILE).exists():
@@ -83,7 +83,7 @@ def _lock_folder(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise UserError(
-            f"{folder}: another process is running a comparison here; wait or use another --output"
+            f"{folder}: another process is running a comparison in this folder; wait or use another --output"
         ) from None
     try:
         yield
@@ -92,7 +92,7 @@ def _lock_folder(folder: Path) -> Iterator[None]:
 
 
 def _run_rows(folder: Path, rows: Sequence[ComparisonRow], budget: Budget, slots: Sequence[DeviceSlot]) -> None:
-    """Run the trials of all rows, then each row's best setting with every seed."""
+    """Run the trials of all rows, then the best setting of each row with every seed."""
     seeds = read_plan(folder)["seeds"]
     settings = {row.name: list_trial_settings(row, budget) for row in rows}
     trials = [
@@ -114,7 +114,7 @@ def _run_rows(folder: Path, rows: Sequence[ComparisonRow], budget: Budget, slots
         for seed in seeds:
             for row in rows:
                 setting = find_best_setting(folder, row, settings[row.name], row.recipe.task.metrics.main_metrics[0])
-                # All trials of the row failed, so would its runs.
+                # All trials of the row failed, so its runs are skipped.
                 if setting is None:
                     progress.skip()
                     continue
@@ -131,7 +131,7 @@ def _run_missing(runs: Sequence[RunSpec], slots: Sequence[DeviceSlot], processes
         if (run.folder / FILE_NAME).exists():
             progress.skip_finished(run)
         else:
-            # Left by a killed run that has no checkpoint to continue from.
+            # Remove the folder of a killed run without a checkpoint to resume from.
             if find_last_complete(run.folder) is None:
                 shutil.rmtree(run.folder, ignore_errors=True)
             missing.append(run)
@@ -144,7 +144,7 @@ def _make_run(
 ) -> RunSpec:  # fmt: skip
     kind = f"seed {seed}" if trial is None else f"trial {trial}"
     run_folder = get_run_folder(folder, row.folder, trial=trial, seed=seed)
-    # Trackers identify runs by their names.
+    # Trackers identify runs by name.
     training = {name: value for name, value in recipe.training.items() if name != "run_name"}
     training["output_dir"] = str(run_folder)
     recipe = replace(recipe, name=f"{recipe.name} {row.name} {kind}", training=training)
@@ -152,9 +152,9 @@ def _make_run(
 
 
 def find_best_setting(folder: Path, row: ComparisonRow, settings: Sequence[Setting], metric: Metric) -> Setting | None:
-    """Find the setting with the best validation score, of equals the first; None when all trials failed.
+    """Find the first setting with the best validation score; None if all trials failed.
 
-    Without trials it is the row's default setting.
+    Without trials the result is the default setting of the row.
     """
     if not settings:
         return sample_settings(row.recipe, row.values, 1)[0]

@@ -1,4 +1,4 @@
-"""Run subprocesses, one per run, so that memory use and crashes are isolated: start, watch and stop them."""
+"""Run subprocesses, one per run to isolate memory and crashes: start, poll and stop."""
 
 import contextlib
 import json
@@ -24,9 +24,9 @@ from peftkit.system.files import redact_home_in_text, write_text
 LOG_FILE = "run.log"
 PROGRESS_FILE = ".progress.json"
 POLL_SECONDS = 0.2
-# End of the log in which the cause of a failure is looked for.
+# Length of the end of the log that is searched for the cause of a failure.
 LOG_TAIL_CHARACTERS = 4000
-MEMORY_HINT = ", as the system does when memory runs out"
+MEMORY_HINT = ", probably by the system because memory ran out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class RunSpec:
         title: Name of the run in progress lines.
         recipe: Complete recipe; its `output_dir` is `folder`.
         folder: Run folder.
-        is_trial: Whether it is evaluated on validation only and its weights are not saved.
+        is_trial: Whether the run is evaluated only on validation and its weights are not saved.
     """
 
     title: str
@@ -51,8 +51,8 @@ class DeviceSlot:
     """Devices for one run.
 
     Attributes:
-        environment: Variables that set the GPUs or the number of threads.
-        cores: Cores of the run; empty means all.
+        environment: Environment variables for the GPUs or the number of threads.
+        cores: Cores of the run; empty for all cores.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class DeviceSlot:
 
 @dataclass
 class RunProcess:
-    """A started run."""
+    """A running run."""
 
     run: RunSpec
     process: subprocess.Popen[bytes]
@@ -76,7 +76,7 @@ class RunProcess:
             return {}
 
     def stop(self) -> None:
-        """Kill the run with its ranks, before a rank reports the loss of another; do nothing when it has ended."""
+        """Kill the run and its ranks, before a rank reports another lost rank; no effect on an ended run."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.kill()
@@ -86,7 +86,7 @@ class RunProcess:
 def allocate_slots(jobs: int, processes: int) -> list[DeviceSlot]:
     """Allocate separate GPUs or cores to `jobs` simultaneous runs of `processes` ranks each.
 
-    Raises UserError when there are too few: runs sharing a device give invalid memory and time measurements.
+    Raises UserError for too few devices: runs sharing a device give invalid memory and time measurements.
     """
     import torch
 
@@ -96,8 +96,8 @@ def allocate_slots(jobs: int, processes: int) -> list[DeviceSlot]:
     devices, kind = (gpus, "GPU") if gpus else (len(cores), "core")
     if jobs * processes > devices:
         raise UserError(
-            f"--jobs {jobs}, --processes {processes}: needs {jobs * processes} {kind}s, got {devices}; runs sharing a "
-            "device give invalid memory and time measurements"
+            f"--jobs {jobs}, --processes {processes}: expected {jobs * processes} {kind}s, got {devices} (runs sharing "
+            "a device give invalid memory and time measurements); use fewer jobs"
         )
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -115,7 +115,7 @@ def allocate_slots(jobs: int, processes: int) -> list[DeviceSlot]:
 
 
 def start_run(run: RunSpec, slot: DeviceSlot, processes: int) -> RunProcess:
-    """Start a run in its new folder; its output goes to `run.log` there."""
+    """Start a run in a new folder, with its output in `run.log` in that folder."""
     write_text(run.folder / RECIPE, recipe_to_yaml(run.recipe))
     command = [sys.executable]
     if processes > 1:
@@ -123,7 +123,7 @@ def start_run(run: RunSpec, slot: DeviceSlot, processes: int) -> RunProcess:
     command += ["-m", "peftkit.comparison.worker", str(run.folder / RECIPE), *(["--trial"] if run.is_trial else [])]
     environment = {**os.environ, **slot.environment, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
     with (run.folder / LOG_FILE).open("wb") as log:
-        # In a new session: Ctrl-C interrupts the comparison, which then stops its runs.
+        # In a new session: Ctrl-C interrupts only the comparison, which then stops the runs.
         process = subprocess.Popen(  # noqa: S603
             command,
             env=environment,
@@ -133,7 +133,7 @@ def start_run(run: RunSpec, slot: DeviceSlot, processes: int) -> RunProcess:
             start_new_session=True,
         )
     if slot.cores:
-        # The process may have ended already.
+        # The process may have ended.
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(process.pid, slot.cores)
     return RunProcess(run, process, slot)
@@ -147,7 +147,7 @@ def run_all(
     on_end: Callable[[RunProcess, Report], None],
     on_poll: Callable[[Sequence[RunProcess]], None],
 ) -> None:
-    """Run all in order, one per slot at a time; `on_end` gets each run that ends, `on_poll` the active ones."""
+    """Run all runs in order, one per slot; `on_end` receives each ended run, `on_poll` the active runs."""
     waiting, free = list(runs), list(slots)
     active: list[RunProcess] = []
     try:
@@ -167,9 +167,9 @@ def run_all(
 
 
 def collect_report(run: RunSpec, returncode: int) -> Report:
-    """Read the report of an ended run; when it wrote none, find the cause in exit code and log and write a report.
+    """Read the report of an ended run; without a report, write one with the cause from exit code and log.
 
-    Of several ranks, one killed by the system can't report; the others report a lost connection.
+    A rank that the system killed cannot write a report; the other ranks report a lost connection.
     """
     folder = run.folder
     log = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace")
@@ -183,7 +183,7 @@ def collect_report(run: RunSpec, returncode: int) -> Report:
     last_line = f"; last line of the log: {redact_home_in_text(last[0])[:300]}" if last else ""
     is_out_of_memory = is_killed or is_out_of_memory_message(tail)
     if is_killed:
-        cause = f"a rank was killed by SIGKILL{MEMORY_HINT}"
+        cause = f"rank killed by SIGKILL{MEMORY_HINT}"
     elif returncode < 0:
         cause = f"ended by {signal.Signals(-returncode).name}"
         is_out_of_memory |= returncode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""Subprocess of one run of a comparison; it exits when the comparison does.
+"""Subprocess for one run of a comparison; exits when the comparison exits.
 
 python -m peftkit.comparison.worker RECIPE.yaml [--trial]
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def _exit_with_parent() -> None:
-    """Exit when standard input closes, which happens even when the comparison is killed."""
+    """Exit when standard input closes, which also happens if the comparison is killed."""
 
     def wait() -> None:
         if os.read(0, 1) == b"":
@@ -23,9 +23,9 @@ def _exit_with_parent() -> None:
 
 
 def main() -> None:
-    """Run the recipe file given as the first argument, and exit with the exit code of the run."""
+    """Run the recipe file in the first argument, and exit with the exit code of the run."""
     _exit_with_parent()
-    # Imported after the thread has started: imports take seconds, in which the comparison may be killed.
+    # Import after starting the thread, because imports take seconds and the comparison may be killed meanwhile.
     from peftkit.checkpoints.manifest import find_last_complete
     from peftkit.comparison.scheduler import PROGRESS_FILE
     from peftkit.errors import run_with_exit_code
@@ -46,7 +46,7 @@ def main() -> None:
         try:
             load_plugins([])
             recipe = read_recipe(sys.argv[1])
-            # A killed run resumes from its last checkpoint, if its recipe saves checkpoints.
+            # Resume a killed run from the last checkpoint, if there is one.
             has_checkpoint = find_last_complete(choose_run_folder(recipe)) is not None
             run(recipe, trial="--trial" in sys.argv[2:], progress=write_progress, resume=has_checkpoint)
         finally:

@@ -46,7 +46,7 @@ def test_help_and_import_load_no_torch(real_interpreter):
         (["compare", "recipes/lora_cls.py", "--jobs", "9999"], "runs sharing a device give invalid memory"),
         (["report", "nowhere"], "no such folder"),
         (["report", "tests"], "contains no report.json"),
-        (["report", "tests", "--examples", "-1"], "must be 0 or more"),
+        (["report", "tests", "--examples", "-1"], "must be at least 0"),
         (["report", "tests", "--format", "pdf"], "invalid choice: 'pdf'"),
         (["export", "nowhere", "out"], "not a finished run"),
         (["export", "a", "b", "--tolerence", "1"], "unknown argument '--tolerence'"),

@@ -32,5 +32,5 @@ def test_ds_is_short_for_training_deepspeed(arguments):
 
 
 def test_ds_and_its_long_form_exclude_each_other():
-    with pytest.raises(UserError, match=r"--ds and --training\.deepspeed: are the same option"):
+    with pytest.raises(UserError, match=r"--ds, --training\.deepspeed: duplicate option"):
         parse_run_arguments(["--ds", "auto", "--training.deepspeed=zero2"], Recipe(), "train")

@@ -21,7 +21,7 @@ RIGHT = ["yes" if place % 2 else "no" for place in range(300)]
 
 
 def said(share, seed):
-    """Answers of which this share is right."""
+    """Predictions of which this share is right."""
     hit = np.random.default_rng(seed).random(len(RIGHT)) < share
     return [right if well else "other" for right, well in zip(RIGHT, hit, strict=True)]
 
@@ -87,7 +87,8 @@ def test_two_identical_methods_have_no_significant_difference(tmp_path):
     assert not pair.significant
     assert pair.sentence.startswith("No significant difference between full and lora: 0.0 points of accuracy")
     assert found.recommended == "lora"
-    assert "loses 0.0 points" in found.recommendation
+    assert "is 0.0 points, at most" in found.recommendation
+    assert found.recommendation.count(". ") <= 3
 
 
 def test_the_cheapest_that_is_not_significantly_worse_is_advised(tmp_path):
@@ -100,9 +101,9 @@ def test_the_cheapest_that_is_not_significantly_worse_is_advised(tmp_path):
     by_name = {row.name: row for row in found.rows}
     assert [pair.significant for pair in found.pairs] == [False, True, True]
     assert found.recommended == "lora"
-    assert "0.50 times its memory and 0.60 times its training time" in found.recommendation
+    assert "0.50 times the memory and 0.60 times the time of full" in found.recommendation
     lost = 100 * (by_name["full"].scores["accuracy"].mean - by_name["lora"].scores["accuracy"].mean)
-    assert f"loses {lost:.1f} points" in found.recommendation
+    assert f"is {lost:.1f} points, at most" in found.recommendation
     assert by_name["full"].cost["seconds_to_best"] == 3.0
     assert by_name["full"].shares["train"] == pytest.approx(20 / 30)
     assert sum(by_name["full"].shares.values()) == pytest.approx(1)
@@ -246,7 +247,7 @@ def test_a_difference_is_found_among_many_rows_too(tmp_path):
 def test_a_missing_file_is_one_line(tmp_path):
     results = made_comparison(tmp_path, {"full": ({}, {1: said(0.8, 1)})}, seeds=(1,))
     (tmp_path / "runs" / "full" / "seed-1" / "predictions.jsonl").unlink()
-    with pytest.raises(UserError, match=r"predictions.jsonl: can't be read"):
+    with pytest.raises(UserError, match=r"predictions.jsonl: cannot be read"):
         analyze(results)
 
 

@@ -41,5 +41,5 @@ def test_the_estimate_of_old_reports_is_shown(tmp_path):
 
 def test_a_broken_file_is_one_line(tmp_path):
     (tmp_path / "estimates.json").write_text("{")
-    with pytest.raises(UserError, match=r"estimates.json: not valid JSON .*remove the file"):
+    with pytest.raises(UserError, match=r"estimates.json: invalid JSON .*remove the file"):
         read_estimates(tmp_path)

@@ -58,7 +58,7 @@ def test_over_makes_every_combination_and_changes_nothing_else():
     ("words", "rates", "said"),
     [
         (["method=full,full"], {}, "same name"),
-        (["method=full"], {"lora": 1.0}, "no method 'lora'"),
+        (["method=full"], {"lora": 1.0}, "method 'lora' is not compared"),
         (["method=nix"], {}, "unknown"),
         (["method"], {}, "FIELD=VALUE"),
         (["training.seed=1,2"], {}, "--seeds"),
@@ -91,5 +91,5 @@ def test_rows_are_told_apart_where_the_ends_of_paths_do_not(monkeypatch, tmp_pat
 
 @pytest.mark.parametrize("rate", [float("nan"), float("inf"), 0.0, -1.0])
 def test_a_learning_rate_that_is_none_is_refused(rate):
-    with pytest.raises(UserError, match="must be a number over 0"):
+    with pytest.raises(UserError, match="must be a number above 0"):
         make_rows(BASE, {"method": ["full"]}, {"full": rate})

@@ -14,7 +14,7 @@ from peftkit.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [({"trials": -1}, "1 or more"), ({"seeds": 0}, "1 or more"), ({"jobs": 0}, "1 or")]
+    ("words", "said"), [({"trials": -1}, "at least 1"), ({"seeds": 0}, "at least 1"), ({"jobs": 0}, "at least 1")]
 )
 def test_a_budget_that_makes_no_sense_is_refused(words, said):
     with pytest.raises(UserError, match=said):
@@ -25,12 +25,12 @@ def test_a_budget_that_makes_no_sense_is_refused(words, said):
     ("parse", "message"),
     [
         (lambda: parse_over(["method"]), "FIELD=VALUE"),
-        (lambda: parse_over(["a=1", "a=2"]), "--over a: given twice"),
+        (lambda: parse_over(["a=1", "a=2"]), "--over a: duplicate option"),
         (lambda: parse_over(["training.seed=1,2"]), "use --seeds"),
         (lambda: parse_compared_values("full", ["method=lora"]), "pass only one"),
-        (lambda: parse_compared_values(",", []), "--methods: names no method"),
+        (lambda: parse_compared_values(",", []), "--methods: empty"),
         (lambda: parse_learning_rates("full"), "expected METHOD=NUMBER, got 'full'"),
-        (lambda: make_budget(trials=2, seeds=None, is_quick=True), "--quick: means one trial"),
+        (lambda: make_budget(trials=2, seeds=None, is_quick=True), "--quick: sets one trial"),
     ],
 )
 def test_a_wrong_option_is_one_line(parse, message):
@@ -41,7 +41,7 @@ def test_a_wrong_option_is_one_line(parse, message):
 
 @pytest.mark.parametrize("rate", ["nan", "inf", "0", "-1"])
 def test_a_learning_rate_must_be_positive(rate):
-    with pytest.raises(UserError, match="must be a number over 0"):
+    with pytest.raises(UserError, match="must be a number above 0"):
         parse_learning_rates(f"full={rate}")
 
 

@@ -54,7 +54,7 @@ def test_tuned_alike_then_tested_and_a_failure_is_a_row_with_its_cause(small_rec
     for name in ("index.html", "comparison.csv", "findings.json", "pictures/memory.png", "pictures/memory.svg"):
         assert (folder / name).stat().st_size, name
     # Another comparison does not mix with this one.
-    with pytest.raises(UserError, match=r"holds another comparison \(different .*seeds"):
+    with pytest.raises(UserError, match=r"contains another comparison \(different .*seeds"):
         compare(recipe, over, budget=QUICK, output=folder)
 
 

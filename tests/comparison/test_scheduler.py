@@ -25,7 +25,7 @@ def test_each_run_at_a_time_has_its_share_of_the_cores(monkeypatch):
     assert allocate_slots(2, 1) == [DeviceSlot(environment={"OMP_NUM_THREADS": "4"}, cores=half) for half in halves]
     assert allocate_slots(2, 2) == [DeviceSlot(environment={"OMP_NUM_THREADS": "2"}, cores=half) for half in halves]
     assert allocate_slots(1, 2)[0].environment == {"OMP_NUM_THREADS": "4"}
-    with pytest.raises(UserError, match="needs 9 cores, got 8"):
+    with pytest.raises(UserError, match="expected 9 cores, got 8"):
         allocate_slots(9, 1)
 
 
@@ -35,20 +35,20 @@ def test_each_run_at_a_time_has_gpus_of_its_own(monkeypatch):
     assert allocate_slots(2, 2) == [DeviceSlot(environment={"CUDA_VISIBLE_DEVICES": ids}) for ids in ("0,1", "2,3")]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     assert allocate_slots(1, 1) == [DeviceSlot(environment={"CUDA_VISIBLE_DEVICES": "4"})]
-    with pytest.raises(UserError, match="needs 5 GPUs, got 4"):
+    with pytest.raises(UserError, match="expected 5 GPUs, got 4"):
         allocate_slots(5, 1)
 
 
 @pytest.mark.parametrize(
     ("returncode", "log", "status", "said"),
     [
-        (-signal.SIGKILL, "", "out_of_memory", "SIGKILL, as the system does when memory runs out"),
+        (-signal.SIGKILL, "", "out_of_memory", "SIGKILL, probably by the system because memory ran out"),
         (-signal.SIGSEGV, "at work\n", "failed", "SIGSEGV; last line of the log: at work"),
         (1, "peftkit: started\nImportError: no module\n", "failed", "exit code 1.*ImportError: no module"),
         (1, "terminate called\n  what():  std::bad_alloc\n", "out_of_memory", "bad_alloc"),
         (1, "OSError: [Errno 12] Cannot allocate memory\n", "out_of_memory", "Cannot allocate"),
         (1, "peftkit: MemoryError: \n", "out_of_memory", "MemoryError"),
-        (1, "RuntimeError: gloo\nexitcode: -9 (SIGKILL)\n=====\n", "out_of_memory", "a rank was killed by SIGKILL"),
+        (1, "RuntimeError: gloo\nexitcode: -9 (SIGKILL)\n=====\n", "out_of_memory", "rank killed by SIGKILL"),
         (1, "it broke\n=======\n", "failed", "last line of the log: it broke"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The commands, one module each: `add_arguments(parser)` defines its arguments, `run(arguments)` runs it.
+"""One module per command: `add_arguments(parser)` defines the arguments, `run(arguments)` runs the command.
 
-The first line of a module's docstring is the help text of its command. Heavy imports belong into the functions.
+The first line of the module docstring is the help text of the command. Heavy imports are inside of functions.
 """

@@ -1,4 +1,4 @@
-"""Check the data of a recipe before anything is trained."""
+"""Check the data of a recipe before training."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments."""
     parser.usage = "peftkit check RECIPE [--output FILE.json] [--FIELD VALUE ...]"
-    parser.add_argument("recipe", help="a .yaml or .py file; any field can be set by its dotted name, as in train")
+    parser.add_argument("recipe", help="a .yaml or .py file; set any field by its dotted name, as in train")
     parser.add_argument("--output", type=Path, help="also write the findings to this .json file")
     parser.set_defaults(takes_fields=True)
 

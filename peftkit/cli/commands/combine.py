@@ -12,12 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments."""
     parser.add_argument("run_folders", type=Path, nargs="+", metavar="RUN", help="folders of finished runs")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new run folder")
-    parser.add_argument("--weights", default="", metavar="A,B", help="one weight per run, in order (equal weights)")
+    parser.add_argument("--weights", default="", metavar="A,B", help="one weight per run, in order (default: equal)")
     parser.add_argument(
         "--combination_type", default="cat",
-        help="as in peft's add_weighted_adapter: cat (exact, ranks add up), svd, linear, ties, dare_ties, ... (cat)",
+        help="as in peft's add_weighted_adapter: cat (default; exact, sum of ranks), svd, linear, ties, dare_ties, ...",
     )  # fmt: skip
-    parser.add_argument("--density", type=float, help="share of values that ties, dare and magnitude_prune keep")
+    parser.add_argument("--density", type=float, help="share of values that ties, dare and magnitude_prune retain")
     add_reload_data(parser)
     add_trust_remote_code(parser)
 

@@ -16,11 +16,11 @@ from peftkit.comparison.options import (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments."""
     parser.usage = "peftkit compare RECIPE [--methods a,b,c] [--over FIELD=a,b] [OPTIONS] [--FIELD VALUE ...]"
-    parser.add_argument("recipe", help="a .yaml or .py file; any field can be set by its dotted name, as in train")
+    parser.add_argument("recipe", help="a .yaml or .py file; set any field by its dotted name, as in train")
     parser.add_argument(
         "--methods", metavar="A,B",
-        help="full, lora, qlora, dora, rslora, any method of peft by its name (ia3, prefix_tuning), or recipe files "
-        f"({DEFAULT_METHODS} when nothing else is compared)",
+        help="full, lora, qlora, dora, rslora, the name of any method of peft (ia3, prefix_tuning), or recipe files "
+        f"(default: {DEFAULT_METHODS}, without --over)",
     )  # fmt: skip
     parser.add_argument(
         "--over", action="append", default=[], metavar="FIELD=A,B",
@@ -28,28 +28,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "repeat the option to compare all combinations",
     )  # fmt: skip
     parser.add_argument(
-        "--trials", type=int, metavar="N", help=f"settings tried for each row on validation ({DEFAULT_RUNS})"
+        "--trials",
+        type=int,
+        metavar="N",
+        help=f"number of settings per row to compare on validation (default: {DEFAULT_RUNS})",
     )
     parser.add_argument(
-        "--seeds", type=int, metavar="N", help=f"runs of each row with its best setting ({DEFAULT_RUNS})"
+        "--seeds", type=int, metavar="N", help=f"number of runs per row with the best setting (default: {DEFAULT_RUNS})"
     )
-    parser.add_argument("--quick", action="store_true", help="one setting, one seed: a first look")
+    parser.add_argument("--quick", action="store_true", help="one setting and one seed per row, for a first look")
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="number of parallel runs, on separate devices (1)"
+        "--jobs", type=int, default=1, metavar="N", help="number of parallel runs on separate devices (default: 1)"
     )
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="ranks of each run (1)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="number of ranks per run (default: 1)")
     parser.add_argument(
-        "--learning_rates", default="", help="starting learning rate per method, such as full=3e-5,ia3=5e-3"
+        "--learning_rates", default="", help="default learning rate by method, such as full=3e-5,ia3=5e-3"
     )
     parser.add_argument(
-        "--output", type=Path, help="comparison folder; an unfinished one is continued (comparisons/NAME)"
+        "--output", type=Path, help="comparison folder; an unfinished comparison continues (default: comparisons/NAME)"
     )
     parser.set_defaults(takes_fields=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `peftkit compare`. Raises UserError."""
-    # Before the imports that take seconds.
+    # Check the options before imports that take seconds.
     rates = parse_learning_rates(arguments.learning_rates)
     over = parse_compared_values(arguments.methods, arguments.over)
     budget = make_budget(
@@ -76,6 +79,6 @@ def run(arguments: argparse.Namespace) -> None:
         best = next(row for row in findings.rows if row.name == findings.recommended)
         path = get_run_folder(folder, make_folder_name(best.name), seed=best.seeds[0])
         print(f"\nExport a run as a standard model:  peftkit export {path} my-model")
-    # Out of memory and divergence are results; any other failure needs a look.
+    # Out of memory and divergence are results; any other failure is an error.
     if failed := [row.name for row in findings.rows if row.broken]:
         sys.exit(f"peftkit: {', '.join(failed)} failed; see the table")

@@ -18,15 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
-        help="dtype of the merged weights; auto: as the base model was loaded",
+        help="dtype of the merged weights; auto: dtype of the loaded base model",
     )  # fmt: skip
     parser.add_argument(
         "--merge", choices=("best", "original", "dequantized", "4bit"), default="best",
-        help="weights that the adapter of a quantized run is merged into; best: the better of original and "
+        help="base weights for merging the adapter of a quantized run; best: the better of original and "
         "dequantized on validation",
     )  # fmt: skip
-    parser.add_argument("--int8", action="store_true", help="ONNX with 8-bit weights, scored on validation")
-    parser.add_argument("--tolerance", type=float, help="maximum accepted logit difference (1e-4)")
+    parser.add_argument("--int8", action="store_true", help="ONNX with 8-bit weights, evaluated on validation")
+    parser.add_argument("--tolerance", type=float, help="maximum accepted logit difference (default: 1e-4)")
     parser.add_argument(
         "--push_to_hub", "--push-to-hub", metavar="USER/NAME", help="also upload the export, with your Hub login"
     )
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trust_remote_code(parser: argparse.ArgumentParser) -> None:
-    """Define `--trust_remote_code`, which commands that load the model of a run share."""
+    """Define `--trust_remote_code` for commands that load the model of a run."""
     parser.add_argument("--trust_remote_code", action="store_true", help="run custom code of the base model")
 
 

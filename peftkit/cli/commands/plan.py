@@ -1,4 +1,4 @@
-"""Plan the memory and time of a recipe on given hardware, before it runs."""
+"""Plan the memory and time of a recipe on given hardware, without training."""
 
 import argparse
 from pathlib import Path
@@ -10,28 +10,34 @@ from peftkit.planning.options import PlanOptions
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments."""
     parser.usage = "peftkit plan RECIPE | --run FOLDER [--gpus N] [--gpu-memory 24GiB] [OPTIONS] [--FIELD VALUE ...]"
-    parser.add_argument(
-        "recipe", nargs="?", help="a .yaml or .py file; any field can be set by its dotted name, as in train"
-    )
+    parser.add_argument("recipe", nargs="?", help="a .yaml or .py file; set any field by its dotted name, as in train")
     parser.add_argument(
         "--run", type=Path, dest="run_folder", metavar="FOLDER",
-        help="print the estimated beside the measured memory of a finished run; other options do not apply",
+        help="print estimated and measured memory of a finished run; other options do not apply",
     )  # fmt: skip
-    parser.add_argument("--gpus", type=int, metavar="N", help="number of GPUs (one device of this machine)")
-    parser.add_argument("--gpu-memory", "--gpu_memory", metavar="SIZE", help="memory of each device (24GiB)")
-    parser.add_argument("--methods", default="full,lora,qlora", metavar="A,B", help="as in compare (full,lora,qlora)")
-    parser.add_argument("--rows", type=int, metavar="N", help="number of training rows; the data is then not read")
-    parser.add_argument("--tflops", type=float, help="sustained TFLOP/s per device (40 on a GPU)")
+    parser.add_argument("--gpus", type=int, metavar="N", help="number of GPUs (default: one device of this machine)")
+    parser.add_argument("--gpu-memory", "--gpu_memory", metavar="SIZE", help="memory of each device (default: 24GiB)")
+    parser.add_argument(
+        "--methods", default="full,lora,qlora", metavar="A,B", help="as in compare (default: full,lora,qlora)"
+    )
+    parser.add_argument("--rows", type=int, metavar="N", help="number of training rows, instead of reading the data")
+    parser.add_argument("--tflops", type=float, help="sustained TFLOP/s per device (default: 40 on a GPU)")
     parser.add_argument(
         "--speed-from",
         "--speed_from",
         type=Path,
         metavar="RUN",
-        help="take --tflops from a finished run of one process",
+        help="set --tflops from a finished run of one process",
     )
-    parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="bandwidth between the devices of a host (12)")
-    parser.add_argument("--network", type=float, metavar="GB/S", help="bandwidth between hosts, per device (3)")
-    parser.add_argument("--gpus-per-host", "--gpus_per_host", type=int, metavar="N", help="devices of a host (8)")
+    parser.add_argument(
+        "--bandwidth", type=float, metavar="GB/S", help="bandwidth between the devices of a host (default: 12)"
+    )
+    parser.add_argument(
+        "--network", type=float, metavar="GB/S", help="bandwidth between hosts, per device (default: 3)"
+    )
+    parser.add_argument(
+        "--gpus-per-host", "--gpus_per_host", type=int, metavar="N", help="number of devices per host (default: 8)"
+    )
     parser.add_argument(
         "--scaling", action="store_true",
         help="experimental: estimated throughput on 1 to 1,024 devices",
@@ -44,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run `peftkit plan`. Raises UserError."""
     if arguments.run_folder is not None:
         if arguments.recipe is not None or arguments.fields:
-            raise UserError("--run: can not be combined with RECIPE or fields; remove them")
+            raise UserError("--run: cannot be combined with RECIPE or fields; remove them")
         from peftkit.planning.run_estimate import format_run_estimate
 
         print(format_run_estimate(arguments.run_folder))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from peftkit.cli.commands.export import add_trust_remote_code
 
-# The input fields of all tasks; importing the tasks would load torch for `--help`.
+# Input fields of all tasks; importing the tasks would load torch for `--help`.
 INPUT_FIELDS = ("text", "text_pair", "tokens", "source")
 
 
@@ -13,19 +13,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments."""
     parser.add_argument(
         "folders", type=Path, nargs="+", metavar="FOLDER",
-        help="folder of a run, an export or a model; several runs on one base model predict in one pass",
+        help="folder of a run, an export or a model; or several runs on one base model",
     )  # fmt: skip
     parser.add_argument("file", help="csv, tsv, json, jsonl, parquet, arrow or txt; - is standard input")
     parser.add_argument(
         "--output", type=Path,
-        help="a new .jsonl, .csv or .parquet file; default: FILE.predictions.jsonl here, or standard output",
+        help="a new .jsonl, .csv or .parquet file (default: FILE.predictions.jsonl, or standard output)",
     )  # fmt: skip
-    parser.add_argument("--input_format", help="format of standard input (jsonl), or of a file with another extension")
     parser.add_argument(
-        "--top_k", type=int, metavar="K", help="output probabilities of the K most probable labels only"
+        "--input_format", help="format of standard input (default: jsonl), or of a file with another extension"
+    )
+    parser.add_argument(
+        "--top_k", type=int, metavar="K", help="output only the probabilities of the K most probable labels"
     )
     for name in INPUT_FIELDS:
-        parser.add_argument(f"--{name}", metavar="COLUMN", help=f"column to use as {name} (as in training)")
+        parser.add_argument(f"--{name}", metavar="COLUMN", help=f"column for {name} (default: as in training)")
     add_trust_remote_code(parser)
 
 

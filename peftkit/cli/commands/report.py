@@ -1,4 +1,4 @@
-"""Show a comparison, or runs, as a page or a table."""
+"""Write the report of a comparison or of runs as a page or a table."""
 
 import argparse
 from pathlib import Path
@@ -11,20 +11,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUNS", help="a comparison folder, or run folders")
     parser.add_argument("--format", choices=("html", "md", "csv", "json"), default="html")
     parser.add_argument(
-        "--output", type=Path, help="a new file; default: the page beside the runs, other formats to the terminal"
+        "--output", type=Path, help="a new file (default: html to a file, other formats to standard output)"
     )
     parser.add_argument(
         "--examples", type=int, default=20, metavar="N",
-        help="test rows to show with their text (20); with 0 the page contains no text of the data",
+        help="number of test rows with text (default: 20); with 0 the page contains no text of the data",
     )  # fmt: skip
     add_reload_data(parser)
 
 
 def add_reload_data(parser: argparse.ArgumentParser) -> None:
-    """Define `--reload_data`, which commands on a finished run share."""
+    """Define `--reload_data` for commands on finished runs."""
     parser.add_argument(
         "--reload_data", "--reload-data", action="store_true",
-        help="read the data of a run again where its folder names a database or the Hub; local files need no option",
+        help="read remote data of a run again (a database, the Hub); local files need no option",
     )  # fmt: skip
 
 

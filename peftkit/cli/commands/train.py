@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Define the arguments; the fields of the recipe are parsed once the recipe is read."""
+    """Define the arguments; the fields of the recipe are parsed after reading the recipe."""
     parser.usage = "peftkit train RECIPE [--resume [CHECKPOINT]] [--FIELD VALUE ...]"
     parser.add_argument("recipe", nargs="?", help="a .yaml or .py file")
     parser.add_argument("-h", "--help", action="store_true")
@@ -33,10 +33,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(recipe: "Recipe", arguments: Sequence[str] | None = None) -> None:
-    """Train by `recipe` with the fields that the command line sets; the last line of a recipe in Python.
+    """Train from `recipe` with the fields from the command line; the last line of a recipe in Python.
 
-    Ends the process with its exit code: 0 complete, 1 the run failed, 2 the user can fix it, 130 interrupted, 143 ended
-    by SIGTERM. `--debug` shows the traceback. `--resume` resumes from the last checkpoint, `--resume PATH` from PATH.
+    Exits with code 0 complete, 1 failure, 2 error that the user can fix, 130 interrupted, 143 ended by SIGTERM.
+    `--debug` prints the traceback. `--resume` resumes from the last checkpoint, `--resume PATH` from PATH.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments

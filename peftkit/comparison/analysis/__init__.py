@@ -1,4 +1,4 @@
-"""Analysis of a comparison: scores over seeds, cost, significant differences and the recommendation."""
+"""Analysis of a comparison: scores over seeds, cost, significant differences and recommendation."""
 
 from peftkit.comparison.analysis.aggregation import SHARES, aggregate_row
 from peftkit.comparison.analysis.notes import find_majority_baseline, list_notes, list_warnings
@@ -11,7 +11,7 @@ __all__ = ["SHARES", "Findings", "RowFindings", "analyze", "format_mib"]
 
 
 def analyze(results: ComparisonResults) -> Findings:
-    """Aggregate the runs, test every pair of rows and recommend one."""
+    """Aggregate the runs, test every pair of rows and recommend one row."""
     reports = [report for row in results.rows for report in (*row.runs.values(), *row.trials)]
     metrics = read_task(reports[0]).metrics.main_metrics if reports else ()
     rows = [aggregate_row(row, metrics) for row in results.rows]
@@ -20,11 +20,11 @@ def analyze(results: ComparisonResults) -> Findings:
     kind = "allocated_peak" if kinds and all("allocated_peak" in one for one in kinds) else "process_peak"
     pairs, untested = compare_pairs(results.rows, rows, metrics)
     baseline = find_majority_baseline(results, metrics)
-    recommended, sentence = recommend(rows, pairs, metrics, kind, untested, None if baseline is None else baseline[1])
-    if is_quick and recommended:
-        sentence += " Each row has one setting and one seed, so this is only a first look."
+    recommended, text = recommend(
+        rows, pairs, metrics, kind, untested, None if baseline is None else baseline[1], is_quick=is_quick
+    )
     return Findings(
-        name=results.name, metrics=metrics, quick=is_quick, rows=rows, pairs=pairs, recommendation=sentence,
+        name=results.name, metrics=metrics, quick=is_quick, rows=rows, pairs=pairs, recommendation=text,
         recommended=recommended, warnings=list_warnings(results, rows) + ([untested] if untested else []),
         notes=list_notes(results, rows, baseline), memory_kind=kind,
     )  # fmt: skip

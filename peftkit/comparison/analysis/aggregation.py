@@ -20,7 +20,7 @@ SHARES = ("start_up", "data", "train", "evaluate")
 
 def _find_planned_peak(row: RowResults) -> dict[str, float]:
     """Find the largest estimated peak in bytes: of the process on a CPU, of allocated memory on a GPU."""
-    # Reports of version 0.1.0 hold their estimate.
+    # Reports of version 0.1.0 contain the estimate.
     estimates = [row.estimate, *(report.plan for report in row.complete.values())]
     peaks = [float(peak) for peak in map(find_peak, estimates) if peak is not None]
     return {"planned_peak": max(peaks)} if peaks else {}
@@ -36,13 +36,13 @@ def _aggregate_score(reports: Sequence[Report], metric: Metric) -> Score:
         over_rows = reports[0].metrics["test"].get(f"{metric.name}_ci95")
         ci95 = None if over_rows is None or None in over_rows else list(over_rows)
     elif all(math.isfinite(end) for end in ci95):
-        # With two or three seeds Student's interval is wide and may exceed the bounds of the metric.
+        # With two or three seeds the interval of Student's t is wide and may exceed the bounds of the metric.
         ci95 = [float(end) for end in np.clip(ci95, *metric.bounds)]
     return Score(per_seed=per_seed, mean=float(np.mean(per_seed)), ci95=ci95)
 
 
 def _find_best_evaluation(report: Report, metric: Metric) -> tuple[float, float] | None:
-    """Find training seconds and score of the best evaluation during training; None without any."""
+    """Find training seconds and score of the best evaluation during training; None without evaluations."""
     evaluations = [
         (row["seconds"], row[f"eval_{metric.name}"])
         for row in report.history
@@ -104,7 +104,7 @@ def aggregate_row(row: RowResults, metrics: tuple[Metric, ...]) -> RowFindings:
 
 
 def _summarize_trial(report: Report, metric: str) -> dict[str, Any]:
-    # A report holds only the fields that differ from their defaults.
+    # A report contains only fields that differ from the defaults.
     method = read_method(report)
     rank = None if hasattr(method.peft, "init_r") else getattr(method.peft, "r", None)
     return {
@@ -117,12 +117,12 @@ def _summarize_trial(report: Report, metric: str) -> dict[str, Any]:
 
 
 def _get_train_seconds(report: Report) -> float:
-    """Return the seconds of training without evaluation, as in the history."""
+    """Return the seconds of training without evaluation, from the history."""
     return report.history[-1]["seconds"] if report.history else report.times["train"]
 
 
 def _get_seconds_to_best(metric: Metric, report: Report) -> float:
-    """Return the training seconds until the best evaluation, or of the whole training without any."""
+    """Return the training seconds until the best evaluation; without evaluations, of the whole training."""
     best = _find_best_evaluation(report, metric)
     return _get_train_seconds(report) if best is None else best[0]
 
@@ -133,7 +133,7 @@ def _is_broken(row: RowResults, status: str) -> bool:
 
 
 def _find_status(row: RowResults, metrics: tuple[Metric, ...]) -> tuple[str, str | None]:
-    """Find the status of a row, and the cause when it is not complete."""
+    """Find the status of a row, and the cause if the row is not complete."""
     failed_runs = [report for report in row.runs.values() if report.status != "complete"]
     if failed_runs:
         which = f"{len(failed_runs)} of {row.expected} runs: " if row.complete else ""

@@ -1,4 +1,4 @@
-"""Warnings about a comparison, and notes on how it was made."""
+"""Warnings about a comparison, and notes on data, budget and statistics."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,19 +10,19 @@ from peftkit.metrics.base import Metric
 
 
 def _is_at_edge(row: RowFindings) -> bool:
-    """Whether the best learning rate is the lowest or the highest of at least three."""
-    rates = sorted({tried["learning_rate"] for tried in row.tried})
+    """Whether the best learning rate is the lowest or the highest of at least three values."""
+    rates = sorted({trial["learning_rate"] for trial in row.tried})
     return len(rates) > 2 and row.learning_rate in (rates[0], rates[-1])
 
 
 def _format_settings(trials: Sequence[int]) -> str:
-    """Format the number of settings per row; a range where compared fields are not tuned."""
+    """Format the number of settings per row; a range if the numbers differ between rows."""
     low, high = max(1, min(trials)), max(trials)
     return f"{high} settings" if low == high else f"{low} to {high} settings"
 
 
 def find_majority_baseline(results: ComparisonResults, metrics: tuple[Metric, ...]) -> tuple[str, float] | None:
-    """Find the most frequent test label and the accuracy of predicting it always; None without accuracy."""
+    """Find the most frequent test label and the accuracy of always predicting it; None without accuracy."""
     folders = [folder for row in results.rows for folder in row.complete]
     if not folders or metrics[0].name != "accuracy":
         return None
@@ -32,12 +32,13 @@ def find_majority_baseline(results: ComparisonResults, metrics: tuple[Metric, ..
 
 
 def list_warnings(results: ComparisonResults, rows: Sequence[RowFindings]) -> list[str]:
-    """List warnings that affect the recommendation, a sentence each."""
+    """List warnings that affect the recommendation, one sentence each."""
     reports = [report for row in results.rows for report in row.complete.values()]
     lines = []
     if len({report.data["fingerprint"] for report in reports}) > 1:
         lines.append(
-            f"The rows use different data: {_format_range([report.data['rows']['train'] for report in reports])} train."
+            "The rows use different data: "
+            f"{_format_range([report.data['rows']['train'] for report in reports])} training rows."
         )
     by_seed: dict[Any, set[tuple[Any, Any]]] = {}
     for report in reports:
@@ -60,7 +61,7 @@ def list_warnings(results: ComparisonResults, rows: Sequence[RowFindings]) -> li
 def list_notes(
     results: ComparisonResults, rows: Sequence[RowFindings], baseline: tuple[str, float] | None
 ) -> list[str]:
-    """List notes on data, budget and statistics, a sentence each."""
+    """List notes on data, budget and statistics."""
     reports = [report for row in results.rows for report in row.complete.values()]
     if not reports:
         return []
@@ -69,20 +70,20 @@ def list_notes(
     if plan:
         trials = [row["trials"] for row in plan["rows"]]
         tuned = (
-            f"Each row: {_format_settings(trials)} of learning rate and rank, tuned on validation"
-            if max(trials) > 1 else "Each row: the default setting, not tuned"
+            f"Tuning: {_format_settings(trials)} of learning rate and rank per row, compared on validation."
+            if max(trials) > 1 else "Tuning: none, each row uses the default setting."
         )  # fmt: skip
         seeds = ", ".join(map(str, plan["seeds"]))
-        lines.append(f"{tuned}; then seed{'s' * (len(plan['seeds']) > 1)} {seeds}, each run tested once.")
+        lines.append(f"{tuned} Seed{'s' * (len(plan['seeds']) > 1)}: {seeds}; each run is evaluated once on test.")
     if baseline is not None:
         lines.append(f"Majority-class baseline ({baseline[0]}): accuracy {baseline[1]:.3f}.")
     seeds_of = [len(row.seeds) for row in rows if row.seeds]
     ways = ["of the mean over seeds (Student's t, clipped to the metric's bounds)"] if max(seeds_of) > 1 else []
     ways += ["over test rows (bootstrap) for rows with one seed"] if min(seeds_of) == 1 else []
-    lines.append(f"In brackets: 95 % interval, {'; '.join(ways)}.")
+    lines.append(f"In parentheses: 95 % interval, {'; '.join(ways)}.")
     lines.append(
-        "Differences: paired bootstrap over test rows and seeds. The p-values are adjusted for all pairs (Holm), the "
-        "intervals are not."
+        "Differences: paired bootstrap over test rows and seeds. The p-values are adjusted for all pairs (Holm). The "
+        "intervals are not adjusted."
     )
     count = {
         split: _format_range([report.data["rows"][split] for report in reports])
@@ -90,12 +91,12 @@ def list_notes(
     }
     here = first.environment
     where = ", ".join(here["gpus"]) or f"{_format_count(here['cores'], 'core')} of {here['cpu']}"
-    at_once = f", {plan['jobs']} runs at a time" if plan and plan["jobs"] > 1 else ""
+    parallel = f", {plan['jobs']} parallel runs" if plan and plan["jobs"] > 1 else ""
     kinds = "the process" + (", allocated on the GPU, reserved on the GPU" if len(first.memory) > 1 else "")
     lines.append(
         f"Data: {count['train']} training, {count['validation']} validation and {count['test']} test rows. Hardware: "
-        f"{_format_count(here['processes'], 'process', 'processes')} per run{at_once}, on {where}. Peak memory: "
-        f"{kinds}, until the end of training with its evaluations. Time to best: training time until the best "
+        f"{_format_count(here['processes'], 'process', 'processes')} per run{parallel}, on {where}. Peak memory: "
+        f"{kinds}, until the end of training including evaluations. Time to best: training time until the best "
         "evaluation on validation."
     )
     decisions = [line for report in reports for line in report.data.get("decisions", ())]

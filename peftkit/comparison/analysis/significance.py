@@ -1,4 +1,4 @@
-"""Paired tests of all pairs of rows on the same test rows."""
+"""Paired significance tests of all pairs of rows on the same test rows."""
 
 import itertools
 import math
@@ -12,14 +12,14 @@ from peftkit.comparison.results import RowResults, read_predictions, read_task
 from peftkit.metrics.base import Metric
 from peftkit.metrics.significance import ALPHA, adjust_p_values, compare_paired_scores, resample_scores
 
-# For many pairs more, so that the smallest possible adjusted p-value is half of the significance level.
+# With many pairs the number is larger: the smallest possible adjusted p-value is half of the significance level.
 MIN_RESAMPLES = 2000
 
 
 def compare_pairs(
     results: Sequence[RowResults], rows: Sequence[RowFindings], metrics: tuple[Metric, ...]
 ) -> tuple[list[Pair], str | None]:
-    """Test all pairs of rows with the same test rows; the second value is a warning when there are other pairs."""
+    """Test all pairs of rows with the same test rows; the second result is a warning about untested pairs."""
     scored = {row.name: row for row in rows if row.scores and is_score(row.scores[metrics[0].name].mean)}
     statistics: dict[str, list[Any]] = {}
     tested: dict[str, Any] = {}
@@ -27,9 +27,9 @@ def compare_pairs(
         if row.name not in scored:
             continue
         for folder, report in row.complete.items():
-            numbers, references, answers = read_predictions(folder)
+            numbers, references, predictions = read_predictions(folder)
             statistics.setdefault(row.name, []).append(
-                read_task(report).metrics.statistics(answers, references)[metrics[0].name]
+                read_task(report).metrics.statistics(predictions, references)[metrics[0].name]
             )
             tested.setdefault(row.name, (numbers, references))
     combinations = list(itertools.combinations(scored, 2))
@@ -66,5 +66,5 @@ def compare_pairs(
         )  # fmt: skip
     untested = None
     if len(found) < len(combinations):
-        untested = "Some rows were tested on different data; differences between them are not tested."
+        untested = "Some rows have different test data; their differences are not tested."
     return pairs, untested

@@ -1,4 +1,4 @@
-"""Result types of the analysis; their field names are those of `findings.json`."""
+"""Result types of the analysis; `findings.json` has these field names."""
 
 import math
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ class Score:
     """One metric of one row on test.
 
     Attributes:
-        per_seed: In the order of the seeds; those without a score left out.
-        mean: Over seeds; None without any.
-        ci95: Over seeds; with a single seed over test rows, by bootstrap; None where there is neither.
+        per_seed: Scores in the order of the seeds, without missing scores.
+        mean: Mean over seeds; None without scores.
+        ci95: 95 % interval over seeds; with one seed over test rows, by bootstrap; None without an interval.
     """
 
     per_seed: list[float]
@@ -28,23 +28,23 @@ class RowFindings:
     """One row of a comparison.
 
     Attributes:
-        name: What tables call it.
-        values: What tells it from the others, by field.
-        status: `complete`; `unfinished`; or how a run that came to no score ended.
-        cause: A line on what came to no score.
-        broken: Whether a run failed otherwise than by memory or by diverging: something to look at.
-        seeds: Of the runs that came to a score.
-        scores: By metric.
-        learning_rate, r: The setting that was run; `r` None where the method has no rank.
-        tried: Each trial's learning rate, rank, validation score and status.
-        memory: Bytes at the peak, by kind: the largest over ranks and seeds.
-        memory_per_rank: The same of each rank, the largest over seeds.
+        name: Name of the row in tables.
+        values: Compared values by field.
+        status: `complete`, `unfinished`, `partly`, or the status of a failed run.
+        cause: Error in one line, for a row that is not complete.
+        broken: Whether a run failed for another reason than memory or divergence.
+        seeds: Seeds of the complete runs.
+        scores: Scores by metric.
+        learning_rate, r: Setting of the runs; `r` is None if the method has no rank.
+        tried: Learning rate, rank, validation score and status of each trial.
+        memory: Peak bytes by kind; the maximum over ranks and seeds.
+        memory_per_rank: Peak bytes by kind of each rank; the maximum over seeds.
         cost: Means over seeds: `train_seconds`, `seconds_to_best`, `total_seconds`, `samples_per_second`,
             `tokens_per_second`, `tokens`.
-        tuning_seconds: Of all trials together.
-        shares: Of a run's time, by what it went on.
-        trainable, total: Weights.
-        trained_bytes, merged_bytes: Sizes; `merged_bytes` None for what can't be merged.
+        tuning_seconds: Seconds of all trials.
+        shares: Shares of the time of a run, by part.
+        trainable, total: Number of trainable weights and of all weights.
+        trained_bytes, merged_bytes: Bytes of saved and merged weights; `merged_bytes` is None if merging is impossible.
     """
 
     name: str
@@ -70,16 +70,16 @@ class RowFindings:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two rows on the same test rows.
+    """Difference of two rows on the same test rows.
 
     Attributes:
-        first, second: Their names, the better one first.
-        difference: Of the main metric, first less second.
-        ci95: Of the difference.
-        p_value: Of no difference.
-        p_adjusted: The same for all pairs at once (Holm).
-        significant: Whether that is under 0.05.
-        sentence: All of it in words.
+        first, second: Names of the rows, the better row first.
+        difference: Difference of the main metric: first minus second.
+        ci95: 95 % interval of the difference.
+        p_value: Two-sided p-value of the hypothesis of no difference.
+        p_adjusted: p-value adjusted for all pairs (Holm).
+        significant: Whether the adjusted p-value is below 0.05.
+        sentence: The result as a sentence.
     """
 
     first: str
@@ -94,19 +94,19 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What a comparison found.
+    """Findings of a comparison.
 
     Attributes:
-        name: Of the comparison.
-        metrics: Those shown; the first is what was tuned for and is tested.
-        quick: Whether it had one setting and one seed.
-        rows: In the order of the command line.
-        pairs: Every two rows with a score.
-        recommendation: One sentence: which row to take, why, and what it gives up.
-        recommended: That row's name.
-        warnings: What the reader of the recommendation has to know, a sentence each.
-        notes: How it was made and what is meant, a sentence each.
-        memory_kind: The kind of peak that rows are compared by.
+        name: Name of the comparison.
+        metrics: Metrics in tables; tuning and tests use the first one.
+        quick: Whether each row has one setting and one seed.
+        rows: Rows in the order of the command line.
+        pairs: All pairs of rows with scores.
+        recommendation: At most four sentences: the recommended row with reasons.
+        recommended: Name of the recommended row.
+        warnings: Warnings that affect the recommendation, one sentence each.
+        notes: Notes on data, budget and statistics.
+        memory_kind: Kind of peak memory for comparing rows.
     """
 
     name: str
@@ -122,11 +122,11 @@ class Findings:
 
 
 def format_mib(size: float) -> str:
-    """Bytes as MiB."""
+    """Format bytes as MiB."""
     found = size / 2**20
     return f"{found:,.0f} MiB" if found >= 10 else f"{found:.1f} MiB"
 
 
 def is_score(mean: float | None) -> bool:
-    """Whether there is a mean that can be compared."""
+    """Whether the mean is a finite number."""
     return mean is not None and math.isfinite(mean)

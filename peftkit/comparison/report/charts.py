@@ -10,10 +10,10 @@ from peftkit.comparison.analysis import Findings
 from peftkit.comparison.results import ComparisonResults, RowResults
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-# Okabe and Ito's palette is safe for colour blindness; shapes repeat the distinction.
+# The palette of Okabe and Ito is safe for colour blindness; shapes are a second distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-left", "triangle-right")
-# Largest numbers of classes for a confusion matrix with counts in its cells, and for one at all.
+# Maximum numbers of classes for a confusion matrix with counts in the cells, and for any confusion matrix.
 MAX_COUNT_CLASSES, MAX_CONFUSION_CLASSES = 12, 40
 QUICK = "quick: one setting, one seed"
 PICTURE_SIZE = {"width": 560, "height": 340}
@@ -22,7 +22,7 @@ PICTURE_SIZE = {"width": 560, "height": 340}
 def make_charts(
     findings: Findings, results: ComparisonResults, confusions: Mapping[str, Counter]
 ) -> dict[str, dict[str, Any]]:
-    """Make all charts that have data, by name."""
+    """Make all charts with data, by name."""
     names = [row.name for row in findings.rows]
     metric = findings.metrics[0] if findings.metrics else None
     found = {"memory": make_memory_chart(findings)}
@@ -34,15 +34,15 @@ def make_charts(
         found[f"loss-over-{along}"] = make_curve_chart(results.rows, names, along, title, "loss", "training loss")
     for place, (name, counts) in enumerate(confusions.items()):
         found[f"confusion-{place + 1}"] = make_confusion_chart(name, counts)
-    drawn = {name: picture for name, picture in found.items() if picture is not None}
+    charts = {name: picture for name, picture in found.items() if picture is not None}
     if findings.quick:
-        for picture in drawn.values():
+        for picture in charts.values():
             picture["title"] = {"text": picture.get("title", findings.name), "subtitle": QUICK}
-    return drawn
+    return charts
 
 
 def _make_row_encoding(names: Sequence[str]) -> dict[str, Any]:
-    """Make the colour and shape encoding of rows, the same in all charts."""
+    """Make the colour and shape encoding of rows, equal in all charts."""
     colours = [COLOURS[place % len(COLOURS)] for place in range(len(names))]
     shapes = [SHAPES[place % len(SHAPES)] for place in range(len(names))]
     legend = {"orient": "bottom", "columns": 3, "title": None, "labelLimit": 260, "symbolOpacity": 1}
@@ -73,19 +73,19 @@ def make_memory_chart(findings: Findings) -> dict[str, Any] | None:
             and (other["memory"], other["score"]) != (point["memory"], point["score"])
             for other in points
         )  # fmt: skip
-    whose = "allocated on the GPU" if findings.memory_kind == "allocated_peak" else "of the process"
-    x = {"field": "memory", "type": "quantitative", "title": f"peak memory {whose}, MiB", "scale": {"zero": False}}
+    scope = "allocated on the GPU" if findings.memory_kind == "allocated_peak" else "of the process"
+    x = {"field": "memory", "type": "quantitative", "title": f"peak memory {scope}, MiB", "scale": {"zero": False}}
     y = {
         "field": "score", "type": "quantitative", "title": f"test {metric.title}, 95 % interval",
         "scale": {"zero": False},
     }  # fmt: skip
-    looks = _make_row_encoding([row.name for row in findings.rows])
+    encoding = _make_row_encoding([row.name for row in findings.rows])
     on_front = ", ".join(point["row"] for point in points if point["front"])
     tooltip = [
         {"field": "row", "title": "row"},
         {"field": "score", "title": metric.title, "format": ".4f"},
-        {"field": "low", "title": "from", "format": ".4f"},
-        {"field": "high", "title": "to", "format": ".4f"},
+        {"field": "low", "title": "interval from", "format": ".4f"},
+        {"field": "high", "title": "interval to", "format": ".4f"},
         {"field": "memory", "title": "MiB", "format": ",.0f"},
     ]
     return {
@@ -101,11 +101,11 @@ def make_memory_chart(findings: Findings) -> dict[str, Any] | None:
             },
             {
                 "mark": {"type": "rule", "strokeWidth": 1.5},
-                "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": looks["color"]},
+                "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": encoding["color"]},
             },
             {
                 "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
-                "encoding": {"x": x, "y": y, "tooltip": tooltip, **looks},
+                "encoding": {"x": x, "y": y, "tooltip": tooltip, **encoding},
             },
         ],
     }
@@ -135,59 +135,59 @@ def _aggregate_curve(row: RowResults, field: str) -> list[dict[str, float]]:
 def make_curve_chart(
     rows: Sequence[RowResults], names: Sequence[str], along: str, title: str, field: str, label: str
 ) -> dict[str, Any] | None:
-    """Make a line per row, the mean over seeds, in a band from minimum to maximum."""
+    """Make a chart with one line per row, the mean over seeds, in a band from minimum to maximum."""
     curves = {row.name: _aggregate_curve(row, field) for row in rows}
-    # Single points form no curve.
+    # A single point is not a curve.
     if all(len(points) < 2 for points in curves.values()):
         return None
     values = [{"row": name, **point} for name, points in curves.items() for point in points]
     x = {"field": along, "type": "quantitative", "title": title}
     y = {"field": "value", "type": "quantitative", "title": label, "scale": {"zero": False}}
-    looks = _make_row_encoding(names)
+    encoding = _make_row_encoding(names)
     tooltip = [
         {"field": "row", "title": "row"},
         {"field": "value", "title": label, "format": ".4f"},
-        {"field": "low", "title": "least", "format": ".4f"},
-        {"field": "high", "title": "greatest", "format": ".4f"},
+        {"field": "low", "title": "minimum", "format": ".4f"},
+        {"field": "high", "title": "maximum", "format": ".4f"},
         {"field": "step", "title": "step"},
         {"field": "seeds", "title": "seeds"},
     ]
     return {
         "$schema": SCHEMA,
-        "description": f"{label[0].upper()}{label[1:]} over {title}: the mean over seeds, in a band of all seeds.",
+        "description": f"{label[0].upper()}{label[1:]} over {title}: mean over seeds, band from minimum to maximum.",
         "data": {"values": values},
         **PICTURE_SIZE,
         "layer": [
             {
                 "mark": {"type": "area", "opacity": 0.18},
-                "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": looks["color"]},
+                "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": encoding["color"]},
             },
-            {"mark": {"type": "line"}, "encoding": {"x": x, "y": y, "color": looks["color"]}},
+            {"mark": {"type": "line"}, "encoding": {"x": x, "y": y, "color": encoding["color"]}},
             {
                 "mark": {"type": "point", "filled": True, "size": 45, "opacity": 1},
-                "encoding": {"x": x, "y": y, "tooltip": tooltip, **looks},
+                "encoding": {"x": x, "y": y, "tooltip": tooltip, **encoding},
             },
         ],
     }
 
 
 def make_confusion_chart(name: str, counts: Counter) -> dict[str, Any] | None:
-    """Make a confusion matrix of a row over all seeds, as shares of each true class."""
+    """Make the confusion matrix of a row over all seeds, as shares of each reference class."""
     classes = sorted({kind for pair in counts for kind in pair})
     if not classes or len(classes) > MAX_CONFUSION_CLASSES:
         return None
     totals = Counter()  # type: Counter[str]
-    for (right, _), count in counts.items():
-        totals[right] += count
+    for (reference, _), count in counts.items():
+        totals[reference] += count
     values = [
         {
-            "right": right, "answered": answered, "count": counts.get((right, answered), 0),
-            "share": counts.get((right, answered), 0) / totals[right] if totals[right] else 0.0,
+            "reference": reference, "prediction": prediction, "count": counts.get((reference, prediction), 0),
+            "share": counts.get((reference, prediction), 0) / totals[reference] if totals[reference] else 0.0,
         }
-        for right in classes for answered in classes
+        for reference in classes for prediction in classes
     ]  # fmt: skip
-    x = {"field": "answered", "type": "nominal", "title": "answered", "sort": classes}
-    y = {"field": "right", "type": "nominal", "title": "right", "sort": classes}
+    x = {"field": "prediction", "type": "nominal", "title": "prediction", "sort": classes}
+    y = {"field": "reference", "type": "nominal", "title": "reference", "sort": classes}
     cells: dict[str, Any] = {
         "mark": {"type": "rect"},
         "encoding": {
@@ -195,10 +195,11 @@ def make_confusion_chart(name: str, counts: Counter) -> dict[str, Any] | None:
             "y": y,
             "color": {
                 "field": "share", "type": "quantitative", "scale": {"scheme": "blues", "domain": [0, 1]},
-                "legend": {"title": "share of the right class", "format": ".0%", "orient": "bottom"},
+                "legend": {"title": "share of the reference class", "format": ".0%", "orient": "bottom"},
             },
             "tooltip": [
-                {"field": "right"}, {"field": "answered"}, {"field": "count"}, {"field": "share", "format": ".1%"},
+                {"field": "reference"}, {"field": "prediction"}, {"field": "count"},
+                {"field": "share", "format": ".1%"},
             ],
         },
     }  # fmt: skip
@@ -213,7 +214,7 @@ def make_confusion_chart(name: str, counts: Counter) -> dict[str, Any] | None:
         )
     return {
         "$schema": SCHEMA,
-        "description": f"Confusion matrix of {name}: right classes down, answers across, over all seeds.",
+        "description": f"Confusion matrix of {name} over all seeds: rows are references, columns are predictions.",
         "title": name,
         "data": {"values": values},
         "width": PICTURE_SIZE["width"],

@@ -1,4 +1,4 @@
-"""Predictions and targets as one line of text."""
+"""Format predictions and targets as one line of text."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from peftkit.tasks import Task
 
 
 def format_prediction(prediction: Mapping[str, Any]) -> str:
-    """Write a prediction in one line."""
+    """Format a prediction as one line."""
     if "entities" in prediction:
         return _format_entities((entity["type"], entity["text"]) for entity in prediction["entities"])
     if "labels" in prediction:
@@ -19,7 +19,7 @@ def format_prediction(prediction: Mapping[str, Any]) -> str:
 
 
 def format_target(task: Task, target: Any) -> str:
-    """Write a target in one line."""
+    """Format a target as one line."""
     if isinstance(target, float):
         return f"{target:g}"
     if not isinstance(target, list):

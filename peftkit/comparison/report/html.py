@@ -1,4 +1,4 @@
-"""Self-contained HTML page of a comparison: no network access, all data escaped."""
+"""Self-contained HTML page of a comparison: without network access, all data escaped."""
 
 import base64
 import hashlib
@@ -12,54 +12,54 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import peftkit
 from peftkit.comparison.analysis import Findings, RowFindings
-from peftkit.comparison.report.predictions import Answers
+from peftkit.comparison.report.predictions import ComparedPredictions
 from peftkit.comparison.report.tables import Column, make_cost_columns, make_effort_columns, make_score_columns
 from peftkit.comparison.results import ComparisonResults
 from peftkit.runs.report import Report
 
 HERE = Path(__file__).resolve().parent
-# Characters of an example's text.
+# Maximum number of characters of an example text.
 MAX_TEXT_LENGTH = 600
-MOST_MISTAKES = 15
-LOOKS = "validation-over-tokens"
+MAX_MISTAKES = 15
+EVALUATIONS = "validation-over-tokens"
 
 
 def render_page(
     findings: Findings,
     results: ComparisonResults,
-    answers: Answers,
+    predictions: ComparedPredictions,
     pictures: Mapping[str, Mapping[str, Any]],
     library: str,
 ) -> str:
     """Render the page as HTML; `library` is the script that defines `vegaEmbed`."""
     script, style = ((HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
-    confusions = [name for name in pictures if name.startswith("confusion")]
+    confusion_charts = [name for name in pictures if name.startswith("confusion")]
     curves = [name for name in pictures if "-over-" in name]
-    crowded = {} if confusions else _list_mistakes(answers.confusions)
-    classes = _make_class_table(findings, answers)
-    parts = [("answer", "Answer"), ("table", "Scores and cost")]
+    mistakes = {} if confusion_charts else _list_mistakes(predictions.confusions)
+    classes = _make_class_table(findings, predictions)
+    parts = [("recommendation", "Recommendation"), ("table", "Scores and cost")]
     parts += [("memory", "Memory")] if "memory" in pictures else []
     parts += [("differences", "Differences")] if findings.pairs else []
     parts += [("curves", "Learning curves")] if curves else []
-    parts += [("classes", "Per class")] if classes["rows"] or confusions or crowded else []
+    parts += [("classes", "Per class")] if classes["rows"] or confusion_charts or mistakes else []
     parts += [("examples", "Examples"), ("runs", "Runs")]
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("page.html.jinja").render(
         findings=findings,
         metric=findings.metrics[0].title if findings.metrics else "score",
-        tested=answers.tested,
+        tested=predictions.tested,
         parts=parts,
         main=_make_table(findings, [*make_score_columns(findings), *make_cost_columns(findings)]),
         effort=_make_table(findings, make_effort_columns(findings)),
         pictures=dict(pictures),
         curves=curves,
-        looks=_make_curve_table(pictures[LOOKS]) if LOOKS in pictures else None,
+        evaluations=_make_curve_table(pictures[EVALUATIONS]) if EVALUATIONS in pictures else None,
         classes=classes,
-        confusions=confusions,
-        crowded=crowded,
-        answers=answers,
+        confusions=confusion_charts,
+        mistakes=mistakes,
+        predictions=predictions,
         several=len(findings.rows) > 1,
-        longest=MAX_TEXT_LENGTH,
+        max_length=MAX_TEXT_LENGTH,
         trials=_make_trial_table(findings),
         runs=[
             _describe_run(row.name, folder.name, report)
@@ -74,7 +74,7 @@ def render_page(
 
 
 def _make_policy(*scripts: str) -> str:
-    """Make a content security policy that allows only these scripts and no requests."""
+    """Make a content security policy that allows only these scripts and no network requests."""
     hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
@@ -91,8 +91,8 @@ def _make_cell(text: str, value: float | None = None) -> dict[str, Any]:
 def _make_table(findings: Findings, columns: list[Column]) -> dict[str, Any]:
     def cells(row: RowFindings) -> list[dict[str, Any]]:
         if not row.scores:
-            words = [_make_cell(row.status.replace("_", " "))]
-            return [_make_cell(row.name), *words, *(_make_cell("") for _ in columns[1:])]
+            status = _make_cell(row.status.replace("_", " "))
+            return [_make_cell(row.name), status, *(_make_cell("") for _ in columns[1:])]
         return [_make_cell(row.name), *(_make_cell(column.format(row), column.value(row)) for column in columns)]
 
     return {
@@ -101,11 +101,11 @@ def _make_table(findings: Findings, columns: list[Column]) -> dict[str, Any]:
     }
 
 
-def _make_class_table(findings: Findings, answers: Answers) -> dict[str, Any]:
-    names = [row.name for row in findings.rows if row.name in answers.class_scores]
+def _make_class_table(findings: Findings, predictions: ComparedPredictions) -> dict[str, Any]:
+    names = [row.name for row in findings.rows if row.name in predictions.class_scores]
     rows = []
-    for kind, count in sorted(answers.class_rows.items(), key=lambda item: (-item[1], item[0])):
-        scores = [answers.class_scores[name].get(kind, {}).get("f1") for name in names]
+    for kind, count in sorted(predictions.class_rows.items(), key=lambda item: (-item[1], item[0])):
+        scores = [predictions.class_scores[name].get(kind, {}).get("f1") for name in names]
         cells = [_make_cell("none") if score is None else _make_cell(f"{score:.3f}", score) for score in scores]
         rows.append({"cells": [_make_cell(kind), _make_cell(f"{count:,}", count), *cells], "chosen": False})
     return {
@@ -117,9 +117,9 @@ def _make_class_table(findings: Findings, answers: Answers) -> dict[str, Any]:
 def _make_trial_table(findings: Findings) -> dict[str, Any]:
     rows = []
     for row in findings.rows:
-        for number, tried in enumerate(row.tried, start=1):
-            rate, rank, score = tried["learning_rate"], tried["r"], tried["score"]
-            outcome = f"{score:.4f}" if score is not None else f"{tried['status'].replace('_', ' ')}: {tried['cause']}"
+        for number, trial in enumerate(row.tried, start=1):
+            rate, rank, score = trial["learning_rate"], trial["r"], trial["score"]
+            outcome = f"{score:.4f}" if score is not None else f"{trial['status'].replace('_', ' ')}: {trial['cause']}"
             cells = [
                 _make_cell(row.name), _make_cell(str(number), number), _make_cell(f"{rate:g}", rate),
                 _make_cell("none" if rank is None else str(rank), rank), _make_cell(outcome, score),
@@ -137,9 +137,9 @@ def _make_trial_table(findings: Findings) -> dict[str, Any]:
 
 
 def _make_curve_table(picture: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the table of a learning curve's numbers, for screen readers."""
+    """Make a table of the points of a learning curve, for screen readers."""
     names = ("step", "tokens", "seconds", "value", "low", "high")
-    heads = ("row", "step", "tokens", "seconds", "mean", "least", "greatest")
+    heads = ("row", "step", "tokens", "seconds", "mean", "minimum", "maximum")
     rows = [
         {
             "cells": [_make_cell(point["row"]), *(_make_cell(f"{point[name]:,.5g}", point[name]) for name in names)],
@@ -151,18 +151,18 @@ def _make_curve_table(picture: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _list_mistakes(confusions: Mapping[str, Counter]) -> dict[str, list[tuple[str, str, int]]]:
-    """List the most frequent confusions, where there are too many classes for a chart."""
+    """List the most frequent confusions, if there are too many classes for a chart."""
     return {
         name: [
-            (right, answered, count)
-            for (right, answered), count in counts.most_common() if right != answered
-        ][:MOST_MISTAKES]
+            (reference, prediction, count)
+            for (reference, prediction), count in counts.most_common() if reference != prediction
+        ][:MAX_MISTAKES]
         for name, counts in confusions.items()
     }  # fmt: skip
 
 
 def _describe_run(row: str, folder: str, report: Report) -> dict[str, Any]:
-    """Describe a run so that it can be repeated: command, recipe and environment."""
+    """Describe a run for reproduction: command, recipe and environment."""
     training = {name: value for name, value in report.recipe["training"].items() if name != "output_dir"}
     recipe = {**report.recipe, "training": training}
     here = report.environment

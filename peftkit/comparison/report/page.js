@@ -1,6 +1,6 @@
 "use strict";
 
-// Text and lines take the page's own colour, so that light, dark and print need no second drawing.
+// Text and lines use the text colour of the page, for light mode, dark mode and print.
 const ink = "currentColor";
 const lines = { gridColor: ink, gridOpacity: 0.14, domainColor: ink, tickColor: ink, labelColor: ink, titleColor: ink };
 const config = {
@@ -16,7 +16,7 @@ function draw() {
   for (const place of document.querySelectorAll("[data-picture]")) {
     const spec = { ...specs[place.dataset.picture], width: "container" };
     spec.autosize = { type: "fit-x", contains: "padding" };
-    // The place itself tells what it shows; what lies inside would only be read twice.
+    // The container has a label; hide the content from screen readers.
     const options = { renderer: "svg", actions: false, ast: true, config };
     window.vegaEmbed(place, spec, options).then(() => {
       const picture = place.querySelector("svg");
@@ -34,7 +34,7 @@ function sortBy(table, column, button) {
   const value = (row) => row.cells[column].dataset.value;
   const rows = [...body.rows].sort((one, other) => {
     const [a, b] = [value(one), value(other)];
-    // A row without a value stays at the end, whichever way.
+    // A row without a value stays at the end in both orders.
     if (a === "" || b === "") return (a === "") - (b === "");
     const order = isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b;
     return down ? -order : order;

@@ -1,4 +1,4 @@
-"""What the rows of a comparison answered: per class, confused, and where they disagree."""
+"""Predictions of the rows of a comparison: per class, confusions and different predictions."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ class Example:
     """One test row.
 
     Attributes:
-        number: In the data that it was read from.
-        text: What it asks; None where the data is not at hand.
-        right: The right answer.
-        predictions: The prediction of each row of the comparison, of its first seed.
-        hits: Those rows whose answer is right.
+        number: Row number in the data.
+        text: Input text; None if the data is not available.
+        right: Reference.
+        predictions: Prediction of each row of the comparison, with the first seed.
+        hits: Rows of the comparison with a correct prediction.
     """
 
     number: int
@@ -37,17 +37,17 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
-    """What was answered.
+class ComparedPredictions:
+    """Predictions of all rows of a comparison.
 
     Attributes:
-        confusions: By row, how often a class was answered where another was right, over all seeds.
-        class_scores: By row and class, precision, recall and F1, means over seeds.
-        class_rows: How many test rows have each class.
-        examples: Test rows on which the rows of the comparison disagree.
-        disagreeing: How many there are in all.
-        tested: How many test rows there are.
-        without_text: Why examples are shown without their text; None when they have it.
+        confusions: Counts by reference class and predicted class over all seeds, by row.
+        class_scores: Precision, recall and F1 by row and class, means over seeds.
+        class_rows: Number of test rows by class.
+        examples: Test rows with different predictions.
+        disagreeing: Number of test rows with different predictions.
+        tested: Number of test rows.
+        without_text: Reason why the texts of examples are not available; None if they are available.
     """
 
     confusions: dict[str, Counter] = field(default_factory=dict)
@@ -59,8 +59,8 @@ class Answers:
     without_text: str | None = None
 
 
-def read_answers(results: ComparisonResults, examples: int, *, reload_data: bool = False) -> Answers:
-    """Read every run's predictions; of those that rows disagree on, so many examples with their text from the data.
+def compare_predictions(results: ComparisonResults, examples: int, *, reload_data: bool = False) -> ComparedPredictions:
+    """Read the predictions of all runs; select `examples` test rows with different predictions, with their texts.
 
     Remote data is read only with `reload_data`.
     """
@@ -75,16 +75,16 @@ def read_answers(results: ComparisonResults, examples: int, *, reload_data: bool
         by_seed = []
         for folder, report in row.complete.items():
             task = read_task(report)
-            numbers, references, answers = read_predictions(folder)
+            numbers, references, decoded = read_predictions(folder)
             if first is None:
                 first = (report, numbers, references)
                 right = [format_target(task, reference) for reference in references]
-            # Another test set has other rows, which can't stand beside these.
+            # Skip predictions on another test set.
             if row.name not in predictions and (numbers, references) == first[1:]:
-                predictions[row.name] = [format_prediction(answer) for answer in answers]
-                hits[row.name] = list(map(task.metrics.is_correct, answers, references))
-            confusions.setdefault(row.name, Counter()).update(task.metrics.confusion(answers, references))
-            by_seed.append(task.metrics.per_class(answers, references))
+                predictions[row.name] = [format_prediction(prediction) for prediction in decoded]
+                hits[row.name] = list(map(task.metrics.is_correct, decoded, references))
+            confusions.setdefault(row.name, Counter()).update(task.metrics.confusion(decoded, references))
+            by_seed.append(task.metrics.per_class(decoded, references))
             for name, values in by_seed[-1].items():
                 class_rows.setdefault(name, int(values["rows"]))
         if by_seed and by_seed[0]:
@@ -97,39 +97,39 @@ def read_answers(results: ComparisonResults, examples: int, *, reload_data: bool
                 for name in names
             }
     if first is None:
-        return Answers()
+        return ComparedPredictions()
     report, numbers, _ = first
     differing = _find_disagreements(list(predictions.values()), list(hits.values()))
     texts, why = _load_texts(report, numbers, reload_data) if examples and differing else (None, None)
-    shown = [
+    selected = [
         Example(
             number=numbers[place], text=None if texts is None else texts[place], right=right[place],
-            predictions={name: answers[place] for name, answers in predictions.items()},
+            predictions={name: texts_of_row[place] for name, texts_of_row in predictions.items()},
             hits=frozenset(name for name in predictions if hits[name][place]),
         )
         for place in differing[:examples]
     ]  # fmt: skip
-    return Answers(
+    return ComparedPredictions(
         confusions={name: counts for name, counts in confusions.items() if counts}, class_scores=scores,
-        class_rows=class_rows, examples=shown, disagreeing=len(differing), tested=len(numbers), without_text=why,
+        class_rows=class_rows, examples=selected, disagreeing=len(differing), tested=len(numbers), without_text=why,
     )  # fmt: skip
 
 
 def _find_disagreements(predictions: Sequence[Sequence[str]], hits: Sequence[Sequence[bool]]) -> list[int]:
-    """Places on which the answers differ, those with the most different ones first; of a single row, where it errs."""
+    """Find test rows with different predictions, most different first; for a single row, with wrong predictions."""
     if len(predictions) == 1:
         return [place for place, hit in enumerate(hits[0]) if not hit]
-    kinds = [len(set(answers)) for answers in zip(*predictions, strict=True)]
+    kinds = [len(set(of_test_row)) for of_test_row in zip(*predictions, strict=True)]
     return sorted((place for place, count in enumerate(kinds) if count > 1), key=lambda place: (-kinds[place], place))
 
 
 def _load_texts(report: Report, numbers: Sequence[int], reload_data: bool) -> tuple[list[str] | None, str | None]:
-    """What each test row asks, from the data that the run was made on; or why that is not to be had."""
+    """Load the input text of each test row from the data of the run; otherwise return the reason of the failure."""
     recipe = dict_to_recipe(report.recipe)
     try:
         splits = reload_splits(recipe.data, recipe.task, report.data["fingerprint"], allow_remote=reload_data)
     except (UserError, OSError) as error:
-        logger.info("examples are shown without their text: %s", error)
+        logger.info("examples have no text, because the data is not available: %s", error)
         return None, redact_home_in_text(str(error).split(": ", 2)[-1])
     if list(splits.origins["test"][1]) != list(numbers):
         return None, "the data has changed since training"

@@ -1,4 +1,4 @@
-"""Tables of a comparison: the columns for the page and Markdown, and the CSV of all runs."""
+"""Tables of a comparison: columns for the page and Markdown, and the CSV file of all runs."""
 
 import csv
 import io
@@ -20,8 +20,8 @@ class Column:
     Attributes:
         title: Column header.
         meaning: Description in one sentence.
-        value: Sort key of a row; None without a value.
-        format: Text of a row's cell.
+        value: Returns the sort key of a row; None without a value.
+        format: Returns the text of a cell.
     """
 
     title: str
@@ -31,11 +31,11 @@ class Column:
 
 
 def make_score_columns(findings: Findings) -> list[Column]:
-    """Make a column per metric: the mean over seeds and its interval."""
+    """Make one column per metric: mean over seeds and interval."""
     return [
         Column(
             title=metric.title,
-            meaning="Mean over seeds on test; in brackets the 95 % interval.",
+            meaning="Mean over seeds on test, with the 95 % interval in parentheses.",
             value=partial(_get_mean, metric.name),
             format=partial(_format_score, metric.name),
         )
@@ -78,7 +78,7 @@ def make_cost_columns(findings: Findings) -> list[Column]:
     columns = [
         Column(
             title=f"peak memory, {KINDS[kind]}" if len(kinds) > 1 else "peak memory",
-            meaning="Largest value over ranks and seeds, until the end of training.",
+            meaning="Maximum over ranks and seeds, until the end of training.",
             value=partial(_get_peak, kind),
             format=partial(_format_peak, kind),
         )
@@ -88,7 +88,7 @@ def make_cost_columns(findings: Findings) -> list[Column]:
         columns.append(
             Column(
                 title="planned peak",
-                meaning="Estimate: tensors and, on a CPU, the memory of the process before the model was loaded.",
+                meaning="Estimate: tensors and, on a CPU, the memory of the process before loading the model.",
                 value=lambda row: row.cost.get("planned_peak"),
                 format=lambda row: format_mib(int(row.cost["planned_peak"])) if "planned_peak" in row.cost else "none",
             )
@@ -96,8 +96,8 @@ def make_cost_columns(findings: Findings) -> list[Column]:
     if any(len(row.memory_per_rank) > 1 for row in rows):
         columns.append(
             Column(
-                title="of each rank",
-                meaning="Peak memory of each rank, the largest over seeds.",
+                title="peak memory per rank",
+                meaning="Peak memory of each rank; maximum over seeds.",
                 value=lambda row: None,
                 format=lambda row: ", ".join(format_mib(rank[findings.memory_kind]) for rank in row.memory_per_rank),
             )
@@ -151,8 +151,8 @@ def _make_cost_column(title: str, meaning: str, name: str, form: str) -> Column:
 
 
 def make_effort_columns(findings: Findings) -> list[Column]:
-    """Make the columns of the setting, the tuning time and the shares of a run's time."""
-    ranked = any(row.r is not None for row in findings.rows)
+    """Make the columns of the setting, the tuning time and the parts of the time of a run."""
+    has_rank = any(row.r is not None for row in findings.rows)
     return [
         Column(
             title="learning rate",
@@ -169,22 +169,22 @@ def make_effort_columns(findings: Findings) -> list[Column]:
                     format=lambda row: "none" if row.r is None else str(row.r),
                 )
             ]
-            if ranked
+            if has_rank
             else []
         ),
         Column(
             title="tuning",
-            meaning="Seconds of all trials together.",
+            meaning="Seconds of all trials.",
             value=lambda row: row.tuning_seconds or None,
             format=lambda row: f"{row.tuning_seconds:,.0f} s" if row.tuning_seconds else "no trials",
         ),
         _make_cost_column(
-            "a run", "Seconds of one run: start-up, data, training, evaluation.", "total_seconds", "{:,.0f} s"
+            "run time", "Seconds of one run: start-up, data, training, evaluation.", "total_seconds", "{:,.0f} s"
         ),
         *(
             Column(
                 title=SHARE_NAMES[name],
-                meaning="Its share of a run's time.",
+                meaning="Share of the run time.",
                 value=partial(_get_share, name),
                 format=partial(_format_share, name),
             )
@@ -194,13 +194,13 @@ def make_effort_columns(findings: Findings) -> list[Column]:
 
 
 def format_table(rows: list[RowFindings], columns: list[Column]) -> str:
-    """Format a Markdown table; a row without a score shows its cause."""
+    """Format a Markdown table; a row without scores has the error instead."""
     heads = ["row", *(column.title for column in columns)]
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] + ["---:"] * len(columns)) + " |"]
     for row in rows:
         if not row.scores:
-            words = f"{row.status.replace('_', ' ')}: {row.cause}"
-            lines.append(f"| {_escape_cell(row.name)} | {_escape_cell(words)} |" + " |" * (len(columns) - 1))
+            text = f"{row.status.replace('_', ' ')}: {row.cause}"
+            lines.append(f"| {_escape_cell(row.name)} | {_escape_cell(text)} |" + " |" * (len(columns) - 1))
             continue
         lines.append(
             "| "
@@ -215,7 +215,7 @@ def _escape_cell(text: str) -> str:
 
 
 def _escape_text(text: str) -> str:
-    """Turn text into one line without markup."""
+    """Convert text to one line without markup."""
     return " ".join(text.replace("<", "&lt;").split())
 
 
@@ -233,7 +233,7 @@ def format_markdown(findings: Findings) -> str:
 
 
 def format_csv(results: ComparisonResults, findings: Findings) -> str:
-    """Format all runs and trials as CSV, one line each: setting, status, scores and cost."""
+    """Format all runs and trials as CSV, one line each, with setting, status, scores and cost."""
     scores = [f"{split}_{metric.name}" for split in ("validation", "test") for metric in findings.metrics]
     fields = [
         "row", "kind", "quick", "seed", "status", "error", "learning_rate", "r", *scores, *KINDS, *SHARES, "total",
@@ -268,5 +268,5 @@ def format_csv(results: ComparisonResults, findings: Findings) -> str:
 
 
 def _escape_formula(value: object) -> object:
-    # Spreadsheets run cells that start like this as formulas.
+    # Spreadsheets evaluate cells with these first characters as formulas.
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

@@ -1,4 +1,4 @@
-"""Report of a comparison or of separate runs: page, Markdown, CSV, JSON and charts."""
+"""Write the report of a comparison or of separate runs: page, Markdown, CSV, JSON and charts."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from peftkit.comparison.analysis import Findings, analyze
 from peftkit.comparison.report.charts import make_charts
 from peftkit.comparison.report.html import render_page
-from peftkit.comparison.report.predictions import read_answers
+from peftkit.comparison.report.predictions import compare_predictions
 from peftkit.comparison.report.renderer import render_charts
 from peftkit.comparison.report.tables import format_csv, format_markdown
 from peftkit.comparison.results import ComparisonResults, load_results
@@ -17,7 +17,7 @@ from peftkit.runs.report import replace_nonfinite
 from peftkit.system.files import write_bytes, write_text
 from peftkit.system.logging import logger
 
-# The page is last: rendering may fail, and the other files exist by then.
+# The page is last, because rendering may fail.
 NAMES = {"md": "comparison.md", "csv": "comparison.csv", "json": "findings.json", "html": "index.html"}
 PICTURES = "pictures"
 EXAMPLES = 20
@@ -26,13 +26,13 @@ EXAMPLES = 20
 def write_report(
     folders: Sequence[Path], *, output: Path | None = None, examples: int = EXAMPLES, reload_data: bool = False
 ) -> Path:
-    """Write the page of a comparison or of runs, with its charts beside it; return the file.
+    """Write the page of a comparison or of runs, and a folder with the charts; return the path of the page.
 
-    The page of a comparison goes into its folder, that of separate runs to `report.html`, unless `output` is given.
-    Example texts of remote data are read only with `reload_data`. Raises UserError.
+    The default path is `index.html` in the comparison folder, or `report.html` for separate runs. Example texts of
+    remote data are read only with `reload_data`. Raises UserError.
     """
     if examples < 0:
-        raise UserError("--examples: must be 0 or more")
+        raise UserError(f"--examples: must be at least 0, got {examples}")
     results = load_results(folders)
     place = Path("report.html") if results.folder is None else results.folder / NAMES["html"]
     if output is not None:
@@ -50,9 +50,9 @@ def format_report(folders: Sequence[Path], form: str) -> str:
 
 
 def write_all_formats(folder: Path) -> Findings:
-    """Write a comparison in every format into its folder; return its findings. A page that fails is a warning.
+    """Write a comparison in every format to its folder; return the findings. A failed page is only a warning.
 
-    Remote data is read again, since the caller has run the comparison.
+    Remote data is read again, because the caller has run the comparison.
     """
     results = load_results([folder])
     findings = analyze(results)
@@ -60,7 +60,7 @@ def write_all_formats(folder: Path) -> Findings:
         try:
             _write_format(folder / NAMES[form], form, results, findings, EXAMPLES, True)
         except UserError as error:
-            # A file of an earlier call would show other numbers.
+            # Remove the outdated file of an earlier call.
             (folder / NAMES[form]).unlink(missing_ok=True)
             logger.warning("%s", error)
     return findings
@@ -81,12 +81,12 @@ def _write_format(
     if form != "html":
         write_text(place, _format_as(form, results, findings))
         return
-    answers = read_answers(results, examples, reload_data=reload_data)
-    specs = make_charts(findings, results, answers.confusions)
-    drawn = render_charts(specs)
-    # The folder is named after the page.
+    predictions = compare_predictions(results, examples, reload_data=reload_data)
+    specs = make_charts(findings, results, predictions.confusions)
+    charts = render_charts(specs)
+    # The name of the folder depends on the name of the page.
     folder = place.with_name(PICTURES if place.name == NAMES["html"] else f"{place.stem}-{PICTURES}")
     for name in specs:
-        write_text(folder / f"{name}.svg", drawn.svg[name])
-        write_bytes(folder / f"{name}.png", drawn.png[name])
-    write_text(place, render_page(findings, results, answers, specs, drawn.library))
+        write_text(folder / f"{name}.svg", charts.svg[name])
+        write_bytes(folder / f"{name}.png", charts.png[name])
+    write_text(place, render_page(findings, results, predictions, specs, charts.library))
