@@ -38,7 +38,7 @@ def measured(name: str, seed: int, options: argparse.Namespace) -> list[dict]:
 def table(rows: list[dict]) -> str:
     """Means over seeds, a line a data set and form."""
     lines = [
-        "| data | metric | seeds | form | score on validation | change | same answers | divergence |",
+        "| data | metric | seeds | form | score on validation | change | same predictions | divergence |",
         "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for name in dict.fromkeys(row["data"] for row in rows):
