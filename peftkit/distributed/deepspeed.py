@@ -1,5 +1,6 @@
-"""DeepSpeed: configs, weight dtype, shared memory and build locks."""
+"""DeepSpeed: configs, weight dtype, and compiled operators."""
 
+import importlib.util
 import json
 import os
 import time
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from peftkit.errors import UserError
 from peftkit.recipe.schema import Recipe
@@ -79,35 +79,52 @@ def check_quantized_storage(recipe: Recipe, deepspeed: dict[str, Any] | None) ->
         )
 
 
-def unlink_shared_memory() -> None:
-    """Unlink DeepSpeed's buffers in shared memory: 66 MiB per rank, which DeepSpeed never removes.
+def adapt_config_to_cpu(config: dict[str, Any]) -> dict[str, Any]:
+    """Let a config with offload use PyTorch's optimizer on a CPU; DeepSpeed's would compile for a minute.
 
-    After every rank has opened the buffers, the memory exists until the ranks end.
+    A value of `zero_force_ds_cpu_optimizer` in the config stays.
     """
-    torch.distributed.barrier()
-    mine = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_*"
-    for path in Path("/dev/shm").glob(mine):  # noqa: S108  DeepSpeed's location
-        path.unlink(missing_ok=True)
+    return {"zero_force_ds_cpu_optimizer": False} | config
 
 
-def clear_stale_locks() -> None:
-    """Remove the locks of interrupted builds of DeepSpeed operators.
+def disable_shared_memory_operator() -> None:
+    """Let DeepSpeed reduce with Gloo on a CPU.
+
+    DeepSpeed's own operator is not faster, compiles for a minute, and leaves 66 MiB per rank in shared memory.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def add_ninja_to_path() -> None:
+    """Let PyTorch find the `ninja` of this environment, also if the environment is not activated."""
+    if importlib.util.find_spec("ninja") is None:
+        return
+    import ninja
+
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    if ninja.BIN_DIR not in folders:
+        os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, *folders])
+
+
+def clear_stale_lock() -> None:
+    """Remove the lock of an interrupted build of DeepSpeed's CPU optimizer.
 
     PyTorch waits for such a lock forever, without a log message. A running build has its lock file open.
     """
     from torch.utils.cpp_extension import _get_build_directory
 
-    for name in ("cpu_adam", "deepspeed_shm_comm"):
-        lock = Path(_get_build_directory(name, verbose=False)) / "lock"
-        try:
-            age = time.time() - lock.stat().st_mtime
-            if age > STALE_AFTER and not _is_open(lock):
-                lock.unlink()
-                logger.warning("removed a stale build lock of DeepSpeed's %s: %s", name, lock)
-            else:
-                logger.warning("waiting for another process that builds DeepSpeed's %s (lock: %s)", name, lock)
-        except FileNotFoundError:
-            continue
+    lock = Path(_get_build_directory("cpu_adam", verbose=False)) / "lock"
+    try:
+        age = time.time() - lock.stat().st_mtime
+        if age > STALE_AFTER and not _is_open(lock):
+            lock.unlink()
+            logger.warning("removed a stale build lock of DeepSpeed's cpu_adam: %s", lock)
+        else:
+            logger.warning("waiting for another process that builds DeepSpeed's cpu_adam (lock: %s)", lock)
+    except FileNotFoundError:
+        return
 
 
 def _is_open(path: Path) -> bool:

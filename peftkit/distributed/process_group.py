@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.distributed import distributed_c10d
 
-from peftkit.distributed.deepspeed import clear_stale_locks, unlink_shared_memory
+from peftkit.distributed.deepspeed import add_ninja_to_path, clear_stale_lock, disable_shared_memory_operator
 from peftkit.errors import LostRankError, UserError
 from peftkit.system.environment import read_peak_memory
 
@@ -49,7 +49,10 @@ def join_process_group(*, deepspeed: bool, use_cpu: bool, timeout: timedelta) ->
             # The Trainer would omit the timeout.
             torch.distributed.init_process_group("gloo", timeout=timeout)
         return
-    clear_stale_locks()
+    add_ninja_to_path()
+    clear_stale_lock()
+    if use_cpu:
+        disable_shared_memory_operator()
     if not use_cpu and "RANK" in os.environ:
         return
     if "RANK" not in os.environ:
@@ -67,8 +70,6 @@ def join_process_group(*, deepspeed: bool, use_cpu: bool, timeout: timedelta) ->
 
     # The Trainer reads the world size before it joins, and derives the batch size from that value.
     library.init_distributed("gloo" if use_cpu else "nccl", timeout=timeout, verbose=False)
-    if use_cpu:
-        unlink_shared_memory()
 
 
 def wait_for_ranks() -> None:

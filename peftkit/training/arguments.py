@@ -8,7 +8,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
-from peftkit.distributed.deepspeed import check_quantized_storage, read_deepspeed_config
+from peftkit.distributed.deepspeed import adapt_config_to_cpu, check_quantized_storage, read_deepspeed_config
 from peftkit.distributed.process_group import has_several_ranks, join_process_group
 from peftkit.errors import UserError
 from peftkit.recipe.method import get_default_learning_rate
@@ -68,7 +68,8 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
             "training.learning_rate not set: using %g, the default of %s", defaults["learning_rate"], recipe.method.name
         )
     if given.get("deepspeed") is not None:
-        given["deepspeed"] = read_deepspeed_config(given["deepspeed"])
+        config = read_deepspeed_config(given["deepspeed"])
+        given["deepspeed"] = adapt_config_to_cpu(config) if use_cpu else config
     timeout = timedelta(seconds=given.get("ddp_timeout", TrainingArguments.ddp_timeout))
     join_process_group(deepspeed=given.get("deepspeed") is not None, use_cpu=use_cpu, timeout=timeout)
     check_quantized_storage(recipe, given.get("deepspeed"))

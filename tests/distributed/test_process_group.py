@@ -11,7 +11,7 @@ from peftkit import Quantization, Recipe, full, lora, qlora
 from peftkit.distributed.deepspeed import (
     check_quantized_storage,
     choose_default_config,
-    clear_stale_locks,
+    clear_stale_lock,
     read_deepspeed_config,
 )
 from peftkit.distributed.process_group import raise_lost_rank_errors
@@ -61,12 +61,12 @@ def test_an_adapter_is_not_sharded_further_than_it_gains():
 @pytest.mark.parametrize(("age", "held", "left"), [(121, False, False), (121, True, True), (1, False, True)])
 def test_a_lock_of_a_stopped_build_stops_no_run(age, held, left, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    clear_stale_locks()
+    clear_stale_lock()
     lock = tmp_path / "cpu_adam" / "lock"
     lock.touch()
     os.utime(lock, (time.time() - age,) * 2)
     with lock.open() if held else nullcontext():
-        clear_stale_locks()
+        clear_stale_lock()
     assert lock.exists() == left
 
 
