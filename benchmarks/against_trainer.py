@@ -1,9 +1,9 @@
-"""peftkit's recipes beside the plain Trainer with plain peft: the same data, model, settings and seeds, in one run.
+"""Compare peftkit's recipes with the plain Trainer and plain peft on the same data, model, settings and seeds.
 
     python benchmarks/against_trainer.py --data FOLDER [--seeds 1,2,3] [--methods full,lora,qlora]
 
-Peer and peftkit take turns, each in a process of its own, so that a busy machine slows both. What is done already
-stands in WORK and is not done again. Writes benchmarks/results/trainer_NAME.json and prints the table.
+Trainer and peftkit run alternately, each in a separate process, so that other load slows both. Finished runs are stored
+in WORK and are not repeated. Writes benchmarks/results/trainer_NAME.json and prints the table.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from peftkit.system.environment import read_environment
 HERE = Path(__file__).resolve().parent
 
 
-def peer(method: str, seed: int, options: argparse.Namespace) -> dict:
-    """One run of the plain Trainer."""
+def run_trainer(method: str, seed: int, options: argparse.Namespace) -> dict:
+    """Run the plain Trainer, or read the stored result."""
     output = options.work / f"trainer-{method}-{seed}.json"
     if not output.exists():
         settings = {
@@ -43,8 +43,8 @@ def peer(method: str, seed: int, options: argparse.Namespace) -> dict:
     return {"accuracy": found.pop("metrics")["accuracy"], **found}
 
 
-def ours(method: str, seed: int, options: argparse.Namespace) -> dict:
-    """One run of peftkit's recipe."""
+def run_peftkit(method: str, seed: int, options: argparse.Namespace) -> dict:
+    """Run peftkit's recipe, or read the stored result."""
     folder = options.work / f"peftkit-{method}-{seed}"
     if not (folder / "report.json").exists():
         recipe = HERE.parent / "recipes" / f"{method}_cls.py"
@@ -61,11 +61,11 @@ def ours(method: str, seed: int, options: argparse.Namespace) -> dict:
 
 def _run(command: list) -> None:
     print("+", " ".join(map(str, command)), flush=True)
-    subprocess.run([str(word) for word in command], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    subprocess.run([str(argument) for argument in command], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
 
 
 def main() -> None:
-    """Run both sides in turn and write the result."""
+    """Run Trainer and peftkit alternately and write the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", default="1")
@@ -77,19 +77,20 @@ def main() -> None:
     for seed in map(int, options.seeds.split(",")):
         for method in options.methods.split(","):
             row = {"method": method, "seed": seed}
-            rows.append({**row, "trainer": peer(method, seed, options), "peftkit": ours(method, seed, options)})
+            rows.append({**row, "trainer": run_trainer(method, seed, options)})
+            rows[-1]["peftkit"] = run_peftkit(method, seed, options)
     name = options.data.resolve().name
     result = {"data": name, "environment": {**read_environment(), "node": platform.machine()}, "rows": rows}
     output = HERE / "results" / f"trainer_{name}.json"
     output.parent.mkdir(exist_ok=True)
     output.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"\n{name}: median over seeds {options.seeds}; time and memory are peftkit over Trainer\n")
+    print(f"\n{name}: median over seeds {options.seeds}; time and memory are ratios, peftkit / Trainer\n")
     print("| method | Trainer accuracy | peftkit accuracy | train time | peak memory |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for method in options.methods.split(","):
-        mine = [row for row in rows if row["method"] == method]
+        selected = [row for row in rows if row["method"] == method]
         median = {
-            (side, what): statistics.median(row[side][what] for row in mine)
+            (side, what): statistics.median(row[side][what] for row in selected)
             for side in ("trainer", "peftkit")
             for what in ("accuracy", "process_peak", "train_seconds")
         }
@@ -98,7 +99,7 @@ def main() -> None:
             f"| {median['peftkit', 'train_seconds'] / median['trainer', 'train_seconds']:.2f} "
             f"| {median['peftkit', 'process_peak'] / median['trainer', 'process_peak']:.2f} |"
         )
-    print(f"\nwritten: {output}")
+    print(f"\nSaved {output}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A large model's merge: how much memory the process that exports it needs, as a share of the model's own size.
+"""Measure the peak memory of exporting a large merged model, relative to the size of the model.
 
     python benchmarks/big_merge.py [--layers 20] [--hidden 2048] [--methods lora,qlora]
 
-A BERT with random weights is made, trained for 3 steps of a few tokens by each method, and exported in a process of
-its own, whose largest resident memory is read. Beside it, the usual road: base, adapter, `merge_and_unload`,
-`save_pretrained`, in another process. Writes benchmarks/results/big_merge.json.
+A BERT with random weights is trained for 3 short steps with each method, and exported in a separate process, whose peak
+resident memory is measured. For comparison, another process merges with `merge_and_unload` and `save_pretrained`.
+Writes benchmarks/results/big_merge.json.
 """
 
 import argparse
@@ -21,21 +21,21 @@ from peftkit.models.demo import find_demo_model
 from peftkit.system.environment import read_environment
 
 RESULT = Path(__file__).resolve().parent / "results" / "big_merge.json"
-# A line of Python in the process that is measured, after what it does.
+# Code that prints the peak memory at the end of the measured process.
 PEAK = "; import peftkit.system.environment; print('peak', peftkit.system.environment.read_process_peak_bytes())"
-OURS = (
+EXPORT_CODE = (
     "from pathlib import Path; from peftkit.system.logging import set_up_logging; set_up_logging(); "
     "from peftkit.export.exporter import export; export(Path({run!r}), Path({out!r}))"
 )
-USUAL = (
+PLAIN_CODE = (
     "from transformers import AutoModelForSequenceClassification as M; from peft import PeftModel; "
     "base = M.from_pretrained({base!r}, num_labels=7, ignore_mismatched_sizes=True); "
     "PeftModel.from_pretrained(base, {run!r}).merge_and_unload().save_pretrained({out!r})"
 )
 
 
-def peak_of(code: str, out: Path) -> int:
-    """Run the code and return the largest resident memory of its process, in bytes."""
+def measure_peak(code: str, out: Path) -> int:
+    """Run the code in a new process and return the peak resident memory in bytes."""
     shutil.rmtree(out, ignore_errors=True)
     done = subprocess.run([sys.executable, "-c", code + PEAK], capture_output=True, text=True)
     if done.returncode:
@@ -45,7 +45,7 @@ def peak_of(code: str, out: Path) -> int:
 
 
 def main() -> None:
-    """Make, train, export, and write what was measured."""
+    """Build the model, train, export, and write the measurements."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--hidden", type=int, default=2048)
@@ -73,11 +73,12 @@ def main() -> None:
             }  # fmt: skip
             command = [sys.executable, recipe, "--model.name_or_path", base, "--task.max_length", 16]
             command += ["--data.max_train_samples", 64, "--data.max_eval_samples", 32]
-            command += [word for name, value in training.items() for word in (f"--training.{name}", value)]
-            subprocess.run([str(word) for word in command], check=True)
-        row = {"method": method, "base_bytes": size, "ours": peak_of(OURS.format(run=str(run), out=str(out)), out)}
+            command += [part for name, value in training.items() for part in (f"--training.{name}", value)]
+            subprocess.run([str(argument) for argument in command], check=True)
+        peak = measure_peak(EXPORT_CODE.format(run=str(run), out=str(out)), out)
+        row = {"method": method, "base_bytes": size, "ours": peak}
         if method == "lora":
-            row["usual"] = peak_of(USUAL.format(base=str(base), run=str(run), out=str(out)), out)
+            row["usual"] = measure_peak(PLAIN_CODE.format(base=str(base), run=str(run), out=str(out)), out)
         rows.append(row)
         shares = {name: round(row[name] / size, 3) for name in ("ours", "usual") if name in row}
         print(method, f"{size / 1e9:.2f} GB", shares, flush=True)

@@ -1,9 +1,9 @@
-"""QLoRA merged three ways on real data: what each does to validation.
+"""Compare three ways to merge QLoRA runs by validation metrics on real data.
 
     python benchmarks/merges.py --data FOLDER [--only trec,wnut17] [--table]
 
-The QLoRA rows of benchmarks/tasks.py, with its settings and subsets, trained and exported with `--merge 4bit`, which
-scores all three. What is done already stands in benchmarks/results/merges.json and is not done again.
+Trains the QLoRA rows of benchmarks/tasks.py with the same settings and subsets, and exports with `--merge 4bit`, which
+evaluates all three merges. Finished rows are stored in benchmarks/results/merges.json and are not repeated.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tasks import HERE, ROWS, commands
+from tasks import HERE, ROWS, make_commands
 
 from peftkit.system.environment import read_environment
 
@@ -22,42 +22,42 @@ RESULT = HERE / "results" / "merges.json"
 NAMES = ("sst2_sentences", "trec", "mrpc", "wnut17", "stsb", "e2e_nlg")
 
 
-def measured(name: str, seed: int, options: argparse.Namespace) -> list[dict]:
-    """The forms of one run."""
-    command, report = commands(name, ROWS[name], "qlora", seed, options)["peftkit"]
+def measure(name: str, seed: int, options: argparse.Namespace) -> list[dict]:
+    """Train and export one run; return the metrics of the merges."""
+    command, report = make_commands(name, ROWS[name], "qlora", seed, options)["peftkit"]
     run, out = report.parent, options.work / "export"
     if not report.exists():
-        subprocess.run([str(word) for word in command], check=True)
+        subprocess.run([str(argument) for argument in command], check=True)
     shutil.rmtree(out, ignore_errors=True)
     export = [sys.executable, "-m", "peftkit", "export", run, out, "--merge", "4bit"]
-    subprocess.run([str(word) for word in export], check=True)
+    subprocess.run([str(argument) for argument in export], check=True)
     receipt = json.loads((out / "receipt.json").read_text())
     return receipt["forms"]
 
 
-def table(rows: list[dict]) -> str:
-    """Means over seeds, a line a data set and form."""
+def format_table(rows: list[dict]) -> str:
+    """Format means over seeds, one line per data set and merge."""
     lines = [
         "| data | metric | seeds | form | score on validation | change | same predictions | divergence |",
         "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for name in dict.fromkeys(row["data"] for row in rows):
-        mine = [row for row in rows if row["data"] == name]
+        selected = [row for row in rows if row["data"] == name]
         metric = ROWS[name].metrics[0]
-        for place, form in enumerate(mine[0]["forms"]):
-            every = [row["forms"][place] for row in mine]
+        for place, form in enumerate(selected[0]["forms"]):
+            every = [row["forms"][place] for row in selected]
             scores = [one["scores"][metric] for one in every]
-            changes = [s - row["forms"][0]["scores"][metric] for s, row in zip(scores, mine, strict=True)]
+            changes = [s - row["forms"][0]["scores"][metric] for s, row in zip(scores, selected, strict=True)]
             means = [statistics.mean(one[what] for one in every) for what in ("label_agreement", "divergence")]
             lines.append(
-                f"| {name} | {metric} | {len(mine)} | {form['form']} | {statistics.mean(scores):.4f} "
+                f"| {name} | {metric} | {len(selected)} | {form['form']} | {statistics.mean(scores):.4f} "
                 f"| {statistics.mean(changes):+.4f} | {means[0]:.4f} | {means[1]:.2g} |"
             )
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Run what is not there yet, and print the table."""
+    """Run the missing rows and print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path)
     parser.add_argument("--work", type=Path, default=Path("runs/merges"))
@@ -69,11 +69,11 @@ def main() -> None:
     for name in () if options.table else options.only.split(","):
         for seed in ROWS[name].seeds:
             if not any((row["data"], row["seed"]) == (name, seed) for row in found["rows"]):
-                forms = measured(name, seed, options)
+                forms = measure(name, seed, options)
                 found["rows"].append({"data": name, "seed": seed, "forms": forms})
                 found["environment"] = read_environment()
                 RESULT.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(found["rows"]))
+    print(format_table(found["rows"]))
 
 
 if __name__ == "__main__":

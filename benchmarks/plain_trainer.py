@@ -1,9 +1,9 @@
-"""The peer: the plain Trainer with plain peft, no peftkit code. One run, one JSON.
+"""Train with the plain Trainer and plain peft, without peftkit; write one JSON file per run.
 
     python benchmarks/plain_trainer.py SETTINGS.json --method lora --seed 1 --output result.json
 
-The settings name the data's folder, the task with its columns and lengths, and what the Trainer is to do; peftkit's
-side of a benchmark has the same.
+The settings file has the data folder, the task with columns and lengths, and training arguments, equal to the settings
+of peftkit in a benchmark.
 """
 
 import argparse
@@ -36,13 +36,13 @@ from transformers import (
 )
 
 
-def text_columns(task):
-    """The column of the text, or of both."""
+def list_text_columns(task):
+    """List the column of the text, or both columns of a pair."""
     return [task["text"]] + ([task["text_pair"]] if task.get("text_pair") else [])
 
 
-def classifier(kind, task, data, tokenizer):
-    """Encoded rows, keywords of the model's head, and a scorer, for one label, several, or a number."""
+def prepare_classifier(kind, task, data, tokenizer):
+    """Return encoded rows, keywords of the head, and a metric function, for one label, several labels or a number."""
     if kind == "MultiLabelClassification":
         names = sorted({name for row in data["train"][task["label"]] for name in row})
         head = {"num_labels": len(names), "problem_type": "multi_label_classification"}
@@ -74,11 +74,11 @@ def classifier(kind, task, data, tokenizer):
             found = logits.argmax(-1)
             return {"accuracy": np.mean(found == right), "f1_macro": f1_score(right, found, average="macro")}
 
-    # Under another name: a new column `labels` would be cast to the old one's integers.
+    # Rename the column: a new column `labels` would be cast to the integers of the old column.
     data = data.rename_column(task["label"], "right")
 
     def encode(batch):
-        texts = (batch[column] for column in text_columns(task))
+        texts = (batch[column] for column in list_text_columns(task))
         encoded = tokenizer(*texts, truncation=True, max_length=task["max_length"])
         return {**encoded, "labels": [label(value) for value in batch["right"]]}
 
@@ -86,8 +86,8 @@ def classifier(kind, task, data, tokenizer):
     return encoded, head, lambda predictions: score(predictions.predictions, predictions.label_ids)
 
 
-def tagger(task, data, tokenizer):
-    """The same for BIO tags: the first token of a word carries the tag, longer texts are cut."""
+def prepare_tagger(task, data, tokenizer):
+    """Prepare BIO tags like `prepare_classifier`: the first token of a word has the tag, long texts are truncated."""
     kinds = sorted({tag[2:] for row in data["train"][task["tags"]] for tag in row if tag != "O"})
     names = ["O", *(f"{place}-{kind}" for kind in kinds for place in "BI")]
 
@@ -106,10 +106,10 @@ def tagger(task, data, tokenizer):
 
     def score(predictions):
         found, right = predictions.predictions.argmax(-1), predictions.label_ids
-        pairs = [(said[gold != -100], gold[gold != -100]) for said, gold in zip(found, right, strict=True)]
+        pairs = [(tags[gold != -100], gold[gold != -100]) for tags, gold in zip(found, right, strict=True)]
         return {
             "f1": entity_f1(
-                [[names[i] for i in gold] for _, gold in pairs], [[names[i] for i in said] for said, _ in pairs]
+                [[names[i] for i in gold] for _, gold in pairs], [[names[i] for i in tags] for tags, _ in pairs]
             )
         }
 
@@ -117,8 +117,8 @@ def tagger(task, data, tokenizer):
     return encoded, {"num_labels": len(names)}, score
 
 
-def generator(task, data, tokenizer):
-    """The same for a target text, scored on what is generated."""
+def prepare_generator(task, data, tokenizer):
+    """Prepare target texts like `prepare_classifier`, with metrics of generated text."""
 
     def encode(batch):
         sources = [task.get("source_prefix", "") + text for text in batch[task["source"]]]
@@ -128,7 +128,7 @@ def generator(task, data, tokenizer):
 
     def score(predictions):
         ids = np.where(predictions.predictions == -100, tokenizer.pad_token_id, predictions.predictions)
-        said = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        texts = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
         rows = data["test"]
         several = task.get("references_column")
         right = list(rows[several]) if several in rows.column_names else [[one] for one in rows[task["target"]]]
@@ -136,8 +136,8 @@ def generator(task, data, tokenizer):
         most = max(map(len, right))
         streams = [[row[place] if place < len(row) else None for row in right] for place in range(most)]
         return {
-            "rougeL": np.mean([rouge.score_multi(r, s)["rougeL"].fmeasure for r, s in zip(right, said, strict=True)]),
-            "bleu": BLEU().corpus_score(said, streams).score,
+            "rougeL": np.mean([rouge.score_multi(r, s)["rougeL"].fmeasure for r, s in zip(right, texts, strict=True)]),
+            "bleu": BLEU().corpus_score(texts, streams).score,
         }
 
     encoded = {split: rows.map(encode, batched=True, remove_columns=rows.column_names) for split, rows in data.items()}
@@ -145,7 +145,7 @@ def generator(task, data, tokenizer):
 
 
 def main() -> None:
-    """Train, test, write."""
+    """Train, evaluate on test, write the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("settings", type=Path)
     parser.add_argument("--method", choices=("full", "lora", "qlora"), required=True)
@@ -172,13 +172,13 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
     auto = AutoModelForSequenceClassification
     if kind == "TokenClassification":
-        encoded, head, score = tagger(task, data, tokenizer)
+        encoded, head, score = prepare_tagger(task, data, tokenizer)
         auto, collator, task_type, skipped = AutoModelForTokenClassification, DataCollatorForTokenClassification(tokenizer), "TOKEN_CLS", ["classifier"]  # fmt: skip  # noqa: E501
     elif seq2seq:
-        encoded, head, score = generator(task, data, tokenizer)
+        encoded, head, score = prepare_generator(task, data, tokenizer)
         auto, collator, task_type, skipped = AutoModelForSeq2SeqLM, None, "SEQ_2_SEQ_LM", ["lm_head"]
     else:
-        encoded, head, score = classifier(kind, task, data, tokenizer)
+        encoded, head, score = prepare_classifier(kind, task, data, tokenizer)
         collator, task_type, skipped = DataCollatorWithPadding(tokenizer), "SEQ_CLS", ["classifier"]
     quantization = None
     if options.method == "qlora":
@@ -193,10 +193,10 @@ def main() -> None:
     if quantization is not None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if options.method != "full":
-        # For tagging peft takes the head for one more linear layer and then can't train it; left out by name.
-        left_out = skipped if kind == "TokenClassification" else None
+        # For token classification peft adapts the head as a linear layer and then cannot train it: exclude the head.
+        excluded = skipped if kind == "TokenClassification" else None
         config = LoraConfig(
-            task_type=task_type, r=8, lora_alpha=16, target_modules="all-linear", exclude_modules=left_out
+            task_type=task_type, r=8, lora_alpha=16, target_modules="all-linear", exclude_modules=excluded
         )
         model = get_peft_model(model, config)
     trainer = trainer_class(

@@ -1,6 +1,7 @@
-"""The plan beside what one GPU allocated: `python benchmarks/planned_gpu.py --data FOLDER`; see benchmarks/README.md.
+"""Compare planned and allocated memory on one GPU: `python benchmarks/planned_gpu.py --data FOLDER`.
 
-Takes the recipes and peaks of results/h200.json and plans each for its longest row. FOLDER holds the data sets by name.
+Reads recipes and peaks from results/h200.json and plans each recipe for the longest row. FOLDER contains the data sets
+by name. See benchmarks/README.md.
 """
 
 import argparse
@@ -17,12 +18,12 @@ from peftkit.recipe.parser import dict_to_recipe
 from peftkit.training.report_builder import measure_longest_rows
 
 RESULTS = Path(__file__).resolve().parent / "results"
-# What ds_configs/zero2.json left to DeepSpeed when this was measured.
-BUCKET_THEN = 500_000_000
+# DeepSpeed's default bucket size, which ds_configs/zero2.json used at the time of the measurement.
+MEASURED_BUCKET = 500_000_000
 
 
-def planned(row: dict, data: Path) -> int:
-    """Bytes that the plan gives a measured run at its peak."""
+def plan_peak(row: dict, data: Path) -> int:
+    """Return the planned peak of a measured run in bytes."""
     recipe = dict_to_recipe(row["recipe"])
     if not recipe.data.path.startswith("demo"):
         recipe = replace(recipe, data=replace(recipe.data, path=str(data / row["data"])))
@@ -38,7 +39,7 @@ def planned(row: dict, data: Path) -> int:
     )  # fmt: skip
     placement = parse_placement(config)
     if placement.stage == 2:
-        placement = replace(placement, bucket=BUCKET_THEN)
+        placement = replace(placement, bucket=MEASURED_BUCKET)
     return estimate_rank_memory(memory, memory.steps[0], placement, 1).peak
 
 
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     options = parser.parse_args()
     rows = [
-        {"run": row["run"], "planned": planned(row, options.data), "measured": row["memory"]["allocated_peak"]}
+        {"run": row["run"], "planned": plan_peak(row, options.data), "measured": row["memory"]["allocated_peak"]}
         for row in json.loads((RESULTS / "h200.json").read_text())["rows"]
     ]
     (RESULTS / "planned_gpu.json").write_text(json.dumps({"rows": rows}, indent=2) + "\n")

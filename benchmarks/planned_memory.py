@@ -1,7 +1,7 @@
-"""Planned against measured memory of training: `python benchmarks/planned_memory.py`; see benchmarks/README.md.
+"""Compare planned and measured memory of training: `python benchmarks/planned_memory.py`.
 
-Each case is a process that trains two steps with the Trainer on random weights and random tokens; PyTorch's profiler
-counts every allocation of CPU tensors. The plan of the same recipe is traced in another process.
+Each case is a process that trains two steps with the Trainer, random weights and random tokens. PyTorch's profiler
+counts every allocation of CPU tensors. Another process traces the plan of the same recipe. See benchmarks/README.md.
 """
 
 import argparse
@@ -23,8 +23,8 @@ METHODS = ["full", "lora", "qlora"]
 SHAPES = [(32, 32), (8, 128), (2, 512)]
 
 
-def config_of(model: str) -> Any:
-    """The config of a model of this kind and size; weights are drawn at random."""
+def make_config(model: str) -> Any:
+    """Make the config of a model, for random weights."""
     from transformers import BertConfig, RobertaConfig, T5Config
 
     kind, _, size = model.partition("-")
@@ -43,8 +43,8 @@ def config_of(model: str) -> Any:
     return BertConfig(**common)
 
 
-def recipe_of(model: str, method: str, rows: int, length: int, folder: str, place: str) -> Any:
-    """The recipe of a case."""
+def make_recipe(model: str, method: str, rows: int, length: int, folder: str, place: str) -> Any:
+    """Make the recipe of a case."""
     from peftkit import ModelConfig, Recipe, Seq2Seq, SequenceClassification, full, lora, qlora
 
     seq2seq = model.startswith("t5")
@@ -64,7 +64,7 @@ def recipe_of(model: str, method: str, rows: int, length: int, folder: str, plac
 
 
 def measure(recipe: Any) -> dict[str, int]:
-    """Bytes of the model's tensors, and the most that was allocated with them in two steps of the Trainer."""
+    """Measure the bytes of weights and optimizer state, and the peak of two training steps."""
     from datasets import Dataset
     from torch.profiler import ProfilerActivity, profile
 
@@ -87,7 +87,7 @@ def measure(recipe: Any) -> dict[str, int]:
         recipe, model, arguments, tokenizer, {"train": rows, "validation": rows}, labels, lambda _: {}, []
     )
     start = sum_model_bytes(model)
-    # What is freed while it is counted would count less than nothing.
+    # Free memory before counting: a later release would be counted as negative.
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         trainer.train()
@@ -99,8 +99,8 @@ def measure(recipe: Any) -> dict[str, int]:
     return {"weights": start, "optimizer": count_optimizer_bytes(trainer.optimizer), "peak": start + peak}
 
 
-def planned(recipe: Any, model: str) -> dict[str, int]:
-    """What the plan says of it."""
+def plan(recipe: Any, model: str) -> dict[str, int]:
+    """Return the planned memory."""
     from peftkit.planning.planner import make_arguments
     from peftkit.planning.tracing import trace
     from peftkit.planning.zero import PLACEMENTS, estimate_rank_memory
@@ -108,22 +108,22 @@ def planned(recipe: Any, model: str) -> dict[str, int]:
     arguments = make_arguments(recipe)
     rows = [recipe.training["per_device_train_batch_size"]]
     found = trace(
-        config_of(model), recipe.task, recipe.method, arguments, labels=("a", "b"), dtype="float32", rows=rows,
+        make_config(model), recipe.task, recipe.method, arguments, labels=("a", "b"), dtype="float32", rows=rows,
         on_gpu=False,
     )  # fmt: skip
     return dataclasses.asdict(estimate_rank_memory(found, found.steps[0], PLACEMENTS[0], 1))
 
 
-def case(options: argparse.Namespace) -> None:
-    """One case in this process: print its figures as JSON."""
+def run_case(options: argparse.Namespace) -> None:
+    """Run one case in this process and print the result as JSON."""
     with tempfile.TemporaryDirectory() as folder:
-        recipe = recipe_of(options.model, options.method, options.rows, options.length, folder, options.place)
-        found = planned(recipe, options.model) if options.case == "plan" else measure(recipe)
+        recipe = make_recipe(options.model, options.method, options.rows, options.length, folder, options.place)
+        found = plan(recipe, options.model) if options.case == "plan" else measure(recipe)
     print(json.dumps(found))
 
 
-def checkpoint(model: str, place: Path) -> Path:
-    """A folder with random weights of the model and a tokenizer; made once."""
+def make_checkpoint(model: str, place: Path) -> Path:
+    """Make a folder with random weights of the model and a tokenizer, unless it exists."""
     from transformers import AutoModel, AutoModelForSeq2SeqLM
 
     from peftkit import ModelConfig, SequenceClassification
@@ -132,13 +132,13 @@ def checkpoint(model: str, place: Path) -> Path:
     folder = place / model
     if not folder.exists():
         kind = AutoModelForSeq2SeqLM if model.startswith("t5") else AutoModel
-        kind.from_config(config_of(model)).save_pretrained(folder)
+        kind.from_config(make_config(model)).save_pretrained(folder)
         load_tokenizer(ModelConfig(), SequenceClassification()).save_pretrained(folder)
     return folder
 
 
 def main() -> None:
-    """Every case that the result file lacks."""
+    """Run every case that the result file lacks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", choices=("plan", "measure"), help=argparse.SUPPRESS)
     for name in ("model", "method", "place"):
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     if options.case:
-        case(options)
+        run_case(options)
         return
     from peftkit.system.environment import read_environment
     from peftkit.system.files import write_json
@@ -159,21 +159,21 @@ def main() -> None:
     found["environment"] = read_environment()
     done = {(one["model"], one["method"], one["rows"], one["length"]) for one in found["cases"]}
     for model in options.models.split(","):
-        place = checkpoint(model, options.checkpoints)
+        place = make_checkpoint(model, options.checkpoints)
         for method in METHODS:
             for rows, length in SHAPES:
                 if (model, method, rows, length) in done:
                     continue
-                told: dict[str, Any] = {"model": model, "method": method, "rows": rows, "length": length}
+                case: dict[str, Any] = {"model": model, "method": method, "rows": rows, "length": length}
                 for what in ("plan", "measure"):
                     command = [sys.executable, __file__, "--case", what, "--place", str(place)]
-                    command += [word for name, value in told.items() if name in ("model", "method", "rows", "length")
-                                for word in (f"--{name}", str(value))]  # fmt: skip
-                    ended = subprocess.run(command, capture_output=True, text=True, check=True)
-                    told[what] = json.loads(ended.stdout.splitlines()[-1])
-                told["error"] = told["plan"]["peak"] / told["measure"]["peak"] - 1
-                print(model, method, rows, length, f"{told['error']:+.2%}", flush=True)
-                found["cases"].append(told)
+                    command += [part for name, value in case.items() if name in ("model", "method", "rows", "length")
+                                for part in (f"--{name}", str(value))]  # fmt: skip
+                    process = subprocess.run(command, capture_output=True, text=True, check=True)
+                    case[what] = json.loads(process.stdout.splitlines()[-1])
+                case["error"] = case["plan"]["peak"] / case["measure"]["peak"] - 1
+                print(model, method, rows, length, f"{case['error']:+.2%}", flush=True)
+                found["cases"].append(case)
                 write_json(options.result, found)
 
 

@@ -1,10 +1,10 @@
-"""Train the small seq2seq base that peftkit ships: a T5 of 3.9 million weights, on text of installed packages.
+"""Train the small T5 included in peftkit, with 3.9 million weights, on text of installed packages.
 
     python benchmarks/seq2seq_base.py [--work FOLDER] [--max_steps N]
 
-Rows, vocabulary and random weights are made first, unless WORK has them; peftkit's own full fine-tuning trains them.
-Two jobs are learned, told by a prefix: `restore:` a text of which words are masked, and `summarize:` the body of a
-docstring. WORK/base is the run; WORK/shipped goes, with a card, to peftkit/models/seq2seq_base.
+Creates rows, vocabulary and random weights, unless WORK contains them, and trains with peftkit's full fine-tuning. A
+prefix selects one of two tasks: `restore:` fills in masked words of a text, `summarize:` generates the summary line of
+a docstring. WORK/base is the run. WORK/shipped is for peftkit/models/seq2seq_base, with a model card.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from peftkit.metrics.generation import score_texts
 from peftkit.system.logging import set_up_logging
 from peftkit.training.run import run
 
-# Installed with peftkit; of the first seven, modules from 0.5 on are left to the demo's data.
+# Installed packages. The demo data uses modules of the first seven packages with a hash from 0.5.
 PACKAGES = [
     *LIBRARIES.values(), "matplotlib", "datasets", "peft", "accelerate", "sympy", "networkx", "jsonargparse",
     "deepspeed", "huggingface_hub", "nltk", "sqlalchemy", "PIL", "fontTools", "aiohttp",
@@ -32,28 +32,28 @@ PACKAGES = [
 SEED = 11
 VOCABULARY = 4096
 FILES = 4000
-# Each text is to be restored so many times, behind other masks.
+# Number of differently masked copies of each text.
 MASKINGS = 2
 HELD_OUT = 2000
 SPLITS = ("train", "validation", "test")
 
 
-def masked(text: str, chance: random.Random) -> str:
-    """The text with about a fifth of its words, one to three at a time, behind a mask."""
-    words, kept = text.split(), []
+def mask(text: str, chance: random.Random) -> str:
+    """Mask about a fifth of the words of a text, one to three words at a time."""
+    words, result = text.split(), []
     place = 0
     while place < len(words):
         if chance.random() < 0.1:
-            kept.append("<mask>")
+            result.append("<mask>")
             place += chance.choice((1, 2, 3))
         else:
-            kept.append(words[place])
+            result.append(words[place])
             place += 1
-    return " ".join(kept)
+    return " ".join(result)
 
 
-def texts() -> dict[str, list[str]]:
-    """Paragraphs of docstrings, and to those that are a summary line the bodies that they sum up."""
+def list_texts() -> dict[str, list[str]]:
+    """List paragraphs of docstrings; a summary line also has the docstring bodies that it summarizes."""
     found: dict[str, list[str]] = {}
     for package in PACKAGES:
         for module, tree in parse_modules(package, FILES):
@@ -70,10 +70,10 @@ def texts() -> dict[str, list[str]]:
     return found
 
 
-def splits() -> dict[str, list[dict[str, str]]]:
-    """Rows of both jobs; no target of one split is in another."""
+def make_splits() -> dict[str, list[dict[str, str]]]:
+    """Make the rows of both tasks; splits have no common targets."""
     chance = random.Random(SEED)
-    found = list(texts().items())
+    found = list(list_texts().items())
     chance.shuffle(found)
     cut = {"test": found[:HELD_OUT], "validation": found[HELD_OUT : 2 * HELD_OUT], "train": found[2 * HELD_OUT :]}
     rows: dict[str, list[dict[str, str]]] = {}
@@ -82,7 +82,7 @@ def splits() -> dict[str, list[dict[str, str]]]:
             {"source": source, "target": text}
             for text, bodies in part
             for source in [
-                *(f"restore: {masked(text, chance)}" for _ in range(MASKINGS if split == "train" else 1)),
+                *(f"restore: {mask(text, chance)}" for _ in range(MASKINGS if split == "train" else 1)),
                 *bodies,
             ]
         ]
@@ -90,8 +90,8 @@ def splits() -> dict[str, list[dict[str, str]]]:
     return rows
 
 
-def vocabulary(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: any text of any language can be written, if at length."""
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer, which encodes any text of any language."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -112,16 +112,16 @@ def vocabulary(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def prepare(work: Path) -> Path:
-    """Rows, vocabulary and random weights; the folder of the last."""
+    """Create rows, vocabulary and random weights; return the folder of the weights."""
     start = work / "start"
     if start.exists():
         return start
     work.mkdir(parents=True, exist_ok=True)
-    found = splits()
+    found = make_splits()
     for split, rows in found.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (work / f"{split}.jsonl").write_text(lines, encoding="utf-8")
-    tokenizer = vocabulary(sorted({row["target"] for row in found["train"]}))
+    tokenizer = train_tokenizer(sorted({row["target"] for row in found["train"]}))
     torch.manual_seed(SEED)
     config = T5Config(
         vocab_size=len(tokenizer), d_model=192, d_kv=32, d_ff=768, num_layers=3, num_decoder_layers=3, num_heads=6,
@@ -132,8 +132,8 @@ def prepare(work: Path) -> Path:
     return start
 
 
-def ship(work: Path) -> None:
-    """The trained model alone, with the settings of one that is to be trained further."""
+def export_model(work: Path) -> None:
+    """Save the trained model alone, with settings for further training."""
     model = T5ForConditionalGeneration.from_pretrained(work / "base")
     model.config.update({"dropout_rate": 0.1, "use_cache": True})
     model.generation_config.max_new_tokens = None
@@ -142,7 +142,7 @@ def ship(work: Path) -> None:
 
 
 def main() -> None:
-    """Make what is not there, then train by a recipe, score each job on its own, and copy what is shipped."""
+    """Prepare the data, train from a recipe, export the model, and evaluate each task."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, default=Path("runs/seq2seq_base"))
     parser.add_argument("--max_steps", type=int, default=11_000)
@@ -162,14 +162,18 @@ def main() -> None:
             ),
         )
     )  # fmt: skip
-    ship(options.work)
-    answers = [json.loads(line) for line in (options.work / "base" / "predictions.jsonl").read_text().splitlines()]
+    export_model(options.work)
+    predictions = [json.loads(line) for line in (options.work / "base" / "predictions.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in (options.work / "test.jsonl").read_text().splitlines()]
     print(report.data["rows"], report.times, report.environment["gpus"] or report.environment["cpu"])
-    for job in ("restore", "summarize"):
-        mine = [answer for answer, row in zip(answers, rows, strict=True) if row["source"].startswith(job)]
-        scores = score_texts([answer["text"] for answer in mine], [answer["reference"] for answer in mine])
-        print(f"{job}: {len(mine)} test rows, " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+    for prefix in ("restore", "summarize"):
+        pairs = zip(predictions, rows, strict=True)
+        selected = [prediction for prediction, row in pairs if row["source"].startswith(prefix)]
+        scores = score_texts([one["text"] for one in selected], [one["reference"] for one in selected])
+        print(
+            f"{prefix}: {len(selected)} test rows, "
+            + ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        )
 
 
 if __name__ == "__main__":

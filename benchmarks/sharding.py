@@ -1,9 +1,9 @@
-"""Methods under every sharding, on one rank, two ranks and two hosts: loss, accuracy, optimizer state, speed, memory.
+"""Compare sharding configs on one rank, two ranks and two hosts: loss, accuracy, optimizer state, speed, memory.
 
     python benchmarks/sharding.py --data FOLDER [--steps 30]
 
-The same global batch of 32 rows everywhere. Two hosts are two network namespaces of this machine, made with iproute2
-as root, and left out where they can't be made. What is done already stands in WORK and is not done again. Writes
+The global batch is always 32 rows. Two hosts are two network namespaces on this machine, which need iproute2 and root,
+and are skipped otherwise. Finished runs are stored in WORK and are not repeated. Writes
 benchmarks/results/sharding.json and prints the table.
 """
 
@@ -32,12 +32,12 @@ ADDRESSES = ("10.78.0.1", "10.78.0.2")
 
 
 def ip(*options: str) -> None:
-    """Run iproute2's command."""
+    """Run the command `ip` of iproute2."""
     subprocess.run([IP, *options], check=True, capture_output=True)
 
 
 def make_hosts() -> bool:
-    """Two namespaces joined by a link; whether they could be made."""
+    """Create two namespaces with a link; return whether that succeeded."""
     if not Path(IP).exists() or os.geteuid() != 0:
         return False
     remove_hosts()
@@ -56,13 +56,13 @@ def make_hosts() -> bool:
 
 
 def remove_hosts() -> None:
-    """Remove the namespaces, if they are there."""
+    """Remove the namespaces, if they exist."""
     for name in HOSTS:
         subprocess.run([IP, "netns", "delete", name], check=False, capture_output=True)
 
 
-def commands(place: str, sharding: str, recipe: Path, options: list[str]) -> list[list[str]]:
-    """One command, or one for each host."""
+def make_commands(place: str, sharding: str, recipe: Path, options: list[str]) -> list[list[str]]:
+    """Make one command, or one command per host."""
     ds = [] if sharding == "none" else ["--ds", sharding]
     run = [str(recipe), *options, *ds]
     if place == "1":
@@ -77,7 +77,7 @@ def commands(place: str, sharding: str, recipe: Path, options: list[str]) -> lis
 
 
 def train(method: str, place: str, sharding: str, data: Path, steps: int, work: Path) -> dict:
-    """Train once, or read what was trained."""
+    """Train, or read the stored run."""
     folder = work / f"{method}-{place}-{sharding}-{steps}"
     if not (folder / "report.json").exists():
         options = [
@@ -92,7 +92,7 @@ def train(method: str, place: str, sharding: str, data: Path, steps: int, work: 
         with (work / f"{folder.name}.log").open("w") as log:
             started = [
                 subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-                for command in commands(place, sharding, recipe, options)
+                for command in make_commands(place, sharding, recipe, options)
             ]
             try:
                 codes = [process.wait(900) for process in started]
@@ -105,7 +105,7 @@ def train(method: str, place: str, sharding: str, data: Path, steps: int, work: 
     plan = estimate_run(folder)
     losses = [row["loss"] for row in report["history"] if "loss" in row]
     ranks = report["environment"]["processes"]
-    # The float32 copy of the trained weights, which is no part of the optimizer's own state.
+    # The float32 copy of the trained weights, which is not part of the optimizer state.
     master = 0 if sharding == "none" else 4 * report["parameters"]["trainable"] // ranks
     planned = plan["optimizer"] - master if "offload" not in sharding else None
     return {
@@ -120,8 +120,8 @@ def train(method: str, place: str, sharding: str, data: Path, steps: int, work: 
     }  # fmt: skip
 
 
-def planned_efficiency(method: str, data: Path, steps: int, work: Path) -> float:
-    """What the plan makes of two devices that divide the global batch, with the speed of the one-rank run."""
+def plan_efficiency(method: str, data: Path, steps: int, work: Path) -> float:
+    """Return the planned efficiency of two devices at constant global batch, with the speed of the one-rank run."""
     path = work / f"{method}-plan.json"
     command = [
         str(BIN / "peftkit"), "plan", str(HERE.parent / "recipes" / f"{method}_cls.py"), "--methods", method,
@@ -146,7 +146,7 @@ def main() -> None:
     if make_hosts():
         places.append("hosts")
     else:
-        print("no two hosts: network namespaces can't be made here (iproute2, as root)")
+        print("skipping two hosts: cannot create network namespaces (needs iproute2 and root)")
     rows = []
     try:
         for method in LEARNING_RATES:
@@ -166,14 +166,17 @@ def main() -> None:
         other = unsharded[row["method"], row["place"]]
         row["loss_apart"] = max(abs(a - b) for a, b in zip(row["losses"], other, strict=True))
     efficiency = {
-        method: planned_efficiency(method, options.data, options.steps, options.work) for method in LEARNING_RATES
+        method: plan_efficiency(method, options.data, options.steps, options.work) for method in LEARNING_RATES
     }
     result = {
         "data": options.data.resolve().name, "steps": options.steps, "environment": environment, "rows": rows,
         "planned_efficiency": efficiency,
     }  # fmt: skip
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    heads = "method | on | ZeRO | last loss | apart | accuracy | optimizer state | planned | peak | planned | steps/s"
+    heads = (
+        "method | ranks | ZeRO | last loss | loss difference | accuracy | optimizer state | planned | peak | planned "
+        "| steps/s"
+    )
     print(f"\n| {heads} |")
     print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     on = {"1": "1 rank", "2": "2 ranks", "hosts": "2 hosts"}
@@ -187,7 +190,7 @@ def main() -> None:
             f"{'' if planned is None else f'{planned / 1e6:.1f} MB'} | {row['process_peak'] / 2**20:,.0f} MiB | "
             f"{row['planned_peak'] / 2**20:,.0f} MiB | {row['steps_per_second']:.2f} |"
         )
-    print("\n| method | efficiency of two devices, planned | 2 ranks | 2 hosts |\n| --- | ---: | ---: | ---: |")
+    print("\n| method | planned efficiency of two devices | 2 ranks | 2 hosts |\n| --- | ---: | ---: | ---: |")
     speed = {(row["method"], row["place"]): row["steps_per_second"] for row in rows if row["sharding"] == "none"}
     for method, share in efficiency.items():
         measured = [speed[method, place] / speed[method, "1"] / 2 for place in places[1:]]

@@ -1,11 +1,11 @@
-"""Every task: full, LoRA and QLoRA on real data, peftkit beside the plain Trainer, as one table.
+"""Compare peftkit with the plain Trainer for every task: full, LoRA and QLoRA on real data, in one table.
 
     python benchmarks/tasks.py --data FOLDER [--only trec,mrpc] [--table]
 
-FOLDER holds a folder of JSON Lines a data set. Seeded subsets of at most 2,000 training and 1,000 test rows are drawn.
-Both sides of a row run at the same time, a core each, so that a busy machine slows both alike. A row that stands in
-benchmarks/results/tasks.json with the same settings and weights is not run again: the same command goes on where it
-stopped. `--table` only prints what is there.
+FOLDER contains one folder of JSON Lines files per data set. Subsets of at most 2,000 training and 1,000 test rows are
+sampled with a seed. Trainer and peftkit run at the same time on one core each, so that other load slows both. A row in
+benchmarks/results/tasks.json with the same settings and weights is not repeated: an interrupted benchmark continues.
+`--table` only prints the stored rows.
 """
 
 import argparse
@@ -69,7 +69,7 @@ ROWS = {
     "wnut17": Row(
         files=THREE, kind="TokenClassification", task={"tokens": "tokens", "tags": "ner_tags", "max_length": 96},
         metrics=("f1",), epochs=5, batch=16, seeds=SEEDS,
-        # At 5e-5 so few steps teach a whole model no entity at all.
+        # With 5e-5 full fine-tuning learns no entities in this number of steps.
         learning_rate={"full": 2e-4, "lora": 1e-3, "qlora": 1e-3},
     ),
     "banking77": Row(files=TWO, kind="SequenceClassification", task=TEXT, metrics=("accuracy",), epochs=8),
@@ -102,8 +102,8 @@ ROWS = {
 }  # fmt: skip
 
 
-def subset(name: str, row: Row, options: argparse.Namespace) -> Path:
-    """The seeded rows of a data set, as three files; drawn once."""
+def make_subset(name: str, row: Row, options: argparse.Namespace) -> Path:
+    """Sample the rows of a data set with a seed and write three files, unless they exist."""
     folder = options.work / "data" / f"{name}-{row.train}-{row.test}"
     if folder.exists():
         return folder
@@ -123,8 +123,8 @@ def subset(name: str, row: Row, options: argparse.Namespace) -> Path:
     return folder
 
 
-def chinese_model(options: argparse.Namespace) -> Path:
-    """all-MiniLM-L6-v2 with the vocabulary of bert-base-chinese; tokens that it does not know get random vectors."""
+def make_chinese_model(options: argparse.Namespace) -> Path:
+    """Make all-MiniLM-L6-v2 with the vocabulary of bert-base-chinese; unknown tokens get random embeddings."""
     folder = options.work / "minilm-zh"
     if not folder.exists():
         source = find_demo_model()
@@ -145,34 +145,36 @@ def chinese_model(options: argparse.Namespace) -> Path:
     return folder
 
 
-def model_folder(row: Row, options: argparse.Namespace) -> Path:
-    """Where the weights of a row lie."""
-    return chinese_model(options) if row.model == "minilm-zh" else find_demo_model(row.model)
+def find_model_folder(row: Row, options: argparse.Namespace) -> Path:
+    """Return the folder with the weights of a row."""
+    return make_chinese_model(options) if row.model == "minilm-zh" else find_demo_model(row.model)
 
 
-def digest(data: bytes) -> str:
-    """Enough of a SHA-256 to tell a few hundred things apart."""
+def compute_digest(data: bytes) -> str:
+    """Compute a short SHA-256 digest, unique for a few hundred values."""
     return hashlib.sha256(data).hexdigest()[:12]
 
 
-def settings_of(row: Row, options: argparse.Namespace) -> dict:
-    """What makes a row another one: everything but its seeds and what is shown of it."""
+def collect_settings(row: Row, options: argparse.Namespace) -> dict:
+    """Collect the settings that identify a row: all fields except seeds and metrics."""
     found = {name: value for name, value in vars(row).items() if name not in ("seeds", "metrics")}
-    return {**found, "weights": digest((model_folder(row, options) / "model.safetensors").read_bytes())}
+    return {**found, "weights": compute_digest((find_model_folder(row, options) / "model.safetensors").read_bytes())}
 
 
-def commands(name: str, row: Row, method: str, seed: int, options: argparse.Namespace) -> dict[str, tuple[list, Path]]:
-    """For either side its command and the file that it leaves."""
-    model = str(model_folder(row, options))
+def make_commands(
+    name: str, row: Row, method: str, seed: int, options: argparse.Namespace
+) -> dict[str, tuple[list, Path]]:
+    """Return command and result file of Trainer and peftkit."""
+    model = str(find_model_folder(row, options))
     training = {
         "num_train_epochs": row.epochs, "per_device_train_batch_size": row.batch, "per_device_eval_batch_size": 64,
     }  # fmt: skip
     settings = {
-        "data": str(subset(name, row, options)), "model": model, "kind": row.kind, "task": row.task,
+        "data": str(make_subset(name, row, options)), "model": model, "kind": row.kind, "task": row.task,
         "training": training, "learning_rate": row.learning_rate,
     }  # fmt: skip
-    # What was left by other settings is another thing's.
-    run = f"{name}-{method}-{seed}-{digest(json.dumps(settings_of(row, options)).encode())}"
+    # The digest separates files of different settings.
+    run = f"{name}-{method}-{seed}-{compute_digest(json.dumps(collect_settings(row, options)).encode())}"
     file = options.work / f"{run}.json"
     file.write_text(json.dumps(settings))
     recipe = {
@@ -191,41 +193,43 @@ def commands(name: str, row: Row, method: str, seed: int, options: argparse.Name
         recipe["method"]["peft"] = {"class_path": "peft.LoraConfig", "init_args": adapter}
     if method == "qlora":
         recipe["method"]["quantization"] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    ours = options.work / f"{run}.yaml"
-    ours.write_text(json.dumps(recipe))
-    theirs = options.work / "trainer" / f"{run}.json"
-    plain = [sys.executable, HERE / "plain_trainer.py", file, "--method", method, "--seed", seed, "--output", theirs]
+    recipe_file = options.work / f"{run}.yaml"
+    recipe_file.write_text(json.dumps(recipe))
+    result = options.work / "trainer" / f"{run}.json"
+    plain = [sys.executable, HERE / "plain_trainer.py", file, "--method", method, "--seed", seed, "--output", result]
     return {
-        "trainer": (plain, theirs),
+        "trainer": (plain, result),
         "peftkit": (
-            [sys.executable, "-m", "peftkit", "train", ours],
+            [sys.executable, "-m", "peftkit", "train", recipe_file],
             Path(recipe["training"]["output_dir"]) / "report.json",
         ),
     }  # fmt: skip
 
 
 def run_both(sides: dict[str, tuple[list, Path]], options: argparse.Namespace) -> None:
-    """Both sides at once, a core each; neither where it is done."""
+    """Run Trainer and peftkit in parallel on one core each, unless finished."""
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     running = []
     for side, (command, file) in sides.items():
-        if not done(file):
+        if not is_done(file):
             print("+", " ".join(map(str, command)), flush=True)
             log = (options.work / f"{side}.log").open("a")
             running.append(
-                subprocess.Popen([str(word) for word in command], env=variables, stdout=log, stderr=subprocess.STDOUT)
+                subprocess.Popen(
+                    [str(argument) for argument in command], env=variables, stdout=log, stderr=subprocess.STDOUT
+                )
             )
     if failed := [process.args for process in running if process.wait()]:
         sys.exit(f"failed: {failed[0]}; see {options.work}/*.log")
 
 
-def done(file: Path) -> bool:
-    """Whether a side has finished."""
+def is_done(file: Path) -> bool:
+    """Whether the result file is complete."""
     return file.exists() and json.loads(file.read_text()).get("status", "complete") == "complete"
 
 
-def measured(file: Path) -> dict:
-    """The measurements of a side, with the names of the plain one."""
+def read_result(file: Path) -> dict:
+    """Read a result file; convert a report of peftkit to the fields of the plain Trainer."""
     found = json.loads(file.read_text())
     if "status" not in found:
         return found
@@ -239,31 +243,34 @@ def measured(file: Path) -> dict:
     }
 
 
-def table(rows: list[dict]) -> str:
-    """Means over seeds, peftkit beside the Trainer; time and memory as ratios of medians."""
+def format_table(rows: list[dict]) -> str:
+    """Format means over seeds of peftkit and Trainer; time and memory are ratios of medians."""
     lines = [
         "| data | rows: train, test | metric | seeds | full | LoRA | QLoRA | plain: full | LoRA | QLoRA | train time "
         "| peak memory |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, row in ROWS.items():
-        mine = [found for found in rows if found["data"] == name]
-        for metric in row.metrics if mine else ():
-            size = mine[0]["peftkit"]["rows"]
-            cells = [name, f"{size['train']:,}, {size['test']:,}", metric, str(len({found["seed"] for found in mine}))]
+        selected = [found for found in rows if found["data"] == name]
+        for metric in row.metrics if selected else ():
+            size = selected[0]["peftkit"]["rows"]
+            seeds = {found["seed"] for found in selected}
+            cells = [name, f"{size['train']:,}, {size['test']:,}", metric, str(len(seeds))]
             for side in ("peftkit", "trainer"):
                 for method in METHODS:
-                    values = [found[side]["metrics"][metric] for found in mine if found["method"] == method]
-                    cells.append(shown(values, percent=metric != "bleu"))
+                    values = [found[side]["metrics"][metric] for found in selected if found["method"] == method]
+                    cells.append(format_values(values, percent=metric != "bleu"))
             for what in ("train_seconds", "process_peak"):
-                medians = [statistics.median(found[side][what] for found in mine) for side in ("peftkit", "trainer")]
+                medians = [
+                    statistics.median(found[side][what] for found in selected) for side in ("peftkit", "trainer")
+                ]
                 cells.append(f"{medians[0] / medians[1]:.2f}")
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def shown(values: list[float], *, percent: bool) -> str:
-    """The mean, and over several seeds the standard deviation."""
+def format_values(values: list[float], *, percent: bool) -> str:
+    """Format the mean, and for several seeds the standard deviation."""
     if not values:
         return ""
     values = [100 * value for value in values] if percent else values
@@ -272,7 +279,7 @@ def shown(values: list[float], *, percent: bool) -> str:
 
 
 def main() -> None:
-    """Run what is not done yet, then write the result and print the table."""
+    """Run the missing rows, write the result and print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/tasks"))
@@ -282,33 +289,33 @@ def main() -> None:
     options.work = options.work.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {"environments": {}, "rows": []}
-    # The first seed of every data set comes first: half a table is a table.
+    # Run the first seed of every data set first, so that an early table has all data sets.
     for seed in SEEDS:
         for name in options.only.split(","):
             for method in METHODS if seed in ROWS[name].seeds and not options.table else ():
                 row = {"data": name, "method": method, "seed": seed}
-                settings = settings_of(ROWS[name], options)
-                kept = [found for found in result["rows"] if any(found[part] != row[part] for part in row)]
-                same = [found for found in result["rows"] if found not in kept and found["settings"] == settings]
+                settings = collect_settings(ROWS[name], options)
+                others = [found for found in result["rows"] if any(found[part] != row[part] for part in row)]
+                same = [found for found in result["rows"] if found not in others and found["settings"] == settings]
                 if same:
                     continue
-                sides = commands(name, ROWS[name], method, seed, options)
-                began = time.monotonic()
+                sides = make_commands(name, ROWS[name], method, seed, options)
+                started = time.monotonic()
                 run_both(sides, options)
                 where = read_environment()
                 row |= {
-                    "settings": settings, "environment": digest(json.dumps(where).encode()),
-                    "seconds": round(time.monotonic() - began),
+                    "settings": settings, "environment": compute_digest(json.dumps(where).encode()),
+                    "seconds": round(time.monotonic() - started),
                 }  # fmt: skip
                 result["environments"][row["environment"]] = where
-                result["rows"] = [*kept, {**row, **{side: measured(file) for side, (_, file) in sides.items()}}]
+                result["rows"] = [*others, {**row, **{side: read_result(file) for side, (_, file) in sides.items()}}]
                 RESULT.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
                 for _, file in sides.values():
                     shutil.rmtree(file.parent if file.name == "report.json" else file.with_suffix(""), True)
                     file.unlink(missing_ok=True)
-    print("\n" + table(result["rows"]) + f"\n\nwritten: {RESULT}")
+    print("\n" + format_table(result["rows"]) + f"\n\nSaved {RESULT}")
     timed = [found["seconds"] for found in result["rows"] if found["seconds"] is not None]
-    print(f"{len(result['rows'])} rows; {len(timed)} of them took {sum(timed) / 3600:.1f} hours")
+    print(f"{len(result['rows'])} rows, of which {len(timed)} took {sum(timed) / 3600:.1f} hours")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The LoRA recipe under `deepspeed` with 2 ranks and ZeRO 1, 2, 3, beside one process with several seeds.
+"""Compare the LoRA recipe under `deepspeed` with 2 ranks and ZeRO-1, 2, 3 with one process and several seeds.
 
     python benchmarks/zero.py --data FOLDER [--seeds 1,2,3] [--stages 1,2,3]
 
-The same global batch of 32. What is done already stands in WORK and is not done again. Writes
+The global batch is always 32 rows. Finished runs are stored in WORK and are not repeated. Writes
 benchmarks/results/zero_NAME.json and prints the table.
 """
 
@@ -19,12 +19,12 @@ RECIPE = HERE.parent / "recipes" / "lora_cls.py"
 
 
 def run(launcher: list, folder: Path, threads: int, options: list) -> dict:
-    """Train once, or read what was trained."""
+    """Train, or read the stored run."""
     if not (folder / "report.json").exists():
         command = [*launcher, RECIPE, *options, "--training.output_dir", folder]
         print("+", " ".join(map(str, command)), flush=True)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-        subprocess.run([str(word) for word in command], check=True, env=environment)
+        subprocess.run([str(argument) for argument in command], check=True, env=environment)
     report = json.loads((folder / "report.json").read_text())
     return {
         "accuracy": report["metrics"]["test"]["accuracy"],
@@ -39,7 +39,7 @@ def run(launcher: list, folder: Path, threads: int, options: list) -> dict:
 
 
 def main() -> None:
-    """Run both sides and write the result."""
+    """Run all cases and write the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", default="1,2,3")
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/against_trainer"))
     options = parser.parse_args()
     data = ["--data.path", options.data]
-    alone = [
+    single = [
         run([sys.executable], options.work / f"peftkit-lora-{seed}", 2, [*data, "--training.seed", seed])
         for seed in options.seeds.split(",")
     ]
@@ -63,20 +63,20 @@ def main() -> None:
         for stage in options.stages.split(",")
     }
     name = options.data.resolve().name
-    environment = alone[0]["environment"]
-    for row in [*alone, *stages.values()]:
+    environment = single[0]["environment"]
+    for row in [*single, *stages.values()]:
         del row["environment"]
     output = HERE / "results" / f"zero_{name}.json"
-    result = {"data": name, "environment": environment, "one_process": alone, "two_ranks": stages}
+    result = {"data": name, "environment": environment, "one_process": single, "two_ranks": stages}
     output.write_text(json.dumps(result, indent=2) + "\n")
-    accuracies = [row["accuracy"] for row in alone]
-    print("\n| run | test accuracy | test loss | loss of the first 10 steps |\n| --- | ---: | ---: | ---: |")
-    for row in alone:
+    accuracies = [row["accuracy"] for row in single]
+    print("\n| run | test accuracy | test loss | mean loss of the first 10 steps |\n| --- | ---: | ---: | ---: |")
+    for row in single:
         print(f"| one process, seed {row['seed']} | {row['accuracy']:.4f} | {row['loss']:.4f} | {row['first_loss']} |")
     for stage, row in stages.items():
         print(f"| 2 ranks, ZeRO-{stage} | {row['accuracy']:.4f} | {row['loss']:.4f} | {row['first_loss']} |")
     mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
-    print(f"\none process: mean {mean:.4f}, standard deviation over seeds {spread:.4f}\n\nwritten: {output}")
+    print(f"\none process: mean {mean:.4f}, standard deviation over seeds {spread:.4f}\n\nSaved {output}")
 
 
 if __name__ == "__main__":
