@@ -9,12 +9,12 @@ import torch
 
 def read_rng_state() -> dict[str, torch.Tensor]:
     """Read the state of the generators of Python, NumPy, PyTorch and this rank's GPU."""
-    version, words, gauss = random.getstate()
+    version, values, gauss = random.getstate()
     # NumPy's return type is a union of a legacy and a newer form.
     kind, keys, position, has_gauss, cached = np.random.get_state()
     assert kind == "MT19937"
     found = {
-        "python": torch.tensor([version, *words]),
+        "python": torch.tensor([version, *values]),
         "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
         "numpy": torch.tensor([*(int(key) for key in keys), int(position), int(has_gauss)]),
         "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
@@ -27,9 +27,9 @@ def read_rng_state() -> dict[str, torch.Tensor]:
 
 def set_rng_state(state: Mapping[str, torch.Tensor]) -> None:
     """Set every generator in `state` that exists in this process; `state` comes from `read_rng_state`."""
-    version, *words = state["python"].tolist()
+    version, *values = state["python"].tolist()
     gauss = state["python_gauss"].tolist()
-    random.setstate((version, tuple(words), gauss[0] if gauss else None))
+    random.setstate((version, tuple(values), gauss[0] if gauss else None))
     *keys, position, has_gauss = state["numpy"].tolist()
     cached = state["numpy_gauss"].item()
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))

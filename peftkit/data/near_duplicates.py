@@ -20,8 +20,8 @@ def find_near_duplicates(texts: Sequence[str], others: Sequence[str], threshold:
     except ValueError:
         # No text contains a word.
         return
-    right = unit[len(texts) :].T.tocsr()
+    transposed = unit[len(texts) :].T.tocsr()
     for start in range(0, len(texts), CHUNK):
-        near = (unit[start : min(start + CHUNK, len(texts))] @ right).tocoo()
+        near = (unit[start : min(start + CHUNK, len(texts))] @ transposed).tocoo()
         close = near.data >= threshold
         yield from ((int(row) + start, int(other)) for row, other in zip(near.row[close], near.col[close], strict=True))

@@ -132,8 +132,8 @@ def _make_target_key(task: Task, target: Any) -> str:
 def _find_conflicts(splits: Splits, task: Task, references: Mapping[str, Sequence[Any]]) -> list[str]:
     places_by_text: dict[str, dict[str, str]] = defaultdict(dict)
     for split, rows in splits.rows.items():
-        for row, (text, right) in enumerate(zip(task.columns.texts(rows), references[split], strict=True)):
-            places_by_text[text].setdefault(_make_target_key(task, right), splits.locate_row(split, row))
+        for row, (text, target) in enumerate(zip(task.columns.texts(rows), references[split], strict=True)):
+            places_by_text[text].setdefault(_make_target_key(task, target), splits.locate_row(split, row))
     conflicts = [places for places in places_by_text.values() if len(places) > 1]
     if not conflicts:
         return []

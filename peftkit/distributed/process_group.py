@@ -141,8 +141,8 @@ def check_same_on_ranks(fingerprint: str, deepspeed: str, can_load_best: bool) -
         "checkpoint; use a training.output_dir on a shared file system, or set the option to false",
     )
     problems = []
-    for place, message in enumerate(messages):
-        if differing := [str(rank) for rank, values in enumerate(ranks) if values[place] != ranks[0][place]]:
+    for index, message in enumerate(messages):
+        if differing := [str(rank) for rank, values in enumerate(ranks) if values[index] != ranks[0][index]]:
             problems.append(message.format(", ".join(differing)))
     if problems:
         raise UserError("; ".join(problems))

@@ -53,13 +53,13 @@ def combine_runs(
     counted = {name: tensor for name, tensor in outputs.items() if name == "counted"}
     with atomic_directory(out) as folder:
         model: Any = load_model(first)
-        for place, other in enumerate(saved[1:], 1):
-            model.load_adapter(str(other.folder), adapter_name=_name_adapter(place))
+        for index, other in enumerate(saved[1:], 1):
+            model.load_adapter(str(other.folder), adapter_name=_name_adapter(index))
         comparison = ValidationComparison.start(first, report, model, batch, reload_data=reload_data)
         rows = []
-        for place, run in enumerate(runs):
-            model.set_adapter(_name_adapter(place))
-            rows.append(comparison.score(str(run), model, count_weight_bytes(run), saved[place].task))
+        for index, run in enumerate(runs):
+            model.set_adapter(_name_adapter(index))
+            rows.append(comparison.score(str(run), model, count_weight_bytes(run), saved[index].task))
         _combine_adapters(model, len(runs), weights, combination_type, density)
         task = _calibrate_task(first, model, splits)
         rows.append(comparison.score(f"{COMBINED} ({combination_type})", model, None, task))
@@ -139,15 +139,15 @@ def _shorten(value: Any) -> str:
     return text if len(text) < 100 else f"{text[:100]}..."
 
 
-def _name_adapter(place: int) -> str:
-    return "default" if place == 0 else f"run-{place}"
+def _name_adapter(index: int) -> str:
+    return "default" if index == 0 else f"run-{index}"
 
 
 @torch.no_grad()
 def _combine_adapters(
     model: Any, runs: int, weights: Sequence[float], combination_type: str, density: float | None
 ) -> None:
-    names = [_name_adapter(place) for place in range(runs)]
+    names = [_name_adapter(index) for index in range(runs)]
     first = model.peft_config["default"]
     # peft sets alpha = r in the new adapter, which is a scale of 1 only without rsLoRA. The weights include the scales.
     first.use_rslora = False

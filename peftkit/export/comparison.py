@@ -88,8 +88,8 @@ class ValidationComparison:
             scores = {name: every[name] for name in task.metrics.main}
         found = combine_differences(
             [
-                compare_outputs(task, {"logits": compute_logits(model, batch)}, right, batch)
-                for batch, right in zip(self.sample.batches, self.sample.outputs, strict=True)
+                compare_outputs(task, {"logits": compute_logits(model, batch)}, reference, batch)
+                for batch, reference in zip(self.sample.batches, self.sample.outputs, strict=True)
             ]
         )
         return VariantScores(

@@ -127,11 +127,11 @@ class MetricSet:
         resampled = [metric for metric in self.main_metrics if metric.statistic is not None]
         found = _call_each((metric.statistic for metric in resampled), predictions, targets)
         statistics: dict[str, Statistic] = {}
-        for place, metric in enumerate(self.main_metrics):
+        for index, metric in enumerate(self.main_metrics):
             if metric.statistic is not None:
                 value = found[metric.statistic]
                 statistics[metric.name] = value[metric.name] if isinstance(value, Mapping) else value
-            elif place == 0:
+            elif index == 0:
                 statistics[metric.name] = _resample(metric, predictions, targets)
         return statistics
 

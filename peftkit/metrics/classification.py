@@ -34,16 +34,16 @@ def score_labels(predictions: Sequence[str], references: Sequence[str]) -> dict[
 def make_label_statistics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Statistic]:
     """Return `accuracy` and `f1_macro` as functions of row numbers."""
     names, ids = np.unique(np.asarray([*predictions, *references]), return_inverse=True)
-    predicted, right = ids[: len(predictions)], ids[len(predictions) :]
+    predicted, expected = ids[: len(predictions)], ids[len(predictions) :]
 
     def macro_f1(rows: np.ndarray) -> float:
         # Equals scikit-learn's macro F1; from counts, one resample of many classes takes a millisecond.
-        hits = np.bincount(right[rows][predicted[rows] == right[rows]], minlength=len(names))
-        seen = np.bincount(predicted[rows], minlength=len(names)) + np.bincount(right[rows], minlength=len(names))
+        hits = np.bincount(expected[rows][predicted[rows] == expected[rows]], minlength=len(names))
+        seen = np.bincount(predicted[rows], minlength=len(names)) + np.bincount(expected[rows], minlength=len(names))
         return float(np.mean(2 * hits[seen > 0] / seen[seen > 0]))
 
     def accuracy(rows: np.ndarray) -> float:
-        return float(np.mean(predicted[rows] == right[rows]))
+        return float(np.mean(predicted[rows] == expected[rows]))
 
     return {"accuracy": accuracy, "f1_macro": macro_f1}
 
@@ -53,28 +53,28 @@ def score_classes(predictions: Sequence[Any], references: Sequence[Any]) -> dict
 
     A score whose denominator is 0 is 0.
     """
-    given, right, hits = Counter[str](), Counter[str](), Counter[str]()
+    given, expected, hits = Counter[str](), Counter[str](), Counter[str]()
     for prediction, reference in zip(predictions, references, strict=True):
         found, correct = ({one} if isinstance(one, str) else set(one) for one in (prediction, reference))
         given.update(found)
-        right.update(correct)
+        expected.update(correct)
         hits.update(found & correct)
     return {
         name: {
             "precision": hits[name] / max(given[name], 1),
-            "recall": hits[name] / max(right[name], 1),
-            "f1": 2 * hits[name] / (given[name] + right[name]),
-            "rows": right[name],
+            "recall": hits[name] / max(expected[name], 1),
+            "f1": 2 * hits[name] / (given[name] + expected[name]),
+            "rows": expected[name],
         }
-        for name in sorted(given | right)
+        for name in sorted(given | expected)
     }
 
 
 def _score(predictions: Predictions, targets: Targets) -> dict[str, float]:
     scores = score_labels([prediction["label"] for prediction in predictions], targets)
     if all("confidence" in prediction for prediction in predictions):
-        right = [prediction["label"] == target for prediction, target in zip(predictions, targets, strict=True)]
-        scores["ece"] = compute_calibration_error([prediction["confidence"] for prediction in predictions], right)
+        expected = [prediction["label"] == target for prediction, target in zip(predictions, targets, strict=True)]
+        scores["ece"] = compute_calibration_error([prediction["confidence"] for prediction in predictions], expected)
     return scores
 
 

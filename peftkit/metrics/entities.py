@@ -55,8 +55,8 @@ def make_entity_statistics(
 ) -> dict[str, Statistic]:
     """Return the micro-averaged `f1` as a function of row numbers."""
     counts = np.zeros((len(references), 2))
-    for row, (predicted, right) in enumerate(zip(predictions, references, strict=True)):
-        found, gold = set(find_entities(predicted)), set(find_entities(right))
+    for row, (predicted, reference) in enumerate(zip(predictions, references, strict=True)):
+        found, gold = set(find_entities(predicted)), set(find_entities(reference))
         counts[row] = 2 * len(found & gold), len(found) + len(gold)
 
     def micro_f1(rows: np.ndarray) -> float:
@@ -91,8 +91,8 @@ def count_type_confusions(
 ) -> Counter[tuple[str, str]]:
     """Count words by target type and predicted type, except words outside of entities in both."""
     pairs: Counter[tuple[str, str]] = Counter()
-    for predicted, right in zip(predictions, references, strict=True):
-        pairs.update(zip(map(_type, right), map(_type, predicted), strict=True))
+    for predicted, reference in zip(predictions, references, strict=True):
+        pairs.update(zip(map(_type, reference), map(_type, predicted), strict=True))
     # Words outside of entities outnumber all others.
     del pairs["O", "O"]
     return pairs

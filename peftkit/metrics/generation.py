@@ -41,7 +41,7 @@ def _make_rouge_scorer(tokenize: str) -> Any:
 def _compute_rouge(predictions: Sequence[str], references: Sequence[Sequence[str]], tokenize: str) -> np.ndarray:
     """Compute F-measures of shape (rows, 4); with several references the best one counts."""
     scorer = _make_rouge_scorer(tokenize)
-    rows = (scorer.score_multi(list(right), text) for text, right in zip(predictions, references, strict=True))
+    rows = (scorer.score_multi(list(reference), text) for text, reference in zip(predictions, references, strict=True))
     return np.array([[row[kind].fmeasure for kind in ROUGE] for row in rows])
 
 
@@ -60,7 +60,8 @@ def _compute_scores(
     means = _compute_rouge(predictions, references, tokenize).mean(0)
     streams = _transpose_references(references)
     exact = [
-        text.strip() in {one.strip() for one in right} for text, right in zip(predictions, references, strict=True)
+        text.strip() in {one.strip() for one in reference}
+        for text, reference in zip(predictions, references, strict=True)
     ]
     return {
         **dict(zip(ROUGE, map(float, means), strict=True)),

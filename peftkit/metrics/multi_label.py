@@ -23,18 +23,18 @@ def _compute_scores(predictions: Sequence[Sequence[str]], references: Sequence[S
     """Compute `f1_macro`, `f1_micro` and `exact_match` (scikit-learn) of lists of label names, one list per row."""
     from sklearn.metrics import accuracy_score, f1_score
 
-    predicted, right = _indicators(predictions, references)
-    if not right.shape[1]:
+    predicted, reference = _indicators(predictions, references)
+    if not reference.shape[1]:
         return {"f1_macro": 0.0, "f1_micro": 0.0, "exact_match": 1.0}
     # scikit-learn would read a single column as two classes.
-    if right.shape[1] == 1:
-        predicted, right = predicted.toarray().ravel(), right.toarray().ravel()
-        one = float(f1_score(right, predicted, zero_division=0.0))
-        return {"f1_macro": one, "f1_micro": one, "exact_match": float(accuracy_score(right, predicted))}
+    if reference.shape[1] == 1:
+        predicted, reference = predicted.toarray().ravel(), reference.toarray().ravel()
+        one = float(f1_score(reference, predicted, zero_division=0.0))
+        return {"f1_macro": one, "f1_micro": one, "exact_match": float(accuracy_score(reference, predicted))}
     return {
-        "f1_macro": float(f1_score(right, predicted, average="macro", zero_division=0.0)),
-        "f1_micro": float(f1_score(right, predicted, average="micro", zero_division=0.0)),
-        "exact_match": float(accuracy_score(right, predicted)),
+        "f1_macro": float(f1_score(reference, predicted, average="macro", zero_division=0.0)),
+        "f1_micro": float(f1_score(reference, predicted, average="micro", zero_division=0.0)),
+        "exact_match": float(accuracy_score(reference, predicted)),
     }
 
 
@@ -52,8 +52,8 @@ def make_label_list_statistics(
     predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
 ) -> dict[str, Statistic]:
     """Return `f1_macro` and `f1_micro` as functions of row numbers."""
-    predicted, right = _indicators(predictions, references)
-    hits, seen = predicted.multiply(right).tocsc(), (predicted + right).tocsc()
+    predicted, reference = _indicators(predictions, references)
+    hits, seen = predicted.multiply(reference).tocsc(), (predicted + reference).tocsc()
 
     def counts(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         weight = np.bincount(rows, minlength=hits.shape[0])

@@ -13,31 +13,31 @@ from peftkit.metrics.modules import compute_by_module
 SCIPY = "Virtanen et al., SciPy 1.0, Nature Methods 17, 2020"
 
 
-def _pearson(predicted: np.ndarray, right: np.ndarray) -> float:
+def _pearson(predicted: np.ndarray, reference: np.ndarray) -> float:
     from scipy.stats import pearsonr
 
     # The correlation of a constant is NaN, which a report contains as null.
     with warnings.catch_warnings(action="ignore"):
-        return float(pearsonr(predicted, right).statistic) if len(right) > 1 else float("nan")
+        return float(pearsonr(predicted, reference).statistic) if len(reference) > 1 else float("nan")
 
 
-def _spearman(predicted: np.ndarray, right: np.ndarray) -> float:
+def _spearman(predicted: np.ndarray, reference: np.ndarray) -> float:
     from scipy.stats import spearmanr
 
     with warnings.catch_warnings(action="ignore"):
-        return float(spearmanr(predicted, right).statistic) if len(right) > 1 else float("nan")
+        return float(spearmanr(predicted, reference).statistic) if len(reference) > 1 else float("nan")
 
 
 def _compute_scores(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
     """Compute `pearson`, `spearman` (SciPy), `rmse` and `mae` (scikit-learn) of one number per row."""
     from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
-    predicted, right = np.asarray(predictions), np.asarray(references)
+    predicted, reference = np.asarray(predictions), np.asarray(references)
     return {
-        "pearson": _pearson(predicted, right),
-        "spearman": _spearman(predicted, right),
-        "rmse": float(root_mean_squared_error(right, predicted)),
-        "mae": float(mean_absolute_error(right, predicted)),
+        "pearson": _pearson(predicted, reference),
+        "spearman": _spearman(predicted, reference),
+        "rmse": float(root_mean_squared_error(reference, predicted)),
+        "mae": float(mean_absolute_error(reference, predicted)),
     }
 
 
@@ -48,12 +48,12 @@ def score_numbers(predictions: Sequence[float], references: Sequence[float]) -> 
 
 def make_number_statistics(predictions: Sequence[float], references: Sequence[float]) -> dict[str, Statistic]:
     """Return `pearson`, `spearman`, `rmse` and `mae` as functions of row numbers."""
-    predicted, right = np.asarray(predictions), np.asarray(references)
+    predicted, reference = np.asarray(predictions), np.asarray(references)
     return {
-        "pearson": lambda rows: _pearson(predicted[rows], right[rows]),
-        "spearman": lambda rows: _spearman(predicted[rows], right[rows]),
-        "rmse": lambda rows: float(np.sqrt(np.mean((predicted[rows] - right[rows]) ** 2))),
-        "mae": lambda rows: float(np.mean(np.abs(predicted[rows] - right[rows]))),
+        "pearson": lambda rows: _pearson(predicted[rows], reference[rows]),
+        "spearman": lambda rows: _spearman(predicted[rows], reference[rows]),
+        "rmse": lambda rows: float(np.sqrt(np.mean((predicted[rows] - reference[rows]) ** 2))),
+        "mae": lambda rows: float(np.mean(np.abs(predicted[rows] - reference[rows]))),
     }
 
 

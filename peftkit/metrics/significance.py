@@ -33,8 +33,8 @@ def resample_scores(runs: Sequence[Statistic], rows: int, *, n_resamples: int, s
     scores: list[list[float]] = [[] for _ in runs]
     for first in range(0, n_resamples, batch_size):
         for drawn in rng.integers(0, rows, (min(batch_size, n_resamples - first), rows)):
-            for place, run in enumerate(runs):
-                scores[place].append(run(drawn))
+            for index, run in enumerate(runs):
+                scores[index].append(run(drawn))
     return np.array(scores)
 
 
@@ -83,7 +83,7 @@ def compare_paired_scores(
 def adjust_p_values(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for multiple tests by Holm's step-down method (Holm 1979)."""
     adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = largest
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
     return adjusted

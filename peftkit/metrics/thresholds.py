@@ -6,18 +6,18 @@ import numpy as np
 LOWEST, HIGHEST = 0.05, 0.95
 
 
-def find_best_threshold(probabilities: np.ndarray, right: np.ndarray, positives: int, rows: int) -> float:
+def find_best_threshold(probabilities: np.ndarray, has_label: np.ndarray, positives: int, rows: int) -> float:
     """Find the threshold with the best F1, the middle one of equals; `positives` of all `rows` have the label.
 
-    `right` marks the probabilities of rows with the label. The result is 0.5 if no row has the label, or if no
+    `has_label` marks the probabilities of rows with the label. The result is 0.5 if no row has the label, or if no
     threshold is better than predicting the label in every row.
     """
-    if not right.any():
+    if not has_label.any():
         return 0.5
     probabilities = probabilities.astype(np.float64)
     order = np.argsort(-probabilities, kind="stable")
     sorted_p = probabilities[order]
-    hits = np.cumsum(right[order])
+    hits = np.cumsum(has_label[order])
     f1 = 2 * hits / (np.arange(1, len(hits) + 1) + positives)
     # Predicting the first k rows needs a threshold between the k-th probability and the next, if they differ.
     below = np.append(sorted_p[1:], 0.0)

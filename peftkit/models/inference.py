@@ -35,11 +35,11 @@ def infer_rows(
     collator = task.collator(tokenizer, model)
     outputs: list[Any] = [None] * len(encoded)
     inputs = encoded.remove_columns("labels") if "labels" in encoded.column_names else encoded
-    for places in _group_by_length(encoded):
-        batch = _move_inputs(collator([inputs[place] for place in places]), model.device)
+    for indices in _group_by_length(encoded):
+        batch = _move_inputs(collator([inputs[index] for index in indices]), model.device)
         found = model.generate(**batch) if task.output_kind == "text" else get_first_output(model(**batch).logits)
-        for place, output in zip(places, task.postprocess(found, detail=detail).cpu().numpy(), strict=True):
-            outputs[place] = output
+        for index, output in zip(indices, task.postprocess(found, detail=detail).cpu().numpy(), strict=True):
+            outputs[index] = output
     return _stack_rows(outputs)
 
 

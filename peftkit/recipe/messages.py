@@ -11,18 +11,18 @@ import docstring_parser
 from peftkit.recipe.serialization import NOT_IN_A_RECIPE, get_default, to_plain
 
 
-def suggest_nearest(word: str, names: Sequence[str]) -> str:
+def suggest_nearest(field: str, names: Sequence[str]) -> str:
     """Suggest the nearest field: first the part of the recipe, then the name within that part."""
-    part, _, rest = word.partition(".")
+    part, _, rest = field.partition(".")
     parts = {name.partition(".")[0] for name in names}
     close = difflib.get_close_matches(part, parts, n=1)
     within = [name for name in names if name.partition(".")[0] == close[0]] if close else []
     last = {name.rsplit(".", 1)[-1]: name for name in within or names}
-    near = difflib.get_close_matches(word, within, n=1, cutoff=0.75) or [
+    near = difflib.get_close_matches(field, within, n=1, cutoff=0.75) or [
         last[found]
-        for found in difflib.get_close_matches((rest or word).rsplit(".", 1)[-1], list(last), n=1, cutoff=0.5)
+        for found in difflib.get_close_matches((rest or field).rsplit(".", 1)[-1], list(last), n=1, cutoff=0.5)
     ]
-    if near and near[0] != word:
+    if near and near[0] != field:
         return f"; use '{near[0]}'"
     # The part of the recipe exists; the field belongs to another task or method.
     if close and close[0] == part:
@@ -33,12 +33,12 @@ def suggest_nearest(word: str, names: Sequence[str]) -> str:
 def shorten_parser_error(message: str, names: Sequence[str]) -> str:
     """Shorten an error of jsonargparse to one line with the nearest field."""
     if unknown := re.search(r"[Uu]nrecognized arguments: *(\S+)", message):
-        word = unknown.group(1).lstrip("-").split("=")[0]
-        return f"unknown field '{word}'{suggest_nearest(word, names)}"
+        field = unknown.group(1).lstrip("-").split("=")[0]
+        return f"unknown field '{field}'{suggest_nearest(field, names)}"
     where = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     if option := re.search(r"Option '([^']+)' is not accepted", message):
-        word = f"{where}.{option.group(1)}" if where else option.group(1)
-        return f"unknown field '{word}'{suggest_nearest(word, names)}"
+        field = f"{where}.{option.group(1)}" if where else option.group(1)
+        return f"unknown field '{field}'{suggest_nearest(field, names)}"
     message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message).replace("NoneType", "null")
     if found := re.search(r"Expected an? (.+?)\.? Got value: (.*)", message):
         return f"{where}: expected {found.group(1)}, got '{found.group(2).strip()}'"

@@ -117,8 +117,8 @@ class MultiLabelClassification(TextTask):
     def encode_labels(self, encoded: Dataset, rows: Dataset, labels: Sequence[str]) -> Dataset:
         """Add the sorted label ids of each row."""
         ids = {name: index for index, name in enumerate(labels)}
-        right = [sorted({ids[name] for name in names}) for names in self.targets(rows, labels)]
-        return encoded.add_column("labels", right, feature=List(Value("int64")))
+        targets = [sorted({ids[name] for name in names}) for names in self.targets(rows, labels)]
+        return encoded.add_column("labels", targets, feature=List(Value("int64")))
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, model: Any) -> Callable[[list[Any]], Any]:
         """Return a collator that pads to the longest row and converts label ids to 0/1, (rows, labels)."""
@@ -144,9 +144,9 @@ class MultiLabelClassification(TextTask):
             given = read_numbers_by_label(self.class_weights, labels, "class_weights")
             positive = torch.tensor([given.get(name, 1.0) for name in labels])
 
-        def compute_loss(outputs: Any, right: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        def compute_loss(outputs: Any, targets: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
             losses = torch.nn.functional.binary_cross_entropy_with_logits(
-                outputs["logits"].float(), right.float(), reduction="none", pos_weight=positive.to(right.device)
+                outputs["logits"].float(), targets.float(), reduction="none", pos_weight=positive.to(targets.device)
             )
             return reduce_losses(losses, num_items_in_batch)
 
@@ -177,12 +177,12 @@ class MultiLabelClassification(TextTask):
         probabilities, ids = _split_probabilities(split.outputs)
         row_numbers = np.repeat(np.arange(rows_count), ids.shape[1])
         given = csc_matrix((probabilities.ravel(), (row_numbers, ids.ravel())), (rows_count, len(labels)))
-        right = csc_matrix(_make_indicators(split.encoded["labels"][:], len(labels)))
+        targets = csc_matrix(_make_indicators(split.encoded["labels"][:], len(labels)))
         found = {}
         for place, name in enumerate(labels):
-            rows, mine = (slice(matrix.indptr[place], matrix.indptr[place + 1]) for matrix in (given, right))
-            has = np.isin(given.indices[rows], right.indices[mine])
-            found[name] = find_best_threshold(given.data[rows], has, len(right.indices[mine]), rows_count)
+            rows, mine = (slice(matrix.indptr[place], matrix.indptr[place + 1]) for matrix in (given, targets))
+            has = np.isin(given.indices[rows], targets.indices[mine])
+            found[name] = find_best_threshold(given.data[rows], has, len(targets.indices[mine]), rows_count)
         return replace(self, thresholds=found | read_numbers_by_label(self.thresholds, labels, "thresholds"))
 
     def _select_labels(self, probabilities: np.ndarray, ids: np.ndarray, labels: Sequence[str]) -> list[str]:

@@ -134,10 +134,12 @@ class Seq2Seq(DefaultTask):
             return
         yield from find_text_problems(rows, self.target, where)
         if self.references_column is not None and self.references_column in rows.column_names:
-            for row, right in enumerate(rows[self.references_column]):
-                if right is not None and not (isinstance(right, list) and all(isinstance(one, str) for one in right)):
-                    place = locate_cell(where, row, self.references_column)
-                    yield f"{place}: not a list of texts; correct it or remove the row"
+            for row, references in enumerate(rows[self.references_column]):
+                if references is not None and not (
+                    isinstance(references, list) and all(isinstance(one, str) for one in references)
+                ):
+                    location = locate_cell(where, row, self.references_column)
+                    yield f"{location}: not a list of texts; correct it or remove the row"
 
     def token_lengths(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, np.ndarray]:
         """Count the tokens of each source, prefix included, and of each target before truncation."""
@@ -204,7 +206,7 @@ class Seq2Seq(DefaultTask):
         if self.references_column not in rows.column_names:
             return [[target] for target in rows[self.target]]
         several = zip(rows[self.references_column], rows[self.target], strict=True)
-        return [list(right) if right else [target] for right, target in several]
+        return [list(references) if references else [target] for references, target in several]
 
 
 def _check_generation(settings: GenerationConfig) -> None:

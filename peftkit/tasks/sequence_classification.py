@@ -100,14 +100,14 @@ class SequenceClassification(TextTask):
         """Yield one line per row whose label is missing or unknown."""
         known, names = set(labels), self.targets(rows, labels)
         for row, (value, name) in enumerate(zip(rows[self.label], names, strict=True)):
-            place = locate_cell(where, row, self.label)
+            location = locate_cell(where, row, self.label)
             if isinstance(value, list | dict):
-                yield f"{place}: expected one label, got {type(value).__name__}; use MultiLabelClassification"
+                yield f"{location}: expected one label, got {type(value).__name__}; use MultiLabelClassification"
             elif name is None:
-                yield f"{place}: no label; remove the row or use another split"
+                yield f"{location}: no label; remove the row or use another split"
             elif name not in known:
                 hint = ", or use SequenceRegression for numbers" if isinstance(value, float) else ""
-                yield f"{place}: {describe_unknown_label(name, self.label_names)}; correct it or remove the row{hint}"
+                yield f"{location}: {describe_unknown_label(name, self.label_names)}; correct it or remove the row{hint}"
 
     def encode_labels(self, encoded: Dataset, rows: Dataset, labels: Sequence[str]) -> Dataset:
         """Add the label id of each row."""
@@ -120,10 +120,12 @@ class SequenceClassification(TextTask):
             return None
         weights = make_class_weights(self.class_weights, np.bincount(train["labels"], minlength=len(labels)), labels)
 
-        def compute_loss(outputs: Any, right: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        def compute_loss(outputs: Any, targets: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
             logits = outputs["logits"].float()
-            losses = torch.nn.functional.cross_entropy(logits, right, reduction="none", label_smoothing=label_smoothing)
-            return reduce_losses(losses * weights.to(losses.device)[right], num_items_in_batch)
+            losses = torch.nn.functional.cross_entropy(
+                logits, targets, reduction="none", label_smoothing=label_smoothing
+            )
+            return reduce_losses(losses * weights.to(losses.device)[targets], num_items_in_batch)
 
         return compute_loss
 

@@ -54,8 +54,8 @@ class SequenceRegression(TextTask):
         for row, value in enumerate(rows[self.label]):
             if not math.isfinite(_parse_number(value)):
                 shown = "null" if value is None else f"'{value}'"
-                place = locate_cell(where, row, self.label)
-                yield f"{place}: expected a finite number, got {shown}; correct it or remove the row"
+                location = locate_cell(where, row, self.label)
+                yield f"{location}: expected a finite number, got {shown}; correct it or remove the row"
 
     def encode_labels(self, encoded: Dataset, rows: Dataset, labels: Sequence[str]) -> Dataset:
         """Add the number of each row."""

@@ -190,9 +190,9 @@ class TokenClassification(DefaultTask):
         if labels is None:
             return encoded
         ids = {name: index for index, name in enumerate(labels)}
-        right = self.targets(rows, labels)
+        targets = self.targets(rows, labels)
         tagged = [
-            [IGNORED if word == NO_WORD else ids[right[document][word]] for word in words]
+            [IGNORED if word == NO_WORD else ids[targets[document][word]] for word in words]
             for document, words in zip(encoded["document"], encoded["words"], strict=True)
         ]
         return encoded.add_column("labels", tagged)

@@ -119,7 +119,7 @@ def _find_disagreements(predictions: Sequence[Sequence[str]], hits: Sequence[Seq
     """Find test rows with different predictions, most different first; for a single row, with wrong predictions."""
     if len(predictions) == 1:
         return [place for place, hit in enumerate(hits[0]) if not hit]
-    kinds = [len(set(of_test_row)) for of_test_row in zip(*predictions, strict=True)]
+    kinds = [len(set(texts)) for texts in zip(*predictions, strict=True)]
     return sorted((place for place, count in enumerate(kinds) if count > 1), key=lambda place: (-kinds[place], place))
 
 

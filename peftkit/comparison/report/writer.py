@@ -34,13 +34,13 @@ def write_report(
     if examples < 0:
         raise UserError(f"--examples: must be at least 0, got {examples}")
     results = load_results(folders)
-    place = Path("report.html") if results.folder is None else results.folder / NAMES["html"]
+    path = Path("report.html") if results.folder is None else results.folder / NAMES["html"]
     if output is not None:
-        place = output.expanduser()
-    if place.exists() and (output is not None or results.folder is None):
-        raise UserError(f"{place}: already exists; use another --output or remove it")
-    _write_format(place, "html", results, analyze(results), examples, reload_data)
-    return place
+        path = output.expanduser()
+    if path.exists() and (output is not None or results.folder is None):
+        raise UserError(f"{path}: already exists; use another --output or remove it")
+    _write_format(path, "html", results, analyze(results), examples, reload_data)
+    return path
 
 
 def format_report(folders: Sequence[Path], form: str) -> str:
@@ -76,17 +76,17 @@ def _format_as(form: str, results: ComparisonResults, findings: Findings) -> str
 
 
 def _write_format(
-    place: Path, form: str, results: ComparisonResults, findings: Findings, examples: int, reload_data: bool
+    path: Path, form: str, results: ComparisonResults, findings: Findings, examples: int, reload_data: bool
 ) -> None:
     if form != "html":
-        write_text(place, _format_as(form, results, findings))
+        write_text(path, _format_as(form, results, findings))
         return
     predictions = compare_predictions(results, examples, reload_data=reload_data)
     specs = make_charts(findings, results, predictions.confusions)
     charts = render_charts(specs)
     # The name of the folder depends on the name of the page.
-    folder = place.with_name(PICTURES if place.name == NAMES["html"] else f"{place.stem}-{PICTURES}")
+    folder = path.with_name(PICTURES if path.name == NAMES["html"] else f"{path.stem}-{PICTURES}")
     for name in specs:
         write_text(folder / f"{name}.svg", charts.svg[name])
         write_bytes(folder / f"{name}.png", charts.png[name])
-    write_text(place, render_page(findings, results, predictions, specs, charts.library))
+    write_text(path, render_page(findings, results, predictions, specs, charts.library))

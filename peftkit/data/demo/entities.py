@@ -99,7 +99,7 @@ def tag_words(text: str, kinds: dict[str, str]) -> tuple[list[str], list[str]]:
         kind = _find_kind(code.strip(), kinds)
         tokens += words
         tags += (
-            [f"{'I' if place else 'B'}-{kind}" for place in range(len(words))]
+            [f"{'I' if index else 'B'}-{kind}" for index in range(len(words))]
             if len(words) <= MAX_ENTITY_WORDS
             else ["O"] * len(words)
         )

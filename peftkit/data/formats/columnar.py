@@ -42,7 +42,7 @@ def _split_batch(batch: pyarrow.RecordBatch) -> Iterator[Row]:
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:
-        yield from (_read_row(batch.slice(place, 1)) for place in range(batch.num_rows))
+        yield from (_read_row(batch.slice(index, 1)) for index in range(batch.num_rows))
 
 
 def _read_row(batch: pyarrow.RecordBatch) -> Row:
