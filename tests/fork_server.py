@@ -41,7 +41,7 @@ def write_interpreter(folder: Path, owner: int) -> Path:
         return path
     (folder / "environment.json").write_text(json.dumps(select_read_at_import()))
     command = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(folder), str(owner)]
-    path.write_text("#!/bin/sh\nexec " + " ".join(f"'{word}'" for word in command) + ' "$@"\n')
+    path.write_text("#!/bin/sh\nexec " + " ".join(f"'{argument}'" for argument in command) + ' "$@"\n')
     path.chmod(0o755)
     return path
 

@@ -106,8 +106,9 @@ class SequenceClassification(TextTask):
             elif name is None:
                 yield f"{location}: no label; remove the row or use another split"
             elif name not in known:
-                hint = ", or use SequenceRegression for numbers" if isinstance(value, float) else ""
-                yield f"{location}: {describe_unknown_label(name, self.label_names)}; correct it or remove the row{hint}"
+                fix = "correct it or remove the row"
+                fix += ", or use SequenceRegression for numbers" if isinstance(value, float) else ""
+                yield f"{location}: {describe_unknown_label(name, self.label_names)}; {fix}"
 
     def encode_labels(self, encoded: Dataset, rows: Dataset, labels: Sequence[str]) -> Dataset:
         """Add the label id of each row."""

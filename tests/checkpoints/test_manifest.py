@@ -23,7 +23,7 @@ from peftkit.training import evaluation
 from peftkit.training.run import run
 
 # Six steps an epoch; what is logged, accumulated and saved falls on different steps.
-WORDS = {
+OPTIONS = {
     "max_steps": 10, "logging_steps": 3, "save_strategy": "steps", "save_steps": 4, "report_to": "none",
     "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
 }  # fmt: skip
@@ -56,11 +56,11 @@ def same_weights(folder, other):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def both(small_recipe, tmp_path, stop, **words):
+def both(small_recipe, tmp_path, stop, **options):
     """The report of a run that was not stopped, and of one that was stopped at a logged step and went on."""
-    words = WORDS | words
-    whole = run(small_recipe(output_dir=str(tmp_path / "whole"), **words))
-    recipe = small_recipe(output_dir=str(tmp_path / "parts"), **words)
+    options = OPTIONS | options
+    whole = run(small_recipe(output_dir=str(tmp_path / "whole"), **options))
+    recipe = small_recipe(output_dir=str(tmp_path / "parts"), **options)
     with pytest.raises(StoppedError):
         run(recipe, progress=stop_at(stop))
     assert read_report(tmp_path / "parts").status == "failed"
@@ -68,7 +68,7 @@ def both(small_recipe, tmp_path, stop, **words):
 
 
 @pytest.mark.parametrize(
-    ("method", "words"),
+    ("method", "options"),
     [
         (full(), {"lr_scheduler_type": "reduce_lr_on_plateau"}),
         (lora(lora_dropout=0.1), {"train_sampling_strategy": "group_by_length", "optim": "adafactor"}),
@@ -76,9 +76,9 @@ def both(small_recipe, tmp_path, stop, **words):
     ],
     ids=["full", "lora", "qlora"],
 )
-def test_a_run_goes_on_bit_for_bit(small_recipe, tmp_path, method, words):
-    words = {"eval_strategy": "steps", "eval_steps": 4, "save_total_limit": 1, **words}
-    whole, parts = both(small_recipe, tmp_path, 9, method=method, **words)
+def test_a_run_goes_on_bit_for_bit(small_recipe, tmp_path, method, options):
+    options = {"eval_strategy": "steps", "eval_steps": 4, "save_total_limit": 1, **options}
+    whole, parts = both(small_recipe, tmp_path, 9, method=method, **options)
     assert told(parts) == told(whole)
     assert same_weights(tmp_path / "parts", tmp_path / "whole")
     assert parts.metrics == whole.metrics
@@ -107,7 +107,7 @@ def test_a_checkpoint_is_plain_and_can_be_used(small_recipe, tmp_path, monkeypat
     from transformers import AutoModelForSequenceClassification
 
     monkeypatch.setenv("HOME", str(tmp_path.parent))
-    run(small_recipe(**WORDS))
+    run(small_recipe(**OPTIONS))
     folder = tmp_path / "run" / "checkpoint-4"
     assert {path.name for path in folder.iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "checkpoint.json", "optimizer.json",
@@ -143,7 +143,7 @@ def test_a_checkpoint_that_was_not_finished_does_not_count(small_recipe, tmp_pat
 
     write = files.write_schedule
     monkeypatch.setattr(files, "write_schedule", fail)
-    recipe = small_recipe(**WORDS)
+    recipe = small_recipe(**OPTIONS)
     with pytest.raises(StoppedError):
         run(recipe)
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-4"]
@@ -155,14 +155,14 @@ def test_a_checkpoint_that_was_not_finished_does_not_count(small_recipe, tmp_pat
 
 
 def test_a_run_that_failed_after_training_goes_on_with_its_evaluation(small_recipe, tmp_path, monkeypatch):
-    whole = run(small_recipe(output_dir=str(tmp_path / "whole"), **WORDS))
+    whole = run(small_recipe(output_dir=str(tmp_path / "whole"), **OPTIONS))
     fitted = evaluation.Scoring.calibrate
 
     def fail(*_):
         raise MemoryError("evaluation")
 
     monkeypatch.setattr(evaluation.Scoring, "calibrate", fail)
-    recipe = small_recipe(**WORDS)
+    recipe = small_recipe(**OPTIONS)
     with pytest.raises(MemoryError):
         run(recipe)
     monkeypatch.setattr(evaluation.Scoring, "calibrate", fitted)
@@ -175,11 +175,11 @@ def test_a_run_that_failed_after_training_goes_on_with_its_evaluation(small_reci
 
 
 def test_the_best_model_is_found_again(small_recipe, tmp_path):
-    words = {
+    options = {
         "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "load_best_model_at_end": True,
         "save_total_limit": 2, "metric_for_best_model": "accuracy", "learning_rate": 3e-3,
     }  # fmt: skip
-    whole, parts = both(small_recipe, tmp_path, 9, **words)
+    whole, parts = both(small_recipe, tmp_path, 9, **options)
     best = json.loads((tmp_path / "whole" / "checkpoint-10" / "trainer_state.json").read_text())
     assert best["best_model_checkpoint"] is None
     assert told(parts) == told(whole)
@@ -188,7 +188,7 @@ def test_the_best_model_is_found_again(small_recipe, tmp_path):
 
 
 def test_what_can_not_go_on_is_one_line(small_recipe, tmp_path):
-    recipe = small_recipe(**WORDS)
+    recipe = small_recipe(**OPTIONS)
     with pytest.raises(UserError, match=r"--resume: no complete checkpoint in .*; to write checkpoints pass"):
         run(recipe, resume=True)
     with pytest.raises(StoppedError):
@@ -196,7 +196,7 @@ def test_what_can_not_go_on_is_one_line(small_recipe, tmp_path):
     with pytest.raises(UserError, match=r"contains checkpoint-4 of an interrupted run; use --resume"):
         run(recipe)
     there = tmp_path / "run" / "checkpoint-4"
-    for change, said in [
+    for change, message in [
         (
             {"training": {**recipe.training, "learning_rate": 0.5}},
             r"training\.learning_rate differs from .* \(expected 0\.001, got 0\.5",
@@ -213,7 +213,7 @@ def test_what_can_not_go_on_is_one_line(small_recipe, tmp_path):
     ]:
         other = replace(recipe, **change)
         other = replace(other, training={**other.training, "output_dir": str(tmp_path / "other")})
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             run(other, resume=there)
     with pytest.raises(UserError, match="is not a peftkit checkpoint"):
         run(recipe, resume=tmp_path)
@@ -232,16 +232,16 @@ def about(**fields):
     ("ranks", "batch", "accumulation"), [(1, 8, 2), (2, 8, 1), (4, 4, 1), (16, 1, 1), (8, 2, 1)]
 )  # fmt: skip
 def test_the_global_batch_is_kept(small_recipe, ranks, batch, accumulation):
-    recipe = set_batch_sizes(small_recipe(**WORDS), about(), ranks)
+    recipe = set_batch_sizes(small_recipe(**OPTIONS), about(), ranks)
     kept = recipe.training["per_device_train_batch_size"], recipe.training["gradient_accumulation_steps"]
     assert kept == (batch, accumulation)
 
 
 def test_a_global_batch_that_can_not_be_kept_is_told(small_recipe):
     with pytest.raises(UserError, match="global batch size 16 is not divisible by 3 ranks"):
-        set_batch_sizes(small_recipe(**WORDS), about(), 3)
+        set_batch_sizes(small_recipe(**OPTIONS), about(), 3)
     with pytest.raises(UserError, match="group_by_length needs the checkpoint's batches"):
-        set_batch_sizes(small_recipe(**WORDS, train_sampling_strategy="group_by_length"), about(), 4)
+        set_batch_sizes(small_recipe(**OPTIONS, train_sampling_strategy="group_by_length"), about(), 4)
 
 
 def test_a_field_that_only_one_side_has_is_another_recipe():
@@ -251,5 +251,5 @@ def test_a_field_that_only_one_side_has_is_another_recipe():
 
 
 def test_a_trial_leaves_no_checkpoints(small_recipe, tmp_path):
-    run(small_recipe(**WORDS), trial=True)
+    run(small_recipe(**OPTIONS), trial=True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["report.json"]

@@ -8,9 +8,9 @@ from peftkit.cli.main import main
 from peftkit.recipe.serialization import recipe_to_yaml
 
 
-def exit_code(words, capsys):
+def exit_code(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(words)
+        main(arguments)
     return ended.value.code, capsys.readouterr()
 
 
@@ -22,14 +22,14 @@ def test_help_and_import_load_no_torch(real_interpreter):
         "except SystemExit as ended: assert ended.code == 0\n"
         "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)\n"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr
+    message = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert message.returncode == 0, message.stderr
     for command in ("train", "compare", "report", "export", "combine", "predict"):
-        assert command in said.stdout
+        assert command in message.stdout
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["trian"], "invalid choice: 'trian'"),
         (["train"], "missing RECIPE"),
@@ -63,11 +63,11 @@ def test_help_and_import_load_no_torch(real_interpreter):
         (["predict", "nowhere", "README.md", "--top_k", "0"], "--top_k: must be at least 1, got 0"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_exit_code_2(words, said, capsys, tmp_path, monkeypatch, request):
+def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
-    code, output = exit_code(words, capsys)
+    code, output = exit_code(arguments, capsys)
     assert code == 2
-    assert said in output.err
+    assert message in output.err
     assert output.err.count("\n") == 1
     assert output.err.startswith("peftkit: ")
 
@@ -88,8 +88,8 @@ def test_train_export_and_predict_from_yaml(small_recipe, capsys, tmp_path):
     assert "max logit difference" in output.err
     texts = tmp_path / "texts.csv"
     texts.write_text("text\nReturn the mean.\n")
-    words = ["predict", str(tmp_path / "out"), str(texts), "--output", str(tmp_path / "found.jsonl")]
-    assert exit_code(words, capsys)[0] == 0
+    arguments = ["predict", str(tmp_path / "out"), str(texts), "--output", str(tmp_path / "found.jsonl")]
+    assert exit_code(arguments, capsys)[0] == 0
     assert (tmp_path / "found.jsonl").read_text().startswith('{"row": 0, "label": ')
 
 

@@ -55,7 +55,7 @@ def test_over_makes_every_combination_and_changes_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("words", "rates", "said"),
+    ("arguments", "rates", "message"),
     [
         (["method=full,full"], {}, "same name"),
         (["method=full"], {"lora": 1.0}, "method 'lora' is not compared"),
@@ -67,9 +67,9 @@ def test_over_makes_every_combination_and_changes_nothing_else():
         (["method=full,lora", "method.peft.r=4,8"], {}, "row 'full, r=4'"),
     ],
 )
-def test_wrong_words_are_one_line(words, rates, said):
-    with pytest.raises(UserError, match=said) as error:
-        make_rows(BASE, parse_over(words), rates)
+def test_wrong_words_are_one_line(arguments, rates, message):
+    with pytest.raises(UserError, match=message) as error:
+        make_rows(BASE, parse_over(arguments), rates)
     assert "\n" not in str(error.value)
 
 

@@ -14,11 +14,12 @@ from peftkit.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [({"trials": -1}, "at least 1"), ({"seeds": 0}, "at least 1"), ({"jobs": 0}, "at least 1")]
+    ("arguments", "expected"),
+    [({"trials": -1}, "at least 1"), ({"seeds": 0}, "at least 1"), ({"jobs": 0}, "at least 1")],
 )
-def test_a_budget_that_makes_no_sense_is_refused(words, said):
-    with pytest.raises(UserError, match=said):
-        Budget(**words)
+def test_a_budget_that_makes_no_sense_is_refused(arguments, expected):
+    with pytest.raises(UserError, match=expected):
+        Budget(**arguments)
 
 
 @pytest.mark.parametrize(

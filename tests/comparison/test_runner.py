@@ -25,7 +25,7 @@ QUICK = Budget(trials=1, seeds=1)
 def test_tuned_alike_then_tested_and_a_failure_is_a_row_with_its_cause(small_recipe, tmp_path):
     recipe = replace(small_recipe(), name="c")
     folder = tmp_path / "c"
-    # LN tuning knows no target modules for a BERT of its own accord; and no weight survives such a learning rate.
+    # LN tuning has no default target modules for BERT, and training diverges with this learning rate.
     over = {"method": ["lora", "ln_tuning", "full"]}
     compare(recipe, over, budget=Budget(trials=2, seeds=2, jobs=2), output=folder, learning_rates={"full": 1e30})
     findings = write_all_formats(folder)
@@ -63,7 +63,7 @@ def test_a_comparison_killed_at_any_moment_continues_and_repeats_nothing(small_r
     recipe = replace(small_recipe(), name="c")
     recipe = replace(recipe, training={**recipe.training, "report_to": "none"})
     (tmp_path / "recipe.yaml").write_text(recipe_to_yaml(recipe))
-    words = [
+    arguments = [
         sys.executable, "-m", "peftkit", "compare", str(tmp_path / "recipe.yaml"), "--methods", "full,lora",
         "--trials", "1", "--seeds", "2", "--output", str(tmp_path / "c"),
     ]  # fmt: skip
@@ -71,7 +71,7 @@ def test_a_comparison_killed_at_any_moment_continues_and_repeats_nothing(small_r
     random.seed(4)
     ended: dict = {}
     for kills in (1, 2):
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path)
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path)
         deadline = time.monotonic() + 120
         while len(list(runs.glob("*/*/report.json"))) < kills and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -83,13 +83,13 @@ def test_a_comparison_killed_at_any_moment_continues_and_repeats_nothing(small_r
             assert ended.setdefault(report, report.stat().st_mtime_ns) == report.stat().st_mtime_ns
     left = load_results([tmp_path / "c"])
     assert analyze(left).recommended is None
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert all(report.stat().st_mtime_ns == at for report, at in ended.items())
     assert done.stderr.count("skipped, already finished") == len(ended) >= 2
     assert [row.status for row in analyze(load_results([tmp_path / "c"])).rows] == ["complete", "complete"]
     text = (tmp_path / "c" / "comparison.md").read_text()
-    again = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    again = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
     assert again.stderr.count("skipped, already finished") == 4
     assert (tmp_path / "c" / "comparison.md").read_text() == text
 
@@ -100,13 +100,13 @@ def test_a_run_with_too_little_memory_is_out_of_memory_and_the_others_go_on(smal
     recipe = replace(recipe, name="c", data=replace(recipe.data, max_train_samples=2400))
     recipe = replace(recipe, model=replace(recipe.model, name_or_path="demo"), task=replace(recipe.task, max_length=64))
     (tmp_path / "recipe.yaml").write_text(recipe_to_yaml(recipe))
-    words = [
+    arguments = [
         "compare", str(tmp_path / "recipe.yaml"), "--quick", "--output", str(tmp_path / "c"),
         "--over", "training.per_device_train_batch_size=8,2000",
     ]  # fmt: skip
     limited = (
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (5 * 2**30,) * 2); "
-        f"from peftkit.cli.main import main; main({words!r})"
+        f"from peftkit.cli.main import main; main({arguments!r})"
     )
     done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

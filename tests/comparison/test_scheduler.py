@@ -40,7 +40,7 @@ def test_each_run_at_a_time_has_gpus_of_its_own(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("returncode", "log", "status", "said"),
+    ("returncode", "log", "status", "message"),
     [
         (-signal.SIGKILL, "", "out_of_memory", "SIGKILL, probably by the system because memory ran out"),
         (-signal.SIGSEGV, "at work\n", "failed", "SIGSEGV; last line of the log: at work"),
@@ -52,10 +52,10 @@ def test_each_run_at_a_time_has_gpus_of_its_own(monkeypatch):
         (1, "it broke\n=======\n", "failed", "last line of the log: it broke"),
     ],
 )
-def test_a_run_that_could_not_report_has_its_cause_told(tmp_path, returncode, log, status, said):
+def test_a_run_that_could_not_report_has_its_cause_told(tmp_path, returncode, log, status, message):
     report = collect_report(make_run(tmp_path, log), returncode)
     assert report.status == status
-    assert re.search(said, report.error)
+    assert re.search(message, report.error)
     assert (tmp_path / "report.json").exists()
 
 

@@ -21,7 +21,7 @@ from peftkit.errors import UserError
 from peftkit.prediction.batch import predict
 from peftkit.training.run import run
 
-LONG = "word " * 100_000
+LONG = "text " * 100_000
 
 
 def stream(path):
@@ -64,7 +64,7 @@ def write(path, content):
         ("one-column.csv", 'a\n\nx\n""\ny\n""\n\n'),
         ("all-blank.csv", "a,b\n,\n\n"),
         ("header-only.csv", "a,b"),
-        ("words.csv", "text,label\nNA,None\nnull,nan\n01,1.0\n 7 ,true\n"),
+        ("texts.csv", "text,label\nNA,None\nnull,nan\n01,1.0\n 7 ,true\n"),
         ("breaks.csv", 'a,b\r\n"x\r\n\r\ny",2\r\n"p\nq\n","\r"\r\n1,2'),
         ("old-mac.csv", "a,b\r1,2\r\r3,4\r"),
         ("quotes.csv", 'a,b\nx"y","say ""hi"""\n"x"y, "z"\n\\,"\\"\n'),

@@ -19,7 +19,7 @@ WORDS = "the quick brown fox jumps over a lazy dog while seven wise owls watch f
 
 
 def text(number):
-    """Texts of which no two are alike: ten words that depend on the number."""
+    """Make texts that differ from each other: ten words that depend on the number."""
     words = WORDS.split()
     return " ".join(words[(number * step + step) % len(words)] + str(number * step % 97) for step in range(1, 11))
 
@@ -91,7 +91,7 @@ def test_rows_are_named_as_the_file_has_them_though_held_out_and_drawn(tmp_path)
 
 
 def test_no_length_over_the_models_is_suggested(tmp_path):
-    long = [{"text": "word " * 700 + str(n), "label": "ab"[n % 2]} for n in range(30)]
+    long = [{"text": "text " * 700 + str(n), "label": "ab"[n % 2]} for n in range(30)]
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
     text = check(Recipe(data=DataConfig(path=str(tmp_path))))

@@ -21,15 +21,15 @@ def test_a_folder_saved_by_datasets_keeps_its_label_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("./nowhere.jsonl", "no such file or folder"),
         ("nowhere.csv", "no such file or folder"),
         ("no-such/data-anywhere", "cannot be read"),
     ],
 )
-def test_data_that_cannot_be_had_is_one_line(path, said):
-    with pytest.raises(UserError, match=f"data.path: {path}: {said}"):
+def test_data_that_cannot_be_had_is_one_line(path, message):
+    with pytest.raises(UserError, match=f"data.path: {path}: {message}"):
         load(path)
 
 
@@ -79,7 +79,7 @@ def test_a_query_is_data(database, address):
 
 
 @pytest.mark.parametrize(
-    ("path", "sql", "said"),
+    ("path", "sql", "message"),
     [
         ("{}", "select stars from reviews", "data.sql: the query failed: .*no such column: stars"),
         ("nowhere.db", "select 1", r"no such SQLite file \(expected a file or a URL"),
@@ -91,8 +91,8 @@ def test_a_query_is_data(database, address):
         ("nosuch://host/db", "select 1", "data.sql: the query failed"),
     ],
 )
-def test_a_query_that_fails_is_one_line(database, path, sql, said):
-    with pytest.raises(UserError, match=said) as raised:
+def test_a_query_that_fails_is_one_line(database, path, sql, message):
+    with pytest.raises(UserError, match=message) as raised:
         load_rows(DataConfig(path=path.format(database), sql=sql))
     assert "secret" not in str(raised.value)
     assert "\n" not in str(raised.value)

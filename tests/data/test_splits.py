@@ -55,9 +55,9 @@ def test_a_single_file_is_split_stratified_and_says_so(tmp_path, suffix):
 
 def test_named_files_and_columns(tmp_path):
     for name in ("a", "b"):
-        write(tmp_path / f"{name}.jsonl", [{"words": r["text"], "kind": r["label"]} for r in rows(30)])
+        write(tmp_path / f"{name}.jsonl", [{"sentence": r["text"], "kind": r["label"]} for r in rows(30)])
     config = DataConfig(path=str(tmp_path), data_files={"train": "a.jsonl", "test": "b.jsonl"})
-    splits = load_splits(config, SequenceClassification(text="words", label="kind"))
+    splits = load_splits(config, SequenceClassification(text="sentence", label="kind"))
     assert len(splits.test) == 30
 
 
@@ -106,7 +106,7 @@ def test_sizes_are_cut_by_the_seed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("records", "fields", "said"),
+    ("records", "fields", "message"),
     [
         (rows(20), {"train_split": "tain"}, None),
         (
@@ -118,12 +118,12 @@ def test_sizes_are_cut_by_the_seed(tmp_path):
         (rows(20, ("same",)), {}, "needs at least 2 labels, got 1"),
     ],
 )
-def test_what_is_wrong_is_one_line(tmp_path, records, fields, said):
+def test_what_is_wrong_is_one_line(tmp_path, records, fields, message):
     path = write(tmp_path / "a.jsonl", records)
-    if said is None:
+    if message is None:
         assert load(path, **fields).labels == ("no", "yes")
         return
-    with pytest.raises(UserError, match=said) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         load(path, **fields)
     assert "\n" not in str(raised.value)
 

@@ -74,7 +74,7 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] "
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("message", "reason"),
     [
         (GLOO + "Connection closed by peer [10.77.0.2]:3292", "Connection closed by peer [10.77.0.2]:3292"),
         (GLOO + "Read error [::1]:9: reset by peer. Check the logs", "Read error [::1]:9: reset by peer"),
@@ -83,28 +83,28 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] "
         ("Application timeout caused pair closure", "Application timeout caused pair closure"),
     ],
 )  # fmt: skip
-def test_a_rank_that_is_lost_is_told_in_one_line(said, reason, monkeypatch):
+def test_a_rank_that_is_lost_is_told_in_one_line(message, reason, monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(LostRankError) as found, raise_lost_rank_errors():
-        raise RuntimeError(said)
+        raise RuntimeError(message)
     told = str(found.value)
     assert told.startswith(f"the connection to the other ranks was lost: {reason} (rank 3 of 4, host ")
     assert "--resume" in told
     assert "\n" not in told
 
 
-@pytest.mark.parametrize(("said", "ranks"), [("mat1 and mat2 do not fit", "4"), ("Connection reset by peer", "1")])
-def test_no_other_error_is_taken_for_a_lost_rank(said, ranks, monkeypatch):
+@pytest.mark.parametrize(("message", "ranks"), [("mat1 and mat2 do not fit", "4"), ("Connection reset by peer", "1")])
+def test_no_other_error_is_taken_for_a_lost_rank(message, ranks, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", ranks)
-    with pytest.raises(RuntimeError, match=said), raise_lost_rank_errors():
-        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match=message), raise_lost_rank_errors():
+        raise RuntimeError(message)
 
 
 @pytest.mark.integration
 @pytest.mark.xdist_group("ranks")
 def test_ranks_with_different_files_stop(tmp_path):
-    """Each rank has a folder of its own, as hosts have that share none."""
+    """Each rank has a separate folder, like hosts without a shared file system."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(FOUR_SENTENCES.read_text())
     for rank, lines in enumerate([4, 3]):

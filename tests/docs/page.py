@@ -78,7 +78,7 @@ def split_console(text: str) -> list[tuple[str, list[str]]]:
 
 
 def add_options(script: str, options: dict[str, str]) -> str:
-    """Add to each command of a script the options that the page has for commands with its first words."""
+    """Add the options of the page to each command of a script that starts with the given prefix."""
     lines = []
     for line in re.split(r"(?<!\\)\n", script):
         for prefix, added in options.items():
@@ -112,8 +112,8 @@ class PageRunner:
         scripts = Path(sysconfig.get_path("scripts"))
         started = {"python": "", "python3": "", "peftkit": "-m peftkit"}
         started |= {name: shlex.quote(str(scripts / name)) for name in ("torchrun", "deepspeed")}
-        for name, words in started.items():
-            (programs / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words} "$@"\n')
+        for name, arguments in started.items():
+            (programs / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments} "$@"\n')
             (programs / name).chmod(0o755)
         self.environment = {
             **os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),

@@ -282,7 +282,7 @@ def test_a_folder_does_not_decide_whether_code_may_run(trained_run, checkpoints,
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     export(folder, tmp_path / "out", format="adapter")
     assert not ran.exists()
-    # With the word it runs; that this class then fits no model is another thing.
+    # With the option the code runs; transformers then rejects the class.
     with pytest.raises(UserError, match="Unrecognized configuration class"):
         export(folder, tmp_path / "trusted", format="adapter", trust_remote_code=True)
     assert ran.exists()

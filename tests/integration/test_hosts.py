@@ -51,7 +51,7 @@ class Hosts:
                 ip("netns", "delete", name)
 
     def kill(self, host):
-        """End every process of a host, as if it lost its power but for the network's last words."""
+        """Kill every process of a host, as if it lost its power; its connections are closed."""
         for pid in ip("netns", "pids", self.names[host]).split():
             os.kill(int(pid), signal.SIGKILL)
 
@@ -90,7 +90,7 @@ class Hosts:
             time.sleep(0.2)
 
     def codes(self, seconds):
-        """The exit codes of both hosts' launchers, in so many seconds."""
+        """The exit codes of both hosts' launchers, within `seconds`."""
         until = time.monotonic() + seconds
         return [process.wait(max(0.1, until - time.monotonic())) for process in self.launched]
 

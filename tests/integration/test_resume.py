@@ -34,15 +34,15 @@ from peftkit.system.logging import set_up_logging
 from peftkit.recipe.parser import read_recipe
 from peftkit.training.run import run
 
-launcher = [word for word in sys.argv[1:] if word.startswith("--local_rank")]
-file, step, *words = [word for word in sys.argv[1:] if word not in launcher]
+launcher = [argument for argument in sys.argv[1:] if argument.startswith("--local_rank")]
+file, step, *arguments = [argument for argument in sys.argv[1:] if argument not in launcher]
 
 def tell(row):
     if row["step"] >= int(step):
         os.kill(os.getpid(), signal.SIGKILL)
 
 set_up_logging()
-parsed = parse_run_arguments([*words, *launcher], read_recipe(file), "leg")
+parsed = parse_run_arguments([*arguments, *launcher], read_recipe(file), "leg")
 sys.exit(run_with_exit_code(lambda: run(parsed.recipe, resume=parsed.resume, progress=tell)))
 """
 LAUNCHERS = {
@@ -69,7 +69,7 @@ def chained(small_recipe, request, tmp_path):
         write_text(tmp_path / "recipe.yaml", recipe_to_yaml(recipe))
         whole = run(replace(recipe, training={**recipe.training, "output_dir": str(tmp_path / "whole")}))
 
-        def leg(launcher, kill_at, *words):
+        def leg(launcher, kill_at, *arguments):
             start = [sys.executable, *LAUNCHERS[launcher]]
             if launcher == "deepspeed":
                 with socket.socket() as free:
@@ -80,7 +80,7 @@ def chained(small_recipe, request, tmp_path):
                 **os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
             }  # fmt: skip
             done = subprocess.run(
-                ["timeout", "600", *command, str(kill_at), *words],
+                ["timeout", "600", *command, str(kill_at), *arguments],
                 capture_output=True, text=True, cwd=ROOT, env=environment, check=False,
             )  # fmt: skip
             said = done.stdout[-2000:] + done.stderr[-4000:]

@@ -128,7 +128,7 @@ def test_a_decoder_is_no_encoder_decoder(checkpoints):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "compute", "fields", "word"),
+    ("dtype", "compute", "fields", "option"),
     [
         ("float32", "auto", {"fp16": True}, "training.fp16"),
         ("float32", "auto", {"fp16_full_eval": True}, "training.fp16_full_eval"),
@@ -136,13 +136,13 @@ def test_a_decoder_is_no_encoder_decoder(checkpoints):
         ("float16", "auto", {}, "model.dtype"),
     ],
 )
-def test_t5_in_float16_is_refused(checkpoints, dtype, compute, fields, word):
+def test_t5_in_float16_is_refused(checkpoints, dtype, compute, fields, option):
     arguments, quantization = TrainingArguments(use_cpu=True), Quantization(bnb_4bit_compute_dtype=compute)
     for name, value in fields.items():
         # Set afterwards: on a CPU the library refuses them.
         object.__setattr__(arguments, name, value)
     for task in (TASK, Seq2Seq()):
-        with pytest.raises(UserError, match=f"{word}: t5 overflows in float16"):
+        with pytest.raises(UserError, match=f"{option}: t5 overflows in float16"):
             check_precision(load(checkpoints / "t5", task, dtype=dtype).model, quantization, arguments)
     check_precision(load(checkpoints / "bert").model, quantization, arguments)
 

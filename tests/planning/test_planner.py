@@ -140,18 +140,18 @@ def test_planning_joins_no_ranks(monkeypatch):
 
 
 def test_the_command(tmp_path, capsys, checkpoints):
-    words = [
+    command = [
         "plan", "recipes/lora_cls.py", "--gpus", "8", "--gpu-memory", "24GiB", "--methods", "lora",
         "--scaling", "--output", str(tmp_path / "plan.json"), "--model.name_or_path", str(checkpoints / "bert"),
     ]  # fmt: skip
     with pytest.raises(SystemExit) as ended:
-        main(words)
+        main(command)
     assert ended.value.code == 0
-    said = capsys.readouterr().out
-    assert "recommend  lora, no sharding" in said
-    assert "lora * +  none" in said
-    assert "1024" in said
-    assert "Experimental: weak scaling of lora" in said
+    message = capsys.readouterr().out
+    assert "recommend  lora, no sharding" in message
+    assert "lora * +  none" in message
+    assert "1024" in message
+    assert "Experimental: weak scaling of lora" in message
     told = json.loads((tmp_path / "plan.json").read_text())
     assert told["rows"][told["chosen"]]["placement"] == "none"
     assert told["own"] == told["chosen"]
@@ -174,7 +174,7 @@ def test_the_speed_of_a_cpu_is_no_gpus(tmp_path, capsys, small):
 
 
 @pytest.mark.parametrize(
-    ("words", "why"),
+    ("command", "why"),
     [
         (["--gpu-memory", "much"], "--gpu-memory much: not a size"),
         (["--gpus", "0"], "--gpus 0: must be more than 0"),
@@ -185,8 +185,8 @@ def test_the_speed_of_a_cpu_is_no_gpus(tmp_path, capsys, small):
         (["--tflops", "10", "--speed-from", "runs/x"], "use only one of them"),
     ],
 )
-def test_mistakes_are_one_line(words, why, capsys):
+def test_mistakes_are_one_line(command, why, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["plan", "recipes/lora_cls.py", "--rows", "10", *words])
+        main(["plan", "recipes/lora_cls.py", "--rows", "10", *command])
     assert ended.value.code == 2
     assert why in capsys.readouterr().err

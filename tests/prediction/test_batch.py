@@ -69,14 +69,14 @@ def test_csv(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         ('{"words": "a"}\n', "no column 'text' \\(columns: words\\); set the column with --text"),
     ],
 )
-def test_a_file_that_does_not_fit_is_one_line(folder, tmp_path, content, said):
+def test_a_file_that_does_not_fit_is_one_line(folder, tmp_path, content, expected):
     (tmp_path / "bad.jsonl").write_text(content)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=expected):
         predict([folder], tmp_path / "bad.jsonl", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
 
@@ -134,9 +134,9 @@ def test_rows_that_cannot_be_read_are_told_by_number_and_the_rest_goes_on(folder
     assert [answer["row"] for answer in answers] == list(range(9))
     assert [place for place, answer in enumerate(answers) if "label" in answer] == [0, 6]
     wrong = {1: "null, not text", 2: "not JSON", 3: "int, not text", 4: "null", 5: "empty", 7: "correct", 8: "correct"}
-    for row, said in wrong.items():
+    for row, expected in wrong.items():
         assert answers[row]["error"].startswith(f"{rows}, row {row} (from 0)")
-        assert said in answers[row]["error"]
+        assert expected in answers[row]["error"]
     assert "7 of 9 rows cannot be read" in caplog.text
     alone = read(predict([folder], file_of(tmp_path, ["a", "b"]), tmp_path / "alone.jsonl"))
     assert [answers[0]["label"], answers[6]["label"]] == [answer["label"] for answer in alone]

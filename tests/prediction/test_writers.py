@@ -161,13 +161,13 @@ def test_no_answer_loses_a_value_silently(tmp_path, ending):
 
 def test_where_answers_cannot_go(tmp_path):
     (tmp_path / "there.parquet").write_text("mine")
-    for name, said in (
+    for name, message in (
         ("there.parquet", "already exists; use another name"),
         ("a.xml", r"unknown extension; use \.jsonl, \.csv or"),
     ):
-        with pytest.raises(UserError, match=rf"--output .*{name}: {said}"):
+        with pytest.raises(UserError, match=rf"--output .*{name}: {message}"):
             check_output(tmp_path / name)
-        with pytest.raises(UserError, match=said), open_writer(tmp_path / name):
+        with pytest.raises(UserError, match=message), open_writer(tmp_path / name):
             pytest.fail("was opened")
     assert (tmp_path / "there.parquet").read_text() == "mine"
     check_output(None)

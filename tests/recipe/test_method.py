@@ -10,7 +10,7 @@ LABELS = ("a", "b", "c")
 
 
 @pytest.mark.parametrize(
-    ("word", "expected"),
+    ("name", "expected"),
     [
         ("full", lambda m: m.peft is None and m.quantization is None),
         ("lora", lambda m: m.peft.r == 5 and not m.peft.use_dora),
@@ -20,14 +20,14 @@ LABELS = ("a", "b", "c")
         ("ia3", lambda m: isinstance(m.peft, IA3Config)),
     ],
 )
-def test_a_method_by_its_name_shares_the_recipes_lora(word, expected):
-    assert expected(find_method(word, lora(r=5)))
+def test_a_method_by_its_name_shares_the_recipes_lora(name, expected):
+    assert expected(find_method(name, lora(r=5)))
 
 
-@pytest.mark.parametrize(("word", "said"), [("loraa", "use 'lora'"), ("prefix_tunin", "'prefix_tuning'")])
-def test_an_unknown_method_names_the_nearest(word, said):
-    with pytest.raises(UserError, match=said):
-        find_method(word, lora())
+@pytest.mark.parametrize(("name", "message"), [("loraa", "use 'lora'"), ("prefix_tunin", "'prefix_tuning'")])
+def test_an_unknown_method_names_the_nearest(name, message):
+    with pytest.raises(UserError, match=message):
+        find_method(name, lora())
 
 
 def test_a_method_without_adapter_cannot_be_quantized():

@@ -18,7 +18,7 @@ LORA = Recipe(name="a", method=lora(r=4), training={"learning_rate": 1e-3, "max_
 
 
 @pytest.mark.parametrize(
-    ("words", "read"),
+    ("arguments", "read"),
     [
         ("--method.peft.r 16", lambda r: r.method.peft.r == 16 and r.method.peft.lora_alpha == 16),
         ("--method.peft.target_modules [query,value]", lambda r: r.method.peft.target_modules == {"query", "value"}),
@@ -33,8 +33,8 @@ LORA = Recipe(name="a", method=lora(r=4), training={"learning_rate": 1e-3, "max_
         ("--method.peft peft.IA3Config", lambda r: isinstance(r.method.peft, IA3Config)),
     ],
 )
-def test_a_word_sets_its_field(words, read):
-    assert read(parse_recipe(words.split(), LORA))
+def test_a_word_sets_its_field(arguments, read):
+    assert read(parse_recipe(arguments.split(), LORA))
 
 
 def test_fields_not_named_keep_the_recipes_values():
@@ -42,7 +42,7 @@ def test_fields_not_named_keep_the_recipes_values():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         ("--training.max_step 3", "use 'training.max_steps'"),
         ("--trainin.max_steps 3", "use 'training.max_steps'"),
@@ -55,10 +55,10 @@ def test_fields_not_named_keep_the_recipes_values():
         ("--data.max_train_samples x", "data.max_train_samples: expected int or null, got 'x'"),
     ],
 )
-def test_a_wrong_word_is_one_line_with_the_right_one(words, said):
+def test_a_wrong_word_is_one_line_with_the_right_one(arguments, message):
     with pytest.raises(UserError) as raised:
-        parse_recipe(words.split(), LORA)
-    assert said in str(raised.value)
+        parse_recipe(arguments.split(), LORA)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -82,7 +82,7 @@ def test_yaml_holds_the_whole_recipe(recipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("training: {max_step: 3}", "use 'training.max_steps'"),
         ("modle: {name_or_path: x}", "use 'model"),
@@ -92,39 +92,39 @@ def test_yaml_holds_the_whole_recipe(recipe, tmp_path):
         ("a: [", "invalid YAML"),
     ],
 )
-def test_a_wrong_yaml_is_one_line_naming_the_file(text, said, tmp_path):
+def test_a_wrong_yaml_is_one_line_naming_the_file(text, message, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=re.escape(str(file))) as raised:
         read_recipe(file)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("training", "said"),
+    ("training", "message"),
     [
         ({"learning_rat": 1}, "use 'training.learning_rate'"),
         ({"learning_rate": "x"}, "expected float, got 'x'"),
     ],
 )
-def test_a_wrong_field_of_a_python_recipe_is_one_line_too(training, said):
+def test_a_wrong_field_of_a_python_recipe_is_one_line_too(training, message):
     with pytest.raises(UserError) as raised:
         parse_recipe([], Recipe(training=training))
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("recipe = 3", "no recipe found; define `recipe"),
         ("import nowhere", "ModuleNotFoundError"),
         ("x = DataConfig(", "SyntaxError"),
     ],
 )
-def test_a_python_recipe_that_cannot_be_read_is_one_line(text, said, tmp_path):
+def test_a_python_recipe_that_cannot_be_read_is_one_line(text, message, tmp_path):
     (tmp_path / "recipe.py").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_recipe(tmp_path / "recipe.py")
 
 
@@ -148,8 +148,8 @@ def test_no_home_folder_in_a_saved_recipe():
 
 
 def test_a_value_that_is_also_the_librarys_default_is_kept_when_written():
-    words = ["--training.learning_rate", "5e-5", "--training.save_strategy=steps"]
-    assert parse_recipe(words, Recipe(method=lora())).training == {"learning_rate": 5e-5, "save_strategy": "steps"}
+    arguments = ["--training.learning_rate", "5e-5", "--training.save_strategy=steps"]
+    assert parse_recipe(arguments, Recipe(method=lora())).training == {"learning_rate": 5e-5, "save_strategy": "steps"}
 
 
 def test_a_method_without_a_name_is_called_what_it_is():

@@ -32,19 +32,19 @@ def test_what_was_written_is_read(folder):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"weight", r"model\.safetensors: wrong size \(expected 7 bytes, got 6\); download or copy the folder again"),
         (b"weightz", r"model\.safetensors: wrong SHA-256; download"),
         (None, r"model\.safetensors is missing"),
     ],
 )
-def test_files_that_are_not_whole_are_refused(folder, content, said):
+def test_files_that_are_not_whole_are_refused(folder, content, message):
     if content is None:
         (folder / "model.safetensors").unlink()
     else:
         (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_manifest(folder)
 
 

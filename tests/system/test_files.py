@@ -37,10 +37,10 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 
 
 def test_a_folder_in_use_is_not_overwritten(tmp_path):
-    (tmp_path / "kept").write_text("x")
+    (tmp_path / "content").write_text("x")
     with pytest.raises(UserError, match="already exists"), atomic_directory(tmp_path):
         pass
-    assert (tmp_path / "kept").exists()
+    assert (tmp_path / "content").exists()
 
 
 def test_the_home_folder_is_not_written_down(monkeypatch):

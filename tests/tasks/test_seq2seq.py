@@ -55,7 +55,7 @@ def test_references_are_whole_and_may_be_several(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"generation": {"num_beam": 4}}, r"task\.generation: 'num_beam' is not a keyword .* use 'num_beams'"),
         ({"generation": {"temperature": 0.5}}, r"task\.generation: .*temperature"),
@@ -66,8 +66,8 @@ def test_references_are_whole_and_may_be_several(tokenizer):
         ({"tokenize": "xx"}, r"task\.tokenize: unknown tokenizer 'xx'; use one of 13a"),
     ],
 )
-def test_wrong_words_are_one_line(fields, said):
-    with pytest.raises(UserError, match=said):
+def test_wrong_words_are_one_line(fields, message):
+    with pytest.raises(UserError, match=message):
         Seq2Seq(**fields)
 
 
@@ -106,7 +106,7 @@ def test_it_trains_generates_exports_and_predicts(small_recipe, tmp_path, archit
         )
     )
     expected = words.decode(ids[0], skip_special_tokens=True).strip()
-    # A text alone and in a padded batch may differ in the last digit, and so in a word; here they do not.
+    # Outputs of a text alone and in a padded batch may differ by rounding; here they are equal.
     assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["text"] == expected
 
 

@@ -37,7 +37,7 @@ def test_pairs_are_the_tokenizers_own(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "message"),
     [
         ({"text": ["a", "b"], "label": ["x", None]}, "f.csv, row 1 (from 0), column 'label': no label"),
         (
@@ -49,9 +49,9 @@ def test_pairs_are_the_tokenizers_own(tokenizer):
         ({"text": [1, 2], "label": ["x", "y"]}, "row 0 (from 0), column 'text': int, not text"),
     ],
 )
-def test_an_unreadable_row_is_named(columns, said):
+def test_an_unreadable_row_is_named(columns, message):
     problems = list(TASK.validate(Dataset.from_dict(columns), ("x", "y"), "f.csv"))
-    assert said in problems[0]
+    assert message in problems[0]
     assert not list(TASK.validate(Dataset.from_dict({"text": ["a"], "label": ["x"]}), ("x", "y"), "f.csv"))
 
 

@@ -99,7 +99,7 @@ def test_a_byte_level_tokenizer_sees_words_after_a_space(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tags", "said"),
+    ("tags", "message"),
     [
         (["O", "I-PER"], "f, row 0 (from 0), column 'ner_tags', word 1: 'I-PER' after 'O' continues no entity"),
         (["B-ORG", "I-PER"], "'I-PER' after 'B-ORG' continues no entity"),
@@ -109,9 +109,9 @@ def test_a_byte_level_tokenizer_sees_words_after_a_space(tmp_path):
         (["O", "S-PER"], "word 1: expected a BIO tag (B-, I- or O), got 'S-PER'"),
     ],
 )
-def test_tags_that_are_not_bio_are_named(tags, said):
+def test_tags_that_are_not_bio_are_named(tags, message):
     data = Dataset.from_dict({"tokens": [["a", "b"], ["c"]], "ner_tags": [tags, ["O"]]})
-    assert said in next(TASK.validate(data, LABELS, "f"))
+    assert message in next(TASK.validate(data, LABELS, "f"))
 
 
 def test_tags_can_be_repaired():

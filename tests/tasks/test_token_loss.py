@@ -80,7 +80,7 @@ def steady(checkpoints, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipe(data, steady):
-    """A recipe of 5 steps with the same global batch, and clipping that bites, for so many ranks and micro-batches."""
+    """A recipe of 5 steps with gradient clipping and the same global batch for all ranks and accumulation steps."""
 
     def make(name, ranks=1, accumulated=1, **training):
         architecture, task = TASKS[name]

@@ -121,7 +121,7 @@ def test_a_fingerprint_tells_the_last_bit(dtype):
 
 
 def resumed(steps, start_step, passed_before, spoil=None, **how):
-    """The finding of a run of so many steps more."""
+    """Run the audit for a resumed run with `steps` further steps and return the result."""
     model = Adapted()
     with torch.no_grad():
         model.b.weight.fill_(0.1)

@@ -25,15 +25,15 @@ def small_memory(monkeypatch):
 
 def test_a_smaller_batch_is_accumulated_to_the_same_whole_from_the_same_start(small_recipe, small_memory, tmp_path):
     found = run(small_recipe(method=full(), auto_find_batch_size=True, logging_steps=1))
-    asked = run(
+    requested = run(
         small_recipe(
             method=full(), per_device_train_batch_size=2, gradient_accumulation_steps=4, logging_steps=1,
-            output_dir=str(tmp_path / "asked"),
+            output_dir=str(tmp_path / "requested"),
         )
     )  # fmt: skip
     assert found.batch == {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
-    assert [row.get("loss") for row in found.history] == [row.get("loss") for row in asked.history]
-    one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("run", "asked"))
+    assert [row.get("loss") for row in found.history] == [row.get("loss") for row in requested.history]
+    one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("run", "requested"))
     assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 

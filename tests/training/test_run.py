@@ -128,18 +128,18 @@ def test_a_head_that_is_not_saved_is_caught(small_recipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"data": DataConfig(path="./nowhere.csv")}, "no such file"),
         ({"method": lora(target_modules=["query", "valu"])}, "no module 'valu'; use 'value'"),
     ],
 )
-def test_a_run_that_fails_says_so_in_its_report(small_recipe, tmp_path, change, said):
-    with pytest.raises(UserError, match=said):
+def test_a_run_that_fails_says_so_in_its_report(small_recipe, tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
         run(replace(small_recipe(), **change))
     report = read_report(tmp_path / "run")
     assert report.status == "failed"
-    assert said in report.error
+    assert message in report.error
 
 
 def test_weights_outlive_an_evaluation_that_fails(small_recipe, tmp_path, monkeypatch):
@@ -149,9 +149,9 @@ def test_weights_outlive_an_evaluation_that_fails(small_recipe, tmp_path, monkey
     monkeypatch.setattr(evaluation.Scoring, "calibrate", fail)
     with pytest.raises(MemoryError):
         run(small_recipe())
-    kept = {path.name for path in (tmp_path / "run" / "unscored").iterdir()}
-    assert "adapter_model.safetensors" in kept
-    assert "training_args.bin" not in kept
+    has_report = {path.name for path in (tmp_path / "run" / "unscored").iterdir()}
+    assert "adapter_model.safetensors" in has_report
+    assert "training_args.bin" not in has_report
     assert not is_finished(tmp_path / "run")
 
 
@@ -201,7 +201,7 @@ def test_sigterm_ends_a_run_in_order(small_recipe, tmp_path, capsys):
     try:
         recipe = small_recipe(logging_steps=2)
         code = run_with_exit_code(lambda: run(recipe, progress=lambda told: os.kill(os.getpid(), signal.SIGTERM)))
-        # A launcher's second word comes while it tidies up.
+        # A launcher sends a second SIGTERM during the cleanup.
         os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -213,12 +213,12 @@ def test_sigterm_ends_a_run_in_order(small_recipe, tmp_path, capsys):
     assert len(report.history) == 1
 
 
-@pytest.mark.parametrize(("ranks", "kept"), [("2", True), ("1", False)])
+@pytest.mark.parametrize(("ranks", "has_report"), [("2", True), ("1", False)])
 @pytest.mark.parametrize("error", [LostRankError("gone"), Terminated("ended")])
-def test_a_rank_that_ends_after_another_leaves_the_cause_in_the_report(ranks, kept, error, tmp_path, monkeypatch):
+def test_a_rank_that_ends_after_another_leaves_the_cause_in_the_report(ranks, has_report, error, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", ranks)
     Report(name="a", method="lora", status="failed", error="ValueError: the cause").write(tmp_path)
-    assert has_report_of_cause(tmp_path, error) == kept
+    assert has_report_of_cause(tmp_path, error) == has_report
     assert not has_report_of_cause(tmp_path, ValueError("its own"))
     os.utime(tmp_path / "report.json", (0, 0))
     assert not has_report_of_cause(tmp_path, error)
