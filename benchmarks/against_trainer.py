@@ -1,4 +1,4 @@
-"""Compare peftkit's recipes with the plain Trainer and plain peft on the same data, model, settings and seeds.
+"""Compare peftkit's recipes with the plain Trainer and plain peft on the same data and settings.
 
     python benchmarks/against_trainer.py --data FOLDER [--seeds 1,2,3] [--methods full,lora,qlora]
 

@@ -42,7 +42,7 @@ def list_text_columns(task):
 
 
 def prepare_classifier(kind, task, data, tokenizer):
-    """Return encoded rows, keywords of the head, and a metric function, for one label, several labels or a number."""
+    """Return encoded rows, keywords of the head, and a metric function, for labels or a number."""
     if kind == "MultiLabelClassification":
         names = sorted({name for row in data["train"][task["label"]] for name in row})
         head = {"num_labels": len(names), "problem_type": "multi_label_classification"}
@@ -87,7 +87,7 @@ def prepare_classifier(kind, task, data, tokenizer):
 
 
 def prepare_tagger(task, data, tokenizer):
-    """Prepare BIO tags like `prepare_classifier`: the first token of a word has the tag, long texts are truncated."""
+    """Prepare BIO tags like `prepare_classifier`, at the first token of a word; truncate long texts."""
     kinds = sorted({tag[2:] for row in data["train"][task["tags"]] for tag in row if tag != "O"})
     names = ["O", *(f"{place}-{kind}" for kind in kinds for place in "BI")]
 

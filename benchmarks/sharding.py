@@ -1,4 +1,4 @@
-"""Compare sharding configs on one rank, two ranks and two hosts: loss, accuracy, optimizer state, speed, memory.
+"""Compare sharding configs on one rank, two ranks and two hosts: loss, accuracy, speed, memory.
 
     python benchmarks/sharding.py --data FOLDER [--steps 30]
 
@@ -121,7 +121,7 @@ def train(method: str, place: str, sharding: str, data: Path, steps: int, work: 
 
 
 def plan_efficiency(method: str, data: Path, steps: int, work: Path) -> float:
-    """Return the planned efficiency of two devices at constant global batch, with the speed of the one-rank run."""
+    """Return the planned efficiency of two devices at constant global batch."""
     path = work / f"{method}-plan.json"
     command = [
         str(BIN / "peftkit"), "plan", str(HERE.parent / "recipes" / f"{method}_cls.py"), "--methods", method,

@@ -1,4 +1,4 @@
-"""Compare peftkit with the plain Trainer for every task: full, LoRA and QLoRA on real data, in one table.
+"""Compare peftkit with the plain Trainer for every task: full, LoRA and QLoRA on real data.
 
     python benchmarks/tasks.py --data FOLDER [--only trec,mrpc] [--table]
 
@@ -124,7 +124,7 @@ def make_subset(name: str, row: Row, options: argparse.Namespace) -> Path:
 
 
 def make_chinese_model(options: argparse.Namespace) -> Path:
-    """Make all-MiniLM-L6-v2 with the vocabulary of bert-base-chinese; unknown tokens get random embeddings."""
+    """Make all-MiniLM-L6-v2 with the vocabulary of bert-base-chinese and random new embeddings."""
     folder = options.work / "minilm-zh"
     if not folder.exists():
         source = find_demo_model()

@@ -1,4 +1,4 @@
-"""Compare the LoRA recipe under `deepspeed` with 2 ranks and ZeRO-1, 2, 3 with one process and several seeds.
+"""Compare the LoRA recipe under `deepspeed` (2 ranks, ZeRO-1, 2, 3) with one process.
 
     python benchmarks/zero.py --data FOLDER [--seeds 1,2,3] [--stages 1,2,3]
 

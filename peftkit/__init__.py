@@ -1,4 +1,4 @@
-"""peftkit: fine-tune transformers (full, LoRA, QLoRA, ...) from one recipe, compare methods, export the model."""
+"""peftkit: fine-tune transformers (full, LoRA, QLoRA, ...) from one recipe, compare methods, export."""
 
 import importlib
 import logging

@@ -1,4 +1,4 @@
-"""Checkpoint files: weights, optimizer state, schedule and loss scale, by parameter name, as safetensors or JSON.
+"""Checkpoint files in safetensors or JSON: weights, optimizer state, schedule and loss scale.
 
 Every rank calls these functions. `folder` is None on ranks that only contribute shards.
 """
@@ -24,7 +24,7 @@ SCHEDULER, SCALER = "scheduler.json", "scaler.json"
 
 
 def write_weights(folder: Path | None, model: Any, state: OptimizerState) -> None:
-    """Write the trained weights; write an adapter also with peft's names, so that peft can load the checkpoint."""
+    """Write the trained weights; write an adapter also with peft's names, for loading with peft."""
     adapter: dict[str, torch.Tensor] = {}
     whole = not isinstance(model, PeftModel)
 
@@ -74,7 +74,7 @@ def read_weights(folder: Path, model: torch.nn.Module, state: OptimizerState) ->
 
 
 def _find_buffers(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Find the buffers to save: those of a whole model, because buffers of a frozen base model do not change."""
+    """Find the buffers to save; buffers of a frozen base model do not change."""
     if isinstance(model, PeftModel):
         return []
     saved = model.state_dict().keys()
@@ -97,7 +97,7 @@ def write_optimizer(folder: Path | None, model: torch.nn.Module, state: Optimize
 
 
 def read_optimizer(folder: Path, model: torch.nn.Module, state: OptimizerState) -> None:
-    """Read the optimizer's state. Call before `read_weights`, because creating the state changes the weights."""
+    """Read the optimizer's state; call before `read_weights`, because this changes the weights."""
     with safe_open(folder / OPTIMIZER, framework="pt") as file:
         keys: dict[str, list[str]] = {}
         for full in file.keys():  # noqa: SIM118

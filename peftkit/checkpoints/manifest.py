@@ -1,4 +1,4 @@
-"""Checkpoint manifest, `checkpoint.json`: find the last complete checkpoint, check the recipe, set batch sizes."""
+"""Checkpoint manifest `checkpoint.json`: find a checkpoint, check the recipe, set batch sizes."""
 
 import json
 import re
@@ -110,7 +110,7 @@ def find_last_complete(folder: Path) -> Path | None:
 
 
 def find_checkpoint(folder: Path, resume: bool | str | Path) -> Path | None:
-    """Find the checkpoint to resume from: the path `resume`, or the last complete checkpoint if `resume` is True.
+    """Find the checkpoint to resume from: `resume`, or the last complete checkpoint if `resume` is True.
 
     Returns None for a new run. Raises UserError if no checkpoint is found, or for a new run in a folder with
     checkpoints.
@@ -135,7 +135,7 @@ def find_checkpoint(folder: Path, resume: bool | str | Path) -> Path | None:
 
 
 def set_batch_sizes(recipe: Recipe, manifest: CheckpointManifest, processes: int) -> Recipe:
-    """Set batch sizes so that the global batch on `processes` ranks equals the checkpoint's. Raises UserError.
+    """Set batch sizes for the checkpoint's global batch on `processes` ranks. Raises UserError.
 
     The batch size per device stays if possible, else it is reduced to the next divisor of the rows per rank.
     """
@@ -168,7 +168,7 @@ def set_batch_sizes(recipe: Recipe, manifest: CheckpointManifest, processes: int
 
 
 def identify_run(recipe: Recipe, fingerprint: str, arguments: TrainingArguments) -> dict[str, Any]:
-    """Collect the values that affect the trained weights as plain data: model, data, task, method, options."""
+    """Collect the values that affect the trained weights: model, data, task, method, options."""
     weights = identify_base(resolve_source(recipe.model), recipe.model.revision)
     method = recipe_to_dict(recipe)["method"]
     if recipe.method.quantization is not None:

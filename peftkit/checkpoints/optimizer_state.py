@@ -68,7 +68,7 @@ class LocalState:
         return self.optimizer.state[parameter][key]
 
     def shape(self, parameter: torch.nn.Parameter, key: str) -> tuple[int, ...]:
-        """Return the shape of a state tensor; Adafactor's row and column factors are smaller than the parameter."""
+        """Return the shape of a state tensor, which may differ from the parameter (Adafactor)."""
         return tuple(self.tensor(parameter, key).shape)
 
     def create(self) -> None:
@@ -99,7 +99,7 @@ class LocalState:
 
 
 class ZeroState:
-    """Optimizer state of DeepSpeed ZeRO-1, 2 or 3: flat float32 partitions of all parameters over the ranks."""
+    """Optimizer state of DeepSpeed ZeRO-1, 2 or 3: flat float32 partitions over the ranks."""
 
     def __init__(self, zero: Any) -> None:
         self.zero = zero
@@ -125,7 +125,7 @@ class ZeroState:
         return torch.float32
 
     def set_weight(self, parameter: Any, value: torch.Tensor) -> None:
-        """Copy a whole weight into this rank's partition of the float32 copy and into the parameter of the model."""
+        """Copy a whole weight into this rank's float32 partition and into the model's parameter."""
         import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 

@@ -1,4 +1,4 @@
-"""Trainer mixin with portable checkpoints: independent of sharding, resumable on another number of ranks."""
+"""Trainer mixin with portable checkpoints, independent of sharding and number of ranks."""
 
 import dataclasses
 import shutil
@@ -150,7 +150,7 @@ class PortableCheckpointTrainer(Trainer):
         return found
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """Prepare like the Trainer without a checkpoint, then read weights, optimizer, schedule and loss scale."""
+        """Prepare like the Trainer without a checkpoint, then read the files of the checkpoint."""
         if self.args.should_save:
             remove_unfinished(Path(self._get_output_dir(trial=None)))
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)

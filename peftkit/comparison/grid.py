@@ -84,7 +84,7 @@ def make_rows(
 
 
 def _set_method(recipe: Recipe, method_or_file: str, rates: Mapping[str, float]) -> tuple[Recipe, str]:
-    """Set method, learning rate and, from a recipe file, the optimizer; return the recipe and the method's name."""
+    """Set method, learning rate and, from a recipe file, the optimizer; also return the method's name."""
     training = dict(recipe.training)
     training.pop("output_dir", None)
     if method_or_file.endswith((".py", ".yaml", ".yml")):

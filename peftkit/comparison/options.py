@@ -81,7 +81,7 @@ def parse_over(options: Sequence[str]) -> dict[str, list[str]]:
 
 
 def parse_compared_values(methods: str | None, over: Sequence[str]) -> dict[str, list[str]]:
-    """Parse `--methods` and `--over` into values by field; without both, the default methods. Raises UserError."""
+    """Parse `--methods` (or the default methods) and `--over` into values by field. Raises UserError."""
     values = parse_over(over)
     if methods is None and values:
         return values

@@ -1,4 +1,4 @@
-"""The file `comparison.json`, which identifies a comparison by rows, budget, data, packages and hardware."""
+"""The file `comparison.json`, which identifies a comparison: rows, budget, data, packages, hardware."""
 
 import hashlib
 import json
@@ -89,7 +89,7 @@ def list_trial_settings(row: ComparisonRow, budget: Budget) -> list[Setting]:
 
 
 def choose_folder(plan: Mapping[str, Any], output: Path | None) -> Path:
-    """Return `output`, or the first free folder for the plan. Raises UserError if `output` has other content."""
+    """Return `output`, or the first free folder. Raises UserError if `output` has other content."""
     if output is not None:
         if difference := find_difference(output, plan):
             raise UserError(f"--output {output}: {difference}; use another folder or remove it")

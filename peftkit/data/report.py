@@ -16,7 +16,7 @@ MAX_PRINTED_ROWS = 20
 
 
 def check(recipe: Recipe, output: Path | None = None) -> str:
-    """Check the data of a recipe and return the findings as text; `output` is a JSON file for the findings.
+    """Check the data of a recipe and return the findings as text; also write JSON to `output`.
 
     Prints the first invalid rows, and raises UserError with the number of invalid rows.
     """
@@ -31,7 +31,7 @@ def check(recipe: Recipe, output: Path | None = None) -> str:
 
 
 def _load_checked_splits(config: DataConfig, task: Task) -> Splits:
-    """Load the splits; print the first invalid rows and raise UserError with their number, if there are any."""
+    """Load the splits; for invalid rows, print the first ones and raise UserError."""
     found = find_splits(config, task)
     labels = task.find_labels(found["train"])
     if problems := find_row_problems(config, task, found, labels):

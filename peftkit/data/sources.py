@@ -146,7 +146,7 @@ def list_split_files(config: DataConfig) -> dict[str, list[str]]:
 
 
 def locate_split(config: DataConfig, split: str, files: Mapping[str, Sequence[str]]) -> str:
-    """Return the source of a split for messages: the file of a split with one file, else path and split name.
+    """Return the source of a split for messages: its only file, else path and split name.
 
     `files` comes from `list_split_files`.
     """

@@ -145,7 +145,7 @@ def complete_splits(config: DataConfig, task: Task, found: Mapping[str, Dataset]
 
 
 def find_splits(config: DataConfig, task: Task) -> dict[str, Dataset]:
-    """Load the existing splits, keyed by `train`, `validation` and `test`. Raises UserError for a missing one."""
+    """Load the existing splits by `train`, `validation` and `test`. Raises UserError for a missing one."""
     found = load_rows(config)
     if config.train_split not in found:
         raise UserError(f"data.train_split: no split '{config.train_split}'; use one of {', '.join(found)}")

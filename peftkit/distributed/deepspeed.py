@@ -19,7 +19,7 @@ STALE_AFTER = 120
 
 
 def choose_default_config(recipe: Recipe) -> str:
-    """Choose a ZeRO config for a run that the `deepspeed` launcher started without one, and log the reason.
+    """Choose a ZeRO config for a run of the `deepspeed` launcher without one, and log the reason.
 
     ZeRO-2 shards gradients and optimizer state. In full fine-tuning these take three times the memory of the weights,
     for an adapter a few MB. ZeRO-1 needs the least communication.
@@ -33,7 +33,7 @@ def choose_default_config(recipe: Recipe) -> str:
 
 
 def is_deepspeed_launcher() -> bool:
-    """Whether the `deepspeed` launcher started this process: the launcher sets CROSS_SIZE, the number of hosts."""
+    """Whether the `deepspeed` launcher started this process; it sets CROSS_SIZE, the number of hosts."""
     return "CROSS_SIZE" in os.environ
 
 

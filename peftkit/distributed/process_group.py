@@ -33,7 +33,7 @@ def has_joined_ranks() -> bool:
 
 
 def join_process_group(*, deepspeed: bool, use_cpu: bool, timeout: timedelta) -> None:
-    """Join the process group if the Trainer would not join correctly: on a CPU, or with DeepSpeed on one rank.
+    """Join the process group where the Trainer would not: on a CPU, or with DeepSpeed on one rank.
 
     `timeout` is the Trainer's `ddp_timeout`: the time that a rank waits for another rank before an error. On a GPU with
     a launcher the Trainer joins. Raises UserError if deepspeed is not installed.
@@ -128,7 +128,7 @@ def is_lost_rank_error(error: RuntimeError) -> bool:
 
 
 def check_same_on_ranks(fingerprint: str, deepspeed: str, can_load_best: bool) -> None:
-    """Raise UserError on every rank if a rank differs from rank 0 in rows, DeepSpeed config or visible checkpoints.
+    """Raise UserError if a rank differs from rank 0 in rows, DeepSpeed config or visible checkpoints.
 
     Hosts may have different files or memory. A rank that does not see the best checkpoint would continue with its last
     weights.

@@ -1,4 +1,4 @@
-"""Combine the adapters of several LoRA runs with peft, average the heads, and evaluate the combination."""
+"""Combine the adapters of LoRA runs with peft, average the heads, and evaluate the combination."""
 
 import copy
 from collections.abc import Sequence

@@ -22,7 +22,7 @@ def check_login(name: str) -> None:
 
 
 def push_folder(folder: Path, name: str, *, private: bool = False) -> None:
-    """Upload a folder as the model `name`, and create the model if needed. Raises UserError if the upload fails."""
+    """Upload a folder as the model `name`, which is created if needed. Raises UserError."""
     try:
         api = HfApi()
         api.create_repo(name, exist_ok=True, private=private)

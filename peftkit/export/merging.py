@@ -1,4 +1,4 @@
-"""Merge an adapter into the base model layer by layer and write shards, without a second copy of the model."""
+"""Merge an adapter into the base model layer by layer, without a second copy of the model."""
 
 import ctypes
 import json
@@ -87,7 +87,7 @@ def find_packed_weights(model: nn.Module) -> dict[str, bool]:
 
 
 def make_dequantizer(quantization: Quantization, packed_names: Mapping[str, bool], dtype: torch.dtype) -> BaseWeight:
-    """Return a `base_weight` for `write_merged` that quantizes packed weights to 4 bits and dequantizes them.
+    """Return a `base_weight` for `write_merged` that quantizes and dequantizes the packed weights.
 
     `packed_names` is the result of `find_packed_weights`, `dtype` the dtype of the weights before quantization.
     """
@@ -113,7 +113,7 @@ def make_dequantizer(quantization: Quantization, packed_names: Mapping[str, bool
 
 
 def _has_converted_weights(model: Any) -> bool:
-    """Whether the checkpoint has other tensors than the model, or has code: then the library writes the model."""
+    """Whether the checkpoint has code or other tensors than the model; then the library writes the model."""
     conversions = getattr(model, "_weight_conversions", None) or ()
     return model.is_remote_code() or any(not isinstance(one, WeightRenaming) for one in conversions)
 

@@ -29,7 +29,7 @@ RECEIPT = "receipt.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """Differences between an export and the trained model, stored in `receipt.json`; maximum over all logits.
+    """Maximum logit differences between an export and the trained model, stored in `receipt.json`.
 
     Attributes:
         format: Name of the export format.
@@ -120,7 +120,7 @@ class ExportSource:
         return reload_outputs(folder, self.saved.recipe, self.batch, trust_remote_code=trust)
 
     def load_as_trained(self) -> tuple[PreTrainedModel | PeftModel, Difference]:
-        """Load the trained model and compare it with the live model. Raises NotReproducedError for a difference."""
+        """Load the trained model and compare it with the live model. Raises NotReproducedError."""
         model = load_model(self.saved)
         difference = self.compare_with_live(compute_outputs(model, self.batch))
         check_difference("export: the reloaded run", difference, self.training_tolerance)

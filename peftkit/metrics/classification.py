@@ -15,7 +15,7 @@ SCIKIT_LEARN = "Pedregosa et al., Scikit-learn: Machine Learning in Python, JMLR
 
 
 def _compute_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Compute `accuracy` and `f1_macro`, the unweighted mean over labels (scikit-learn), of one label per row."""
+    """Compute `accuracy` and `f1_macro`, the mean over labels (scikit-learn), of one label per row."""
     from sklearn.metrics import accuracy_score, f1_score
 
     return {
@@ -25,7 +25,7 @@ def _compute_scores(predictions: Sequence[str], references: Sequence[str]) -> di
 
 
 def score_labels(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Compute `accuracy` and `f1_macro`, the unweighted mean over labels (scikit-learn), of one label per row."""
+    """Compute `accuracy` and `f1_macro`, the mean over labels (scikit-learn), of one label per row."""
     return compute_by_module(
         _compute_scores, predictions, references, kinds=("string", "string"), citation=SCIKIT_LEARN
     )
@@ -49,7 +49,7 @@ def make_label_statistics(predictions: Sequence[str], references: Sequence[str])
 
 
 def score_classes(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, dict[str, float]]:
-    """Compute `precision`, `recall`, `f1` and `rows` of each label, for one label or a list of labels per row.
+    """Compute `precision`, `recall`, `f1` and `rows` by label, for one or several labels per row.
 
     A score whose denominator is 0 is 0.
     """

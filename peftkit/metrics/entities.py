@@ -20,7 +20,7 @@ def find_entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
 
 
 def _compute_scores(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Compute `precision`, `recall`, `f1`, `f1_macro`, and the first three per type, of BIO tags, one list per row."""
+    """Compute `precision`, `recall`, `f1`, also per type, and `f1_macro` of BIO tags, one list per row."""
     from seqeval.metrics import classification_report
 
     if not any(find_entities(tags) for tags in (*references, *predictions)):
@@ -43,7 +43,7 @@ def _compute_scores(predictions: Sequence[Sequence[str]], references: Sequence[S
 
 
 def score_entities(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Compute `precision`, `recall`, `f1`, `f1_macro`, and the first three per type, of BIO tags, one list per row.
+    """Compute `precision`, `recall`, `f1`, also per type, and `f1_macro` of BIO tags, one list per row.
 
     An entity is correct if its type, start and end are correct (seqeval's `classification_report`, as in CoNLL).
     """

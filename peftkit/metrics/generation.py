@@ -46,7 +46,7 @@ def _compute_rouge(predictions: Sequence[str], references: Sequence[Sequence[str
 
 
 def _transpose_references(references: Sequence[Sequence[str]]) -> Any:
-    """Transpose references to the layout of sacrebleu: the first of every row, the second of every row, ..."""
+    """Transpose references to sacrebleu's layout: the first of every row, the second of every row, ..."""
     most = max(map(len, references))
     return [[row[place] if place < len(row) else None for row in references] for place in range(most)]
 
@@ -99,7 +99,7 @@ def compute_bleu_interval(
     tokenize: str = "13a",
     n_resamples: int = RESAMPLES,
 ) -> list[float]:
-    """Compute the 95 % interval of BLEU, which is not a mean over rows: sacrebleu resamples counts (Koehn 2004)."""
+    """Compute the 95 % interval of BLEU by resampling of counts in sacrebleu (Koehn 2004)."""
     from sacrebleu.metrics import BLEU
 
     bleu = BLEU(tokenize=tokenize).corpus_score(

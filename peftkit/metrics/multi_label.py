@@ -20,7 +20,7 @@ def _indicators(predictions: Sequence[Sequence[str]], references: Sequence[Seque
 
 
 def _compute_scores(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Compute `f1_macro`, `f1_micro` and `exact_match` (scikit-learn) of lists of label names, one list per row."""
+    """Compute `f1_macro`, `f1_micro` and `exact_match` (scikit-learn) of label lists, one list per row."""
     from sklearn.metrics import accuracy_score, f1_score
 
     predicted, reference = _indicators(predictions, references)
@@ -39,7 +39,7 @@ def _compute_scores(predictions: Sequence[Sequence[str]], references: Sequence[S
 
 
 def score_label_lists(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Compute `f1_macro`, `f1_micro` and `exact_match` (scikit-learn) of lists of label names, one list per row.
+    """Compute `f1_macro`, `f1_micro` and `exact_match` (scikit-learn) of label lists, one list per row.
 
     Macro F1 is over the labels that occur in references or predictions.
     """

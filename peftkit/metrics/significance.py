@@ -56,7 +56,7 @@ class Difference:
 def compare_paired_scores(
     first: np.ndarray, second: np.ndarray, means: tuple[float, float], *, seed: int = 0
 ) -> Difference:
-    """Compute the difference of two methods and its p-value from resampled scores, each (seeds, n_resamples).
+    """Compute difference and p-value of two methods from resampled scores, each (seeds, n_resamples).
 
     Paired percentile bootstrap over rows (Efron and Tibshirani 1993, chapters 13 and 16): a resample draws the same
     rows for both methods. It also draws seeds, separately for each method, to include the variance between seeds.

@@ -7,7 +7,7 @@ LOWEST, HIGHEST = 0.05, 0.95
 
 
 def find_best_threshold(probabilities: np.ndarray, has_label: np.ndarray, positives: int, rows: int) -> float:
-    """Find the threshold with the best F1, the middle one of equals; `positives` of all `rows` have the label.
+    """Find the (middle) threshold with the best F1; `positives` of all `rows` have the label.
 
     `has_label` marks the probabilities of rows with the label. The result is 0.5 if no row has the label, or if no
     threshold is better than predicting the label in every row.

@@ -45,7 +45,7 @@ class LoadableCheckpoint:
 def open_checkpoint(
     source: str, auto_model: Any, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]
 ) -> Iterator[LoadableCheckpoint]:
-    """Open a checkpoint; build an encoder-decoder if `auto_model` needs one and the checkpoint is an encoder.
+    """Open a checkpoint; build an encoder-decoder from an encoder if `auto_model` needs one.
 
     `options` are keywords of `from_pretrained`. Raises UserError for a model that is neither.
     """

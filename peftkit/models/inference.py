@@ -70,7 +70,7 @@ def _stack_rows(outputs: list[Any]) -> np.ndarray:
 def select_inputs(
     task: Task, batch: Mapping[str, Any], config: Any
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Select the inputs of a batch for comparing models, and `counted`, the mask of target tokens without padding."""
+    """Select the inputs for comparing models, and `counted`, the mask of target tokens without padding."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels" and tensor is not None}
     if task.output_kind == "text":
         vocabulary = config.get_text_config(decoder=True).vocab_size
@@ -95,7 +95,7 @@ def compute_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tenso
 def compute_outputs(
     model: Any, batch: Mapping[str, torch.Tensor], device: torch.device | None = None, **options: Any
 ) -> dict[str, torch.Tensor]:
-    """Compute `logits`; for a generating model also the token ids `generated`, without sampling and padded by -1.
+    """Compute `logits` and, if possible, the token ids `generated` without sampling, padded by -1.
 
     `device` is the device of the computation if the weights are on another one; `options` are keywords of `generate`.
     """

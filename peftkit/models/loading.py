@@ -75,7 +75,7 @@ def load_tokenizer(config: ModelConfig, task: Task) -> PreTrainedTokenizerBase:
 
 
 def ensure_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """Set a pad token and padding on the right. Raises UserError if the tokenizer has no pad and no end token."""
+    """Set a pad token and padding on the right. Raises UserError without pad and end token."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(f"model.name_or_path: {name}: the tokenizer has no pad or end token; use another model")
@@ -143,7 +143,7 @@ def load_base(
 
 
 def match_checkpoint_labels(config: ModelConfig, task: Task, labels: Sequence[str]) -> tuple[str, ...]:
-    """Return the labels in the order of the checkpoint's head, if the checkpoint is a classifier of the same labels.
+    """Return the labels in the order of the checkpoint's head, if it classifies the same labels.
 
     The head stays unchanged: row i of its weights belongs to label i of its config. Names are compared without case
     and surrounding white space. A head for other labels of the same number is used too, with a warning.
@@ -189,7 +189,7 @@ def check_precision(model: PreTrainedModel, quantization: Quantization | None, a
 
 
 def load_finished_model(folder: str | Path, task: Task, **options: Any) -> PreTrainedModel:
-    """Load a model with its head, from full fine-tuning or an export. Raises UserError if weights are missing."""
+    """Load a fully fine-tuned or exported model with its head. Raises UserError for missing weights."""
     try:
         model, info = task.model.auto_class.from_pretrained(folder, output_loading_info=True, **options)
     except (OSError, ValueError) as error:

@@ -25,7 +25,7 @@ MIN_LENGTH = 8
 
 
 def write_onnx(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], folder: Path, *, int8: bool = False) -> None:
-    """Write the forward pass of a float32 model on the CPU to `folder`; inputs as in `batch`, output logits.
+    """Write the forward pass of a float32 model to `folder`, with the inputs of `batch` and logits.
 
     Batch size and lengths are dynamic. The weights of `model.onnx` are in `model.onnx.data`; the library also writes
     `config.json` and `export.json`. With `int8` the weights of matrix products and embeddings are integers, and
@@ -147,7 +147,7 @@ def _return_logits(model: Any) -> Iterator[None]:
 
 
 def _find_fixed_size(program: Any) -> str:
-    """Describe a graph input with a constant dimension, which the library does not report; empty without one."""
+    """Describe a graph input with a constant dimension; empty without one."""
     for value in program.graph.inputs:
         sizes = [str(size) for size in value.shape]
         if any(size.isdecimal() for size in sizes):

@@ -4,7 +4,7 @@ import torch
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:
-    """Count `trainable` and `total` weights; count packed 4-bit weights and ZeRO-3 shards in their full shape."""
+    """Count `trainable` and `total` weights; 4-bit weights and ZeRO-3 shards count in their full shape."""
     trainable = total = 0
     for parameter in model.parameters():
         count = getattr(parameter, "ds_numel", parameter.numel())

@@ -20,7 +20,7 @@ AUTO = "auto"
 
 
 def resolve_deepspeed(recipe: Recipe) -> Recipe:
-    """Replace the DeepSpeed config `auto` by one of `ds_configs`, and set a 4-bit storage that ZeRO-3 can shard.
+    """Replace the DeepSpeed config `auto` by one of `ds_configs`, and set the 4-bit storage for ZeRO-3.
 
     The choice is from the plan for the started ranks and the memory of this host's devices. Raises UserError.
     """
@@ -51,7 +51,7 @@ def _choose_config(recipe: Recipe) -> str | None:
 
 
 def _make_shardable(recipe: Recipe) -> Recipe:
-    """Set the storage of 4-bit weights to the dtype of the other weights, because ZeRO-3 shards only float types."""
+    """Set the 4-bit storage to the dtype of the other weights, because ZeRO-3 shards only float types."""
     quantization, name = recipe.method.quantization, recipe.training.get("deepspeed")
     if quantization is None or name is None or parse_placement(name).stage < 3:
         return recipe

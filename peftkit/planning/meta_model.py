@@ -105,7 +105,7 @@ def find_head(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _quantize(model: PreTrainedModel, quantization: Quantization, on_gpu: bool, skipped: tuple[str, ...]) -> None:
-    """Replace linear layers by 4-bit layers with the shapes of packed weights and scales, like `from_pretrained`."""
+    """Replace linear layers by 4-bit layers with the shapes of weights and scales."""
     output = model.get_output_embeddings()
     in_float32 = set(model._keep_in_fp32_modules or ())
     compute = quantization.bnb_4bit_compute_dtype

@@ -1,4 +1,4 @@
-"""Plan of a recipe: memory and time by method and ZeRO stage on given hardware, without loading weights."""
+"""Plan of a recipe: memory and time by method and ZeRO stage, without loading weights."""
 
 import math
 from collections.abc import Sequence

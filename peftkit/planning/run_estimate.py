@@ -60,7 +60,7 @@ def _estimate(report: Report) -> dict[str, Any]:
 
 
 def find_peak(estimate: Mapping[str, Any]) -> int | None:
-    """Return the estimated peak: of the process on a CPU, of allocated memory on a GPU; None without an estimate."""
+    """Return the estimated peak of the process (CPU) or of allocated memory (GPU); None without one."""
     return estimate.get("process_peak", estimate.get("peak"))
 
 

@@ -42,7 +42,7 @@ class StepTime:
 
 
 def count_sent_bytes(memory: ModelMemory, placement: Placement, ranks: int, micro_steps: int) -> int:
-    """Count the bytes that one rank sends in an optimizer step of `micro_steps` forward and backward passes.
+    """Count the bytes that one rank sends in an optimizer step of `micro_steps` passes.
 
     ZeRO paper, section 7: an all-reduce sends a tensor twice. Plain data parallel training and stages 1 and 2 send
     gradients twice. Stage 3 gathers the weights in forward and backward and sends gradients once. Frozen weights have

@@ -32,7 +32,7 @@ from peftkit.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class StepMemory:
-    """Peak bytes of a step of `rows` rows on one device without sharding, in addition to weights and optimizer state.
+    """Peak bytes of a step without sharding, in addition to weights and optimizer state.
 
     Attributes:
         rows: Batch size.
@@ -119,7 +119,7 @@ class _FixedShapes(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _use_attention_kernel(on_gpu: bool) -> Iterator[None]:
-    """Use the attention kernel of the target device; otherwise fake tensors on the CPU would use the CPU kernel."""
+    """Use the attention kernel of the target device, instead of the CPU kernel for fake tensors."""
     own = functional.scaled_dot_product_attention
     if on_gpu:
         functional.scaled_dot_product_attention = _compute_fused_attention
@@ -188,7 +188,7 @@ def trace(
 def _make_optimizer(
     model: torch.nn.Module, arguments: TrainingArguments, trained: Sequence[torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """Make the recipe's optimizer for `trained`: the trainable weights of `model`, or copies in the same order."""
+    """Make the optimizer for `trained`: the trainable weights of `model`, or copies in the same order."""
     kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
     # An 8-bit optimizer computes quantization levels, which does not work with fake tensors.
     with unset_fake_temporarily():

@@ -42,7 +42,7 @@ PLACEMENTS = (
 
 
 def parse_placement(config: str | dict[str, Any] | None) -> Placement:
-    """Parse a DeepSpeed config, or the name of a config, into a placement; None is no DeepSpeed. Raises UserError."""
+    """Parse a DeepSpeed config or its name into a placement; None is no DeepSpeed. Raises UserError."""
     if config is None:
         return PLACEMENTS[0]
     zero = read_deepspeed_config(config).get("zero_optimization", {})

@@ -1,4 +1,4 @@
-"""Prediction for the rows of a file or standard input, with one model or several models on one base model."""
+"""Prediction for the rows of a file or standard input, with one or several models."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,7 +78,7 @@ def predict(
 def _read_models(
     folders: Sequence[Path], columns: Mapping[str, str], trust_remote_code: bool
 ) -> dict[str, "ModelFolder"]:
-    """Read model folders without weights, keyed by the name in the output; the name of a single model is empty."""
+    """Read model folders without weights, by name in the output; a single model has an empty name."""
     names = [folder.resolve().name for folder in folders] if len(folders) > 1 else [""]
     if duplicates := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"two folders have the name {duplicates[0]}, which identifies the predictions; rename one")

@@ -113,7 +113,7 @@ def load(folder: str | Path, *, columns: Mapping[str, str] | None = None, trust_
 
 
 def read_model_folder(folder: Path, *, trust_remote_code: bool = False) -> ModelFolder:
-    """Read a model folder without weights. Raises UserError without a model, or for files that do not match."""
+    """Read a model folder without weights. Raises UserError for missing or mismatched files."""
     if (folder / RECIPE).is_file():
         run = read_run(folder, trust_remote_code=trust_remote_code)
         return ModelFolder(
@@ -167,7 +167,7 @@ def load_predictor(folder: ModelFolder) -> Predictor:
 
 
 def make_row(columns: ColumnSpec, value: Any) -> dict[str, Any]:
-    """Make a row from a text, a pair of texts or a list of words. Raises UserError for a wrong number of texts."""
+    """Make a row from a text, a pair of texts or a list of words. Raises UserError."""
     if columns.has_words:
         if not isinstance(value, str):
             return {columns.inputs[0]: list(value)}

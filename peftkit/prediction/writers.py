@@ -89,7 +89,7 @@ def _write_to_standard_output(predictions: Predictions) -> None:
 
 
 class _Table:
-    """Buffer of at least `size` predictions; `begin` determines the columns from predictions without an error."""
+    """Buffer of `size` predictions; `begin` determines the columns from predictions without errors."""
 
     def __init__(self, begin: Callable[[Predictions], Write], size: int) -> None:
         self._begin = begin
@@ -114,7 +114,7 @@ class _Table:
 
 
 class _Lines:
-    r"""File wrapper that writes \n for the \r\n of a `csv` writer, which quotes texts with either character."""
+    r"""File wrapper that writes \n for \r\n, so that a `csv` writer quotes texts with either character."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file

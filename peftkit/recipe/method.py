@@ -84,7 +84,7 @@ def full() -> Method:
 
 
 def lora(*, r: int = 8, lora_alpha: int = 16, target_modules: Any = "all-linear", **config: Any) -> Method:
-    """Train low-rank adapters (LoRA) on frozen weights; `config` is any other argument of `peft.LoraConfig`."""
+    """Train low-rank adapters (LoRA); `config` is any other argument of `peft.LoraConfig`."""
     return Method(name="lora", peft=LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=target_modules, **config))
 
 

@@ -1,4 +1,4 @@
-"""Read recipes from the command line, YAML and Python files; jsonargparse parses and checks the values."""
+"""Read recipes from the command line, YAML and Python files with jsonargparse."""
 
 import dataclasses
 import importlib
@@ -34,7 +34,7 @@ TRUST = "--model.trust_remote_code"
 
 
 class RecipeParser(ArgumentParser):
-    """A jsonargparse parser with one-line errors and with help on the fields of the recipe's method and task."""
+    """A jsonargparse parser with one-line errors and help on the fields of method and task."""
 
     method_help = ""
 
@@ -83,14 +83,14 @@ def build_parser(base: Recipe, prog: str) -> RecipeParser:
 
 
 def parse_recipe(arguments: Sequence[str], base: Recipe, prog: str = "recipe") -> Recipe:
-    """Return the recipe `base` with the fields that the arguments set. Raises UserError with the nearest field."""
+    """Return the recipe `base` with the fields of the arguments. Raises UserError with the nearest field."""
     return parse_fields(arguments, base, prog)[0]
 
 
 def parse_fields(
     arguments: Sequence[str], base: Recipe, prog: str, add_options: Callable[[RecipeParser], None] = lambda parser: None
 ) -> tuple[Recipe, Namespace]:
-    """Return the recipe `base` with the fields that the arguments set, and the options that `add_options` defines.
+    """Return the recipe `base` with the fields of the arguments, and the options of `add_options`.
 
     Raises UserError with the nearest field.
     """
@@ -166,7 +166,7 @@ def read_command_recipe(path: str | Path, arguments: Sequence[str]) -> Recipe:
 
 
 def dict_to_recipe(plain: Mapping[str, Any]) -> Recipe:
-    """Build the recipe from plain data, such as a YAML file or the output of `recipe_to_dict`. Raises UserError."""
+    """Build the recipe from plain data of YAML or `recipe_to_dict`. Raises UserError."""
     training = plain.get("training") or {}
     base = Recipe(training=dict.fromkeys(training) if isinstance(training, Mapping) else {})
     parser = build_parser(Recipe(), "recipe")
@@ -198,7 +198,7 @@ def _find_task(argument: str, previous: str) -> str:
 
 
 def _set_default_task(parser: ArgumentParser, path: Any, fields: Mapping[str, Any]) -> None:
-    """Make the class of a path the default task; otherwise jsonargparse mixes in values of the old default."""
+    """Make the class of a path the default task, so that jsonargparse uses no values of another task."""
     module, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
     task: Any = getattr(sys.modules.get(module), name, None)
     if task in TASKS:
@@ -208,7 +208,7 @@ def _set_default_task(parser: ArgumentParser, path: Any, fields: Mapping[str, An
 
 
 def _check_class_paths(plain: Any, field: str = "") -> None:
-    """Raise UserError for a class of a module that is not loaded, because the parser would import that module."""
+    """Raise UserError for a class of a module that the parser would import."""
     if isinstance(plain, Mapping):
         for name, value in plain.items():
             _check_class_paths(value, field if name == "class_path" else f"{field}.{name}".removeprefix("."))
@@ -222,7 +222,7 @@ def _check_class_paths(plain: Any, field: str = "") -> None:
 
 
 def _complete_task(name: str) -> str:
-    """Return `peftkit.tasks.NAME` for the short NAME of a task, any other name unchanged. Raises UserError."""
+    """Return `peftkit.tasks.NAME` for the short NAME of a task, else the name. Raises UserError."""
     names = {task.__name__: get_task_path(task) for task in TASKS}
     if "." not in name and name not in names:
         raise UserError(
@@ -279,7 +279,7 @@ def _create_instance(config: Namespace, where: str) -> Any:
 
 
 def _flatten_defaults(recipe: Recipe) -> dict[str, Any]:
-    """Return the values of the recipe by dotted name; task, peft config and quantization are one value each."""
+    """Return the values of the recipe by dotted name; task, peft config, quantization are one value each."""
     plain = recipe_to_dict(recipe)
     flat: dict[str, Any] = {"name": recipe.name, "task": plain["task"]}
     for part in ("model", "data"):
@@ -292,7 +292,7 @@ def _flatten_defaults(recipe: Recipe) -> dict[str, Any]:
 
 
 def _list_field_names(parser: ArgumentParser) -> list[str]:
-    """List every dotted name that the parser accepts, including fields of task, peft config and quantization."""
+    """List every dotted name of the parser, including fields of task, peft config and quantization."""
     names = [action.dest for action in parser._actions if action.dest not in ("help", "print_shtab")]
     defaults = parser.get_defaults()
     for part, config in (("task", defaults.get("task")), ("method.peft", defaults.get("method.peft"))):

@@ -1,4 +1,4 @@
-"""Manifest of a saved folder, `contract.json`: hashes of weights, base model and tokenizer, labels, task, dtype."""
+"""Manifest `contract.json` of a saved folder: hashes of weights and tokenizer, labels, task, dtype."""
 
 import hashlib
 import json

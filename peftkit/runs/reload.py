@@ -54,7 +54,7 @@ def read_held_out(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torc
 
 
 def compare_reloaded(folder: Path, recipe: Recipe, task: Task) -> Difference:
-    """Load the folder in a new process and compare its outputs with the saved outputs of the trained model."""
+    """Load the folder in a new process and compare its outputs with those of the trained model."""
     batch, live = read_held_out(folder)
     gc.collect()
     if torch.accelerator.is_available():
@@ -72,7 +72,7 @@ def find_reload_tolerance(folder: Path, recipe: Recipe, on_gpu: bool) -> Toleran
 def reload_outputs(
     folder: Path, recipe: Recipe, batch: Mapping[str, torch.Tensor], *, trust_remote_code: bool
 ) -> dict[str, torch.Tensor]:
-    """Compute the outputs of a folder with a manifest in a new process. Raises NotReproducedError if loading fails."""
+    """Compute the outputs of a folder in a new process. Raises NotReproducedError if loading fails."""
     manifest = _read_manifest(folder)
     adapter: dict[str, Any] = {}
     if manifest["adapter"]:
@@ -88,7 +88,7 @@ def reload_outputs(
 def run_reload_worker(
     folder: Path, batch: Mapping[str, torch.Tensor], *, auto_class: str, dtype: str = "float32", **adapter: Any
 ) -> dict[str, torch.Tensor]:
-    """Compute `logits`, and `generated` for text, of `folder` in a process with only transformers and peft.
+    """Compute `logits` and, for text, `generated` in a process with only transformers and peft.
 
     `adapter` has `base`, `revision` and `quantization` if the folder contains an adapter, and `trust_remote_code`.
     Raises NotReproducedError if loading fails.
@@ -134,7 +134,7 @@ def _send_request(request: Mapping[str, Any]) -> str | None:
 
 @lru_cache(maxsize=1)
 def _start_worker() -> tuple[subprocess.Popen[str], IO[bytes]]:
-    """Start the worker process, which ends with this process; return it and the file of its standard error."""
+    """Start the worker process, which ends with this process; return it and its standard error file."""
     script = Path(__file__).with_name("reload_worker.py")
     errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by _stop_worker
     # A launcher limits each rank to one thread; the other ranks have ended, so the limit is removed.

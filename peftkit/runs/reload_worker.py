@@ -25,7 +25,7 @@ SINGLE_REQUEST = "--one"
 
 
 def preload(request: dict[str, Any]) -> None:
-    """Import the libraries that a request needs, peft only for an adapter; child processes share the imports."""
+    """Import the libraries for a request, peft only for an adapter; child processes share them."""
     # The child process reports errors in a request.
     with contextlib.suppress(Exception):
         getattr(transformers, request["auto_class"])

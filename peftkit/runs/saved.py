@@ -74,7 +74,7 @@ def read_label_names(config: Any) -> tuple[str, ...]:
 
 
 def load_model(saved: SavedRun, *, unquantized_as: str | None = None) -> PreTrainedModel | PeftModel:
-    """Load the whole model, or the base model with the adapter; `unquantized_as` is a dtype instead of quantization.
+    """Load the whole model, or base model and adapter; `unquantized_as` is a dtype without quantization.
 
     The model is in evaluation mode. A quantized model is on the GPU if there is one, any other model on the CPU. Raises
     UserError for another base model, or an adapter that does not fit the base model.

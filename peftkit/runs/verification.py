@@ -64,7 +64,7 @@ def find_tolerance(outputs: Mapping[str, torch.Tensor], *, half: bool = False, s
 
 
 def is_half_precision(recipe: Recipe, dtype: str, *, on_gpu: bool) -> bool:
-    """Whether any computation uses fewer than 32 bits: weights in `dtype`, mixed precision, TF32, 4-bit layers."""
+    """Whether a computation uses fewer than 32 bits: `dtype`, mixed precision, TF32, 4-bit layers."""
     half = dtype != "float32" or any(recipe.training.get(name) for name in ("bf16", "fp16"))
     half |= on_gpu and bool(recipe.training.get("tf32"))
     if (quantization := recipe.method.quantization) is not None:

@@ -43,7 +43,7 @@ _TEMPORARY_NAME = ".filling"
 
 
 def choose_run_folder(recipe: Recipe) -> Path:
-    """Choose the folder of the run: `training.output_dir`, else `runs/NAME`, or `runs/NAME-N` if that is finished.
+    """Choose the folder of the run: `training.output_dir`, else `runs/NAME` or `runs/NAME-N`.
 
     Raises UserError if `training.output_dir` contains a finished run.
     """
@@ -73,7 +73,7 @@ def set_max_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, t
 
 @contextmanager
 def stage_run_folder(folder: Path) -> Iterator[Path]:
-    """Create a temporary folder for all ranks; at the end rank 0 moves the files to `folder`, report.json last.
+    """Create a temporary folder; at the end rank 0 moves the files to `folder`, report.json last.
 
     After a failure, such as too little memory for evaluation, weights that are already saved stay in `unscored`.
     """

@@ -84,7 +84,7 @@ def _read_cpu_name() -> str:
 
 
 def read_environment() -> dict[str, Any]:
-    """Read Python and package versions, processor, usable cores, memory in bytes, GPUs, processes and hosts."""
+    """Read package versions, processor, cores, memory in bytes, GPUs, processes and hosts."""
     versions = {}
     for package in PACKAGES:
         try:

@@ -78,7 +78,7 @@ def redact_home_in_text(text: str) -> str:
 
 
 def redact_home(path: str | Path) -> str:
-    """Replace the user's home folder by `~` at the start of a path, so that saved files contain no user name."""
+    """Replace the home folder by `~` at the start of a path, so that files contain no user name."""
     text, home = str(path), str(Path.home())
     if home != "/" and (text == home or text.startswith(home + os.sep)):
         return "~" + text[len(home) :]

@@ -14,7 +14,7 @@ def find_shipped_folder(name: str) -> Path:
 
 
 def find_shipped_recipe_file(path: str | Path) -> Path | None:
-    """Return the shipped file for the path `recipes/NAME`; None for any other path and for an existing file.
+    """Return the shipped file for `recipes/NAME`; None for another path or an existing file.
 
     Saved recipes contain `recipes/NAME`, not the path of the installation.
     """

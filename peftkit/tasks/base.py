@@ -16,13 +16,13 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 
 
 def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Set the pad token in the model's config: a classifier on a decoder reads the last token that is not padding."""
+    """Set the pad token in the model's config, which a classifier on a decoder needs."""
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnSpec:
-    """The dataset columns that a task reads, with the task fields that name these columns and limit their length.
+    """The dataset columns of a task, with the task fields that name the columns and limit lengths.
 
     Attributes:
         inputs: Columns that the model reads.
@@ -187,7 +187,7 @@ class Task(Protocol):
         ...
 
     def loss(self, train: Dataset, labels: Sequence[str], label_smoothing: float) -> Callable[..., Any] | None:
-        """Return the Trainer's `compute_loss_func` for encoded training rows; None to use the loss of the model."""
+        """Return the Trainer's `compute_loss_func` for encoded rows; None for the loss of the model."""
         ...
 
     def postprocess(self, logits: torch.Tensor, *, detail: bool = False) -> torch.Tensor:

@@ -65,7 +65,7 @@ class DefaultTask:
 
 
 def find_text_problems(dataset: Dataset, column: str, where: str, first: int = 0) -> Iterator[str]:
-    """Yield one line per cell of a column that is missing, empty or not a string; row numbers start at `first`."""
+    """Yield one line per missing, empty or non-string cell of a column; row numbers start at `first`."""
     for row, text in enumerate(dataset[column], first):
         if not isinstance(text, str) or not text.strip():
             found = "empty" if isinstance(text, str) else f"{name_type(text)}, not text"

@@ -21,7 +21,7 @@ def sort_names(values: Iterable[Any]) -> tuple[str, ...]:
 
 
 def check_label_names(names: Sequence[str], values: Iterable[Any], feature: Any, column: str) -> tuple[str, ...]:
-    """Return the recipe's `label_names`. Raises UserError for repeated names and for ambiguous values in train."""
+    """Return the recipe's `label_names`. Raises UserError for duplicates and ambiguous values."""
     if len(set(names)) < len(names):
         raise UserError(f"task.label_names: duplicate name in {', '.join(names)}; remove it")
     present = [value for value in values if not is_missing(value)]
@@ -90,7 +90,7 @@ def read_numbers_by_label(numbers: Mapping[Any, Any], labels: Sequence[str], fie
 
 
 def make_class_weights(weights: str | Mapping[str, float], counts: np.ndarray, labels: Sequence[str]) -> torch.Tensor:
-    """Return one weight per label: by name (default 1), or `balanced`: rows / (labels x rows of the label).
+    """Return one weight per label: by name (default 1), or rows / (labels x rows of the label).
 
     `balanced` equals scikit-learn's `compute_class_weight`; the mean over the rows is 1. Raises UserError.
     """

@@ -88,7 +88,7 @@ class MultiLabelClassification(TextTask):
                 yield list(value) if isinstance(value, list | tuple) else None if value is None else [value]
 
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
-        """Return the names that the recipe or the dataset declares, else the sorted values of the training rows."""
+        """Return the names from the recipe or the dataset, else the sorted values of the training rows."""
         feature = getattr(train.features[self.label], "feature", None)
         values = {one for row in self._read_label_lists(train) for one in row or () if not isinstance(one, list | dict)}
         if self.label_names:
@@ -153,7 +153,7 @@ class MultiLabelClassification(TextTask):
         return compute_loss
 
     def postprocess(self, logits: torch.Tensor, *, detail: bool = False) -> torch.Tensor:
-        """Return float16 probabilities, (rows, labels); above 256 labels the largest and their ids, (rows, 256, 2).
+        """Return float16 probabilities, (rows, labels), or the largest 256 with ids, (rows, 256, 2).
 
         With `detail`: float32 probabilities, (rows, labels).
         """

@@ -82,7 +82,7 @@ class SequenceClassification(TextTask):
         return replace(super().columns, stratify=self.label)
 
     def find_labels(self, train: Dataset) -> tuple[str, ...]:
-        """Return the names that the recipe or the dataset declares, else the sorted values of the training rows."""
+        """Return the names from the recipe or the dataset, else the sorted values of the training rows."""
         feature = train.features[self.label]
         values = [value for value in train[self.label] if not isinstance(value, list | dict)]
         if self.label_names:
@@ -153,7 +153,7 @@ class SequenceClassification(TextTask):
         return replace(self, temperature=fit_temperature(logits[rows], here[rows].argmax(-1)))
 
     def decode(self, split: EncodedSplit, *, detail: bool = False) -> list[Mapping[str, Any]]:
-        """Return `label` and `confidence`, its probability, of each row; with `detail` all label probabilities."""
+        """Return `label` and `confidence` of each row; with `detail` the probabilities of all labels."""
         labels = split.labels
         if detail:
             return [

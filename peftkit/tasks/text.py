@@ -82,7 +82,7 @@ class TextTask(DefaultTask):
 def make_text_classifier(
     problem_type: ProblemType, matches: Callable[[Any], bool], config_fields: Mapping[str, str] | None = None
 ) -> ModelSpec:
-    """Return the model of a text task; `matches` returns whether a checkpoint's config has the head of the task."""
+    """Return the model of a text task; `matches` checks whether a config has the head of the task."""
 
     def match(config: Any, length: int) -> Mapping[str, Any] | None:
         is_classifier = (config.architectures or [""])[0].endswith("ForSequenceClassification")

@@ -36,7 +36,7 @@ NO_WORD = -1
 
 @dataclass(frozen=True, kw_only=True)
 class TokenClassification(DefaultTask):
-    """A BIO tag for each word. The first token of a word has the tag; a long text is split into overlapping parts.
+    """A BIO tag for each word, predicted at its first token; a long text has overlapping parts.
 
     Args:
         tokens: Column of the words, a list of strings.
@@ -229,7 +229,7 @@ class TokenClassification(DefaultTask):
         return collate
 
     def postprocess(self, logits: torch.Tensor, *, detail: bool = False) -> torch.Tensor:
-        """Return the most probable tag id per token, (parts, tokens); with `detail` also the probability, (..., 2)."""
+        """Return the best tag id per token, (parts, tokens); with `detail` also the probability, (..., 2)."""
         if not detail:
             return logits.argmax(-1)
         probabilities, ids = logits.float().softmax(-1).max(-1)

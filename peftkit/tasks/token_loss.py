@@ -9,7 +9,7 @@ from peftkit.tasks.default import IGNORED
 
 
 class _TokenMean(Trainer):
-    """Weight the mean loss of each micro-batch by its share of the labelled tokens of the step, over all ranks.
+    """Weight the mean loss of each micro-batch by its share of the labelled tokens of the step.
 
     The Trainer of Transformers averages the means. That gives tokens in a batch with few labelled tokens a greater
     weight, and the loss depends on the distribution of the rows. With `average_tokens_across_devices` false the means
@@ -31,7 +31,7 @@ class _TokenMean(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the mean over the tokens of `inputs`; in training, times their share of the tokens of the step."""
+        """Return the mean over the tokens of `inputs`; in training, times their share of the step."""
         here = _count_labelled_tokens(inputs)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if num_items_in_batch is not None:

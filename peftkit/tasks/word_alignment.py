@@ -11,7 +11,7 @@ INPUT_TEXT = "input text"
 
 
 def find_word_spans(text: str) -> list[tuple[int, int]]:
-    """Find start and end of each word: a run of letters and digits, or any other character except white space."""
+    """Find start and end of each word: a run of letters and digits, or another character but white space."""
     return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
 
 

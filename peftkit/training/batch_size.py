@@ -1,4 +1,4 @@
-"""`auto_find_batch_size` with a constant global batch: a smaller device batch has more accumulation steps."""
+"""`auto_find_batch_size` with a constant global batch, by more accumulation steps."""
 
 from typing import Any
 

@@ -26,7 +26,7 @@ def _read_state(callback: TrainerCallback, state: TrainerState) -> dict[str, Any
 
 
 class AuditCallback(TrainerCallback, ExportableState):
-    """Callback that starts the audit after DeepSpeed has wrapped the model, and checks after optimizer steps."""
+    """Callback that starts the audit at the beginning of training and runs it after optimizer steps."""
 
     def __init__(self) -> None:
         self.audit: TrainingAudit | None = None

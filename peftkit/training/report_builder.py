@@ -28,7 +28,7 @@ def build_report(
     report: Report, task: Task, data: PreparedData, loaded: LoadedModel, fitted: FittedModel, evaluation: Evaluation,
     folder: Path | None,
 ) -> Report:  # fmt: skip
-    """Complete `report` with the measurements of a run; `folder` contains the saved weights, None for a trial."""
+    """Complete `report` with the measurements of a run; `folder` has the weights, None for a trial."""
     trainer, clock, memory = fitted.trainer, fitted.clock, fitted.memory
     sizes = {} if folder is None else {"trained": writer.count_weight_bytes(folder)}
     if is_mergeable(loaded.model):

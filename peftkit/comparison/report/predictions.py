@@ -60,7 +60,7 @@ class ComparedPredictions:
 
 
 def compare_predictions(results: ComparisonResults, examples: int, *, reload_data: bool = False) -> ComparedPredictions:
-    """Read the predictions of all runs; select `examples` test rows with different predictions, with their texts.
+    """Read the predictions of all runs; select `examples` test rows with different predictions.
 
     Remote data is read only with `reload_data`.
     """
@@ -116,7 +116,7 @@ def compare_predictions(results: ComparisonResults, examples: int, *, reload_dat
 
 
 def _find_disagreements(predictions: Sequence[Sequence[str]], hits: Sequence[Sequence[bool]]) -> list[int]:
-    """Find test rows with different predictions, most different first; for a single row, with wrong predictions."""
+    """Find test rows with different predictions, most different first; for one row, wrong predictions."""
     if len(predictions) == 1:
         return [place for place, hit in enumerate(hits[0]) if not hit]
     kinds = [len(set(texts)) for texts in zip(*predictions, strict=True)]
@@ -124,7 +124,7 @@ def _find_disagreements(predictions: Sequence[Sequence[str]], hits: Sequence[Seq
 
 
 def _load_texts(report: Report, numbers: Sequence[int], reload_data: bool) -> tuple[list[str] | None, str | None]:
-    """Load the input text of each test row from the data of the run; otherwise return the reason of the failure."""
+    """Load the input texts of the test rows from the data of the run, or return the failure."""
     recipe = dict_to_recipe(report.recipe)
     try:
         splits = reload_splits(recipe.data, recipe.task, report.data["fingerprint"], allow_remote=reload_data)

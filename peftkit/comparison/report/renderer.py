@@ -1,4 +1,4 @@
-"""Subprocess that renders Vega-Lite specifications to SVG and PNG, and returns the JavaScript library of a page.
+"""Subprocess that renders Vega-Lite specifications to SVG and PNG, and returns a JavaScript library.
 
 A separate process, because the engine of vl-convert reserves much address space and a memory limit may kill the
 process. The process reads specifications from standard input and writes JSON to standard output.

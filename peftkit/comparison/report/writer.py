@@ -26,7 +26,7 @@ EXAMPLES = 20
 def write_report(
     folders: Sequence[Path], *, output: Path | None = None, examples: int = EXAMPLES, reload_data: bool = False
 ) -> Path:
-    """Write the page of a comparison or of runs, and a folder with the charts; return the path of the page.
+    """Write the page of a comparison or of runs, and a chart folder; return the path of the page.
 
     The default path is `index.html` in the comparison folder, or `report.html` for separate runs. Example texts of
     remote data are read only with `reload_data`. Raises UserError.
@@ -50,7 +50,7 @@ def format_report(folders: Sequence[Path], form: str) -> str:
 
 
 def write_all_formats(folder: Path) -> Findings:
-    """Write a comparison in every format to its folder; return the findings. A failed page is only a warning.
+    """Write a comparison in every format to its folder; return the findings. A failed page is a warning.
 
     Remote data is read again, because the caller has run the comparison.
     """

@@ -48,7 +48,7 @@ BUILDER = 2
 
 
 def load_docstrings() -> DatasetDict:
-    """Load splits `train`, `validation` and `test` with columns `text`, `label` and `module`, from the cache if built.
+    """Load or build `train`, `validation` and `test` with columns `text`, `label` and `module`.
 
     The rows depend on the installed versions of the libraries, which change the fingerprint in the report.
     """
@@ -75,7 +75,7 @@ def load_or_build(name: str, settings: str, build: Callable[[], DatasetDict]) ->
 
 
 def build_docstrings() -> DatasetDict:
-    """Build the splits: read, mask, deduplicate, split by module, balance. Deterministic for given package versions."""
+    """Build the splits: read, mask, deduplicate, split by module, balance; package versions determine them."""
     rows = [
         {"text": text, "label": label, "module": module}
         for label, package in LIBRARIES.items()
@@ -112,7 +112,7 @@ def _list_docstrings(package: str | None) -> list[tuple[str, str]]:
 
 
 def parse_modules(package: str | None, files: int) -> Iterator[tuple[str, ast.Module]]:
-    """Yield module name and syntax tree for a seeded sample of a library's files; None is the standard library."""
+    """Yield module name and syntax tree for a seeded sample of files; None is the standard library."""
     root = _find_folder(package)
     skipped = {"tests", "test", "testing", "site-packages", "idlelib", "lib2to3", "_vendor", "__pycache__", "externals"}
     paths = sorted(p for p in root.rglob("*.py") if not skipped & set(p.relative_to(root).parts))
@@ -144,7 +144,7 @@ SECTION = re.compile(
 
 
 def extract_prose(docstring: str, *, is_masked: bool = True) -> str:
-    """Return the prose before the first section, list or example: at most 40 words, with library names masked."""
+    """Return at most 40 words before the first section, list or example, with library names masked."""
     lines = [line.strip() for line in docstring.splitlines()]
     opening = itertools.takewhile(lambda line: not SECTION.match(line), lines)
     text = re.sub(r":\w+(?::\w+)?:|[`*]+", "", " ".join(opening))
@@ -183,7 +183,7 @@ def _split_by_module(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str
 
 
 def hash_module(module: str) -> float:
-    """Return a number from 0 to 1 that depends only on the module's name, so that a module is in one split."""
+    """Return a number from 0 to 1 from the module's name, so that a module is in one split."""
     return int(hashlib.sha256(f"{SEED} {module}".encode()).hexdigest()[:8], 16) / 16**8
 
 

@@ -34,7 +34,7 @@ MAX_ENTITY_WORDS = 6
 
 
 def load_entities() -> DatasetDict:
-    """Load splits `train`, `validation` and `test` with columns `tokens` and `ner_tags`, from the cache if built."""
+    """Load or build `train`, `validation` and `test` with columns `tokens` and `ner_tags`."""
     return load_or_build("entities", f"{SHARES} {FILES} {MAX_ROWS} {BUILDER}", build_entities)
 
 
@@ -83,7 +83,7 @@ def _list_parameters(node: ast.AST) -> list[str]:
 
 
 def tag_words(text: str, kinds: dict[str, str]) -> tuple[list[str], list[str]]:
-    """Return the first words of a docstring without backticks, and their BIO tags; `kinds` maps names to types."""
+    """Return the first words of a docstring without backticks, and BIO tags from the types in `kinds`."""
     tokens: list[str] = []
     tags: list[str] = []
     end = 0

@@ -25,7 +25,7 @@ BUILDER = 1
 
 
 def load_summaries() -> DatasetDict:
-    """Load splits `train`, `validation` and `test` with columns `source` and `target`, from the cache if built."""
+    """Load or build `train`, `validation` and `test` with columns `source` and `target`."""
     return load_or_build("summaries", f"{SHARES} {FILES} {MAX_ROWS} {BUILDER}", build_summaries)
 
 
