@@ -75,7 +75,7 @@ def load_or_build(name: str, settings: str, build: Callable[[], DatasetDict]) ->
 
 
 def build_docstrings() -> DatasetDict:
-    """Build the splits: read, mask, deduplicate, split by module, balance; package versions determine them."""
+    """Build the splits: read, mask, deduplicate, split by module, balance."""
     rows = [
         {"text": text, "label": label, "module": module}
         for label, package in LIBRARIES.items()
