@@ -13,7 +13,7 @@ author = "The peftkit developers"
 copyright = "The peftkit developers, Apache-2.0"  # noqa: A001
 version = release = peftkit.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "repository_links"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "reference_pages", "repository_links"]
 exclude_patterns = ["_build", "_extensions"]
 source_suffix = {".md": "markdown"}
 myst_enable_extensions = ["colon_fence", "deflist"]

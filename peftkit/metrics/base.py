@@ -29,6 +29,7 @@ class Metric:
         statistic: Returns the score as a function of row numbers, or several by name, for the bootstrap. By default
             `function` is called on the resampled rows.
         interval: Returns the 95 % interval if the bootstrap over rows does not apply.
+        description: Definition of the metric and the library that computes it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Metric:
     hub_name: str = ""
     statistic: Callable[[Predictions, Targets], Statistic | Mapping[str, Statistic]] | None = None
     interval: Callable[[Predictions, Targets], list[float]] | None = None
+    description: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", self.title or self.name)

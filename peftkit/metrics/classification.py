@@ -83,7 +83,17 @@ def _statistics(predictions: Predictions, targets: Targets) -> dict[str, Statist
 
 
 METRICS = (
-    Metric(name="accuracy", function=_score, statistic=_statistics),
-    Metric(name="f1_macro", title="macro F1", hub_name="f1", function=_score, statistic=_statistics),
-    Metric(name="ece", title="calibration error", direction="lower", function=_score),
-)
+    Metric(
+        name="accuracy", function=_score, statistic=_statistics,
+        description="Share of rows with the correct label (scikit-learn `accuracy_score`).",
+    ),
+    Metric(
+        name="f1_macro", title="macro F1", hub_name="f1", function=_score, statistic=_statistics,
+        description="F1 of each label that occurs, unweighted mean over labels (scikit-learn `f1_score`).",
+    ),
+    Metric(
+        name="ece", title="calibration error", direction="lower", function=_score,
+        description="Expected calibration error: mean gap between confidence and accuracy over 15 bins of equal width "
+        "(scikit-learn `calibration_curve`).",
+    ),
+)  # fmt: skip

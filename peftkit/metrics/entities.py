@@ -111,8 +111,20 @@ def _statistics(predictions: Predictions, targets: Targets) -> dict[str, Statist
 
 
 METRICS = (
-    Metric(name="precision", function=_score),
-    Metric(name="recall", function=_score),
-    Metric(name="f1", title="F1", function=_score, statistic=_statistics),
-    Metric(name="f1_macro", title="macro F1", hub_name="f1", function=_score),
-)
+    Metric(
+        name="precision", function=_score,
+        description="Share of predicted entities whose type, start and end are correct (seqeval).",
+    ),
+    Metric(
+        name="recall", function=_score,
+        description="Share of reference entities that are predicted with correct type, start and end (seqeval).",
+    ),
+    Metric(
+        name="f1", title="F1", function=_score, statistic=_statistics,
+        description="Harmonic mean of precision and recall over all entities (seqeval).",
+    ),
+    Metric(
+        name="f1_macro", title="macro F1", hub_name="f1", function=_score,
+        description="F1 of each entity type, unweighted mean over types (seqeval).",
+    ),
+)  # fmt: skip

@@ -15,6 +15,7 @@ PAPERS = "Lin 2004 (ROUGE); Papineni et al. 2002 (BLEU); Popovic 2015 (chrF); Po
 
 # Names of the sacrebleu tokenizers that split text into words for BLEU and ROUGE.
 TOKENIZERS = ("13a", "intl", "zh", "char", "none")
+BY_ROUGE = "shared with the best reference, mean over rows (rouge-score)"
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
@@ -122,11 +123,26 @@ def make_generation_metrics(tokenize: str) -> tuple[Metric, ...]:
         return compute_bleu_interval([prediction["text"] for prediction in predictions], targets, tokenize=tokenize)
 
     return (
-        Metric(name="rouge1", title="ROUGE-1", function=score),
-        Metric(name="rouge2", title="ROUGE-2", function=score),
-        Metric(name="rougeL", title="ROUGE-L", function=score, statistic=statistics),
-        Metric(name="rougeLsum", title="ROUGE-Lsum", function=score),
-        Metric(name="bleu", title="BLEU", bounds=(0.0, 100.0), function=score, interval=interval),
-        Metric(name="chrf", title="chrF", bounds=(0.0, 100.0), function=score),
-        Metric(name="exact_match", function=score),
-    )
+        Metric(name="rouge1", title="ROUGE-1", function=score, description=f"F-measure of words {BY_ROUGE}."),
+        Metric(name="rouge2", title="ROUGE-2", function=score, description=f"F-measure of pairs of words {BY_ROUGE}."),
+        Metric(
+            name="rougeL", title="ROUGE-L", function=score, statistic=statistics,
+            description=f"F-measure of the longest common subsequence of words {BY_ROUGE}.",
+        ),
+        Metric(
+            name="rougeLsum", title="ROUGE-Lsum", function=score,
+            description=f"F-measure of the longest common subsequences of lines {BY_ROUGE}.",
+        ),
+        Metric(
+            name="bleu", title="BLEU", bounds=(0.0, 100.0), function=score, interval=interval,
+            description="Precision of 1 to 4 words of all rows, with a brevity penalty (sacrebleu).",
+        ),
+        Metric(
+            name="chrf", title="chrF", bounds=(0.0, 100.0), function=score,
+            description="F2 of 1 to 6 characters of all rows (sacrebleu).",
+        ),
+        Metric(
+            name="exact_match", function=score,
+            description="Share of rows whose text equals a reference, without spaces at the ends.",
+        ),
+    )  # fmt: skip

@@ -79,7 +79,16 @@ def _statistics(predictions: Predictions, targets: Targets) -> dict[str, Statist
 
 
 METRICS = (
-    Metric(name="f1_macro", title="macro F1", hub_name="f1", function=_score, statistic=_statistics),
-    Metric(name="f1_micro", title="micro F1", hub_name="f1", function=_score, statistic=_statistics),
-    Metric(name="exact_match", function=_score),
-)
+    Metric(
+        name="f1_macro", title="macro F1", hub_name="f1", function=_score, statistic=_statistics,
+        description="F1 of each label that occurs, unweighted mean over labels (scikit-learn `f1_score`).",
+    ),
+    Metric(
+        name="f1_micro", title="micro F1", hub_name="f1", function=_score, statistic=_statistics,
+        description="F1 of all pairs of row and label (scikit-learn `f1_score`).",
+    ),
+    Metric(
+        name="exact_match", function=_score,
+        description="Share of rows whose labels are all correct (scikit-learn `accuracy_score`).",
+    ),
+)  # fmt: skip

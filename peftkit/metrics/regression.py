@@ -65,21 +65,23 @@ def _statistics(predictions: Predictions, targets: Targets) -> dict[str, Statist
     return make_number_statistics([prediction["score"] for prediction in predictions], targets)
 
 
-def _make_correlation(name: str, title: str, hub_name: str) -> Metric:
+def _make_correlation(name: str, title: str, hub_name: str, description: str) -> Metric:
     return Metric(
-        name=name, title=title, hub_name=hub_name, bounds=(-1.0, 1.0), function=_score, statistic=_statistics
+        name=name, title=title, hub_name=hub_name, bounds=(-1.0, 1.0), function=_score, statistic=_statistics,
+        description=description,
     )  # fmt: skip
 
 
-def _make_error(name: str, title: str) -> Metric:
+def _make_error(name: str, title: str, description: str) -> Metric:
     return Metric(
-        name=name, title=title, bounds=(0.0, math.inf), direction="lower", function=_score, statistic=_statistics
+        name=name, title=title, bounds=(0.0, math.inf), direction="lower", function=_score, statistic=_statistics,
+        description=description,
     )  # fmt: skip
 
 
 METRICS = (
-    _make_correlation("pearson", "Pearson's r", "pearsonr"),
-    _make_correlation("spearman", "Spearman's rho", "spearmanr"),
-    _make_error("rmse", "RMSE"),
-    _make_error("mae", "MAE"),
+    _make_correlation("pearson", "Pearson's r", "pearsonr", "Linear correlation (SciPy `pearsonr`)."),
+    _make_correlation("spearman", "Spearman's rho", "spearmanr", "Correlation of the ranks (SciPy `spearmanr`)."),
+    _make_error("rmse", "RMSE", "Root of the mean squared error (scikit-learn `root_mean_squared_error`)."),
+    _make_error("mae", "MAE", "Mean absolute error (scikit-learn `mean_absolute_error`)."),
 )

@@ -15,6 +15,21 @@ from peftkit.recipe.method import get_default_learning_rate
 from peftkit.recipe.schema import Recipe
 from peftkit.system.logging import logger
 
+# Defaults of peftkit that differ from those of the Trainer.
+DEFAULTS = {
+    # Writes files to the run folder and sends nothing.
+    "report_to": "tensorboard",
+    "save_strategy": "no",
+    "logging_steps": 10,
+    "logging_first_step": True,
+    # Log a NaN loss as NaN; the Trainer's default replaces it by the mean.
+    "logging_nan_inf_filter": False,
+    "include_num_input_tokens_seen": "non_padding",
+    "remove_unused_columns": False,
+    "label_names": ["labels"],
+    # With reentrant checkpointing and a frozen base model no gradient reaches the adapter.
+    "activation_checkpointing_kwargs": {"use_reentrant": False},
+}
 # Training arguments that evaluation needs to predict every row.
 REQUIRED_FOR_EVALUATION = {
     "predict_with_generate": True,
@@ -47,20 +62,9 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
         )
     use_cpu = bool(given.get("use_cpu")) or not torch.accelerator.is_available()
     defaults: dict[str, Any] = {
-        # Writes files to the run folder and sends nothing.
-        "report_to": "tensorboard",
+        **DEFAULTS,
         "run_name": recipe.name,
-        "save_strategy": "no",
-        "logging_steps": 10,
-        "logging_first_step": True,
-        # Log a NaN loss as NaN; the Trainer's default replaces it by the mean.
-        "logging_nan_inf_filter": False,
-        "include_num_input_tokens_seen": "non_padding",
-        "remove_unused_columns": False,
-        "label_names": ["labels"],
         "dataloader_pin_memory": not use_cpu,
-        # With reentrant checkpointing and a frozen base model no gradient reaches the adapter.
-        "activation_checkpointing_kwargs": {"use_reentrant": False},
     }
     if "learning_rate" not in given:
         defaults["learning_rate"] = get_default_learning_rate(recipe.method)

@@ -9,7 +9,9 @@ from peftkit.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments."""
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUNS", help="a comparison folder, or run folders")
-    parser.add_argument("--format", choices=("html", "md", "csv", "json"), default="html")
+    parser.add_argument(
+        "--format", choices=("html", "md", "csv", "json"), default="html", help="a page (html), or the tables"
+    )
     parser.add_argument(
         "--output", type=Path, help="a new file (default: html to a file, other formats to standard output)"
     )
