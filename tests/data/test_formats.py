@@ -15,7 +15,7 @@ import peftkit
 from peftkit import DataConfig, DataFormat
 from peftkit.data.formats import BadRow, find_format, iterate_rows
 from peftkit.data.formats.columnar import ROWS_PER_SLICE
-from peftkit.data.formats.tables import LONGEST_CELL
+from peftkit.data.formats.tables import MAX_CELL_LENGTH
 from peftkit.data.sources import load_rows
 from peftkit.errors import UserError
 from peftkit.prediction.batch import predict
@@ -155,7 +155,7 @@ def test_what_json_cannot_hold_is_told(tmp_path):
 
 def test_a_mark_that_is_not_closed_does_not_take_all_memory(tmp_path):
     line = "x" * 99 + "\n"
-    path = write(tmp_path / "a.csv", 'a\nfirst\n"' + line * (LONGEST_CELL // 100 + 2))
+    path = write(tmp_path / "a.csv", 'a\nfirst\n"' + line * (MAX_CELL_LENGTH // 100 + 2))
     found = stream(path)
     assert found[0] == {"a": "first"}
     assert found[1].startswith("field larger than field limit")
