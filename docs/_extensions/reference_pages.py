@@ -67,10 +67,11 @@ def get_commands() -> dict[str, argparse.ArgumentParser]:
 
 
 def split_default(action: argparse.Action) -> tuple[str, str]:
-    """Split the help of an option into its text and its default, which ends the help in brackets."""
-    text, default = re.match(r"(.*?)(?: \((?!pip )([^()]+)\))?$", action.help or "", re.DOTALL).groups()
+    """Split the help of an option into its text and its default, which the help has as `(default: X)`."""
+    described = re.search(r" \(default: ([^()]+)\)", action.help or "")
+    text = (action.help or "").replace(described.group() if described else "", "")
     if action.default in (None, False, "", argparse.SUPPRESS) or action.default == []:
-        return text, format_text(default or "")
+        return text, format_text(described.group(1) if described else "")
     return text, format_code(action.default)
 
 
