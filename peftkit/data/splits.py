@@ -73,7 +73,7 @@ def load_splits(config: DataConfig, task: Task) -> Splits:
     found = find_splits(config, task)
     labels = task.find_labels(found["train"])
     if problems := find_row_problems(config, task, found, labels):
-        more = f" (and {len(problems) - 1} more rows; run peftkit check to list them)" if len(problems) > 1 else ""
+        more = f" (and {len(problems) - 1} more; run peftkit check to list them)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{more}")
     return complete_splits(config, task, found, labels)
 

@@ -111,7 +111,7 @@ def raise_lost_rank_errors() -> Iterator[None]:
         rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         raise LostRankError(
             f"the connection to the other ranks was lost: {reason} (rank {rank} of {ranks}, host "
-            f"{socket.gethostname()}); read the logs of the other ranks, then restart with --resume"
+            f"{socket.gethostname()}); read the logs of the other ranks, then start the run again with --resume"
         ) from error
 
 

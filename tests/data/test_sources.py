@@ -209,7 +209,7 @@ class TestDataOfARunFolder:
     def test_remote_data_is_not_read_without_permission(self, tmp_path, monkeypatch, config):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("PEFTKIT_TEST_TOKEN", "secret")
-        with pytest.raises(UserError, match=r"the run folder names .*; pass --reload_data to read it"):
+        with pytest.raises(UserError, match=r"the run used .*; pass --reload_data to read it"):
             reload_splits(DataConfig(**config), TASK, "", allow_remote=False)
         assert not list(tmp_path.iterdir())
 

@@ -132,7 +132,7 @@ def test_a_bad_row_is_named_with_its_file_and_number(tmp_path):
     write(tmp_path / "train.jsonl", rows(20))
     write(tmp_path / "test.jsonl", [*rows(3), {"text": " ", "label": "no"}, {"text": "a", "label": "maybe"}])
     with pytest.raises(
-        UserError, match=r"/test\.jsonl, row 3 \(from 0\), column 'text': empty; .* \(and 1 more; peftkit check"
+        UserError, match=r"/test\.jsonl, row 3 \(from 0\), column 'text': empty; .* \(and 1 more; run peftkit check"
     ):
         load(tmp_path)
     config = DataConfig(path=str(tmp_path), data_files={"train": "train.jsonl", "test": "test.jsonl"})

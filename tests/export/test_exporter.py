@@ -72,7 +72,7 @@ def test_a_merge_can_be_asked_for(trained_run, tmp_path, caplog):
     original = export(folder, tmp_path / "original", merge="original")
     assert original.shipped == "merged onto the original weights"
     packed = export(folder, tmp_path / "packed", merge="4bit")
-    assert "rounding to 4 bits erases much" in caplog.text
+    assert "rounding to 4 bits removes much" in caplog.text
     assert [form.form for form in packed.forms][-1] == packed.shipped == "merged into the 4-bit weights"
     assert packed.forms[-1].divergence > packed.forms[2].divergence
     assert packed.forms[-1].megabytes < original.forms[1].megabytes
@@ -87,7 +87,7 @@ def test_without_its_data_a_quantized_run_is_compared_on_the_held_out_rows(train
     folder = trained_run("bert", qlora(), path=str(path))
     path.unlink()
     receipt = export(folder, tmp_path / "out")
-    assert "without scores: data.path" in caplog.text
+    assert "without metrics: data.path" in caplog.text
     assert all(form.scores == {} for form in receipt.forms)
     assert receipt.shipped == "merged onto the dequantized weights"
 

@@ -171,6 +171,6 @@ def test_labels_follow_the_head_of_the_checkpoint(checkpoints, tmp_path, caplog,
     assert match_checkpoint_labels(config, task, ("neg", "pos")) == ("neg", "pos")
     bare = ModelConfig(name_or_path=str(checkpoints / architecture))
     assert match_checkpoint_labels(bare, task, by_name) == by_name
-    assert "trained for the labels" not in caplog.text
+    assert "trained for labels" not in caplog.text
     assert match_checkpoint_labels(config, task, ("a", "b", "c")) == ("a", "b", "c")
-    assert "trained for the labels pos, neg, neutral; its rows are used in this order for a, b, c" in caplog.text
+    assert "trained for labels pos, neg, neutral; using its rows in this order for a, b, c" in caplog.text

@@ -65,7 +65,7 @@ def test_what_shares_no_base_is_refused_before_weights_load_naming_both(trained_
     ):
         predict([folders[0], tmp_path / "other"], rows, tmp_path / "out.jsonl")
     trained_run("bert", full(), name="whole")
-    with pytest.raises(UserError, match="only if each is an adapter"):
+    with pytest.raises(UserError, match="several models must be adapters"):
         predict([folders[0], tmp_path / "whole"], rows, tmp_path / "out.jsonl")
     with pytest.raises(UserError, match="two folders have the name library"):
         predict([folders[0], folders[0]], rows, tmp_path / "out.jsonl")

@@ -179,7 +179,7 @@ def test_help_lists_every_field_with_default_and_meaning():
     for field in ("--model.name_or_path", "--data.data_files", "--training.warmup_steps", "--task.max_length"):
         assert field in text
     assert "--method.peft.r (default: 4) Lora attention dimension" in text
-    assert "Most tokens of a text" in text
+    assert "Maximum number of tokens of a text" in text
     assert "Column of the text." in text
     missing = [a.dest for a in build_parser(LORA, "x")._actions if not a.help]
     assert not missing

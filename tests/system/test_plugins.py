@@ -29,8 +29,8 @@ def test_a_plugin_is_imported_once_under_its_name_and_inherited(plugin):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("missing.py", None, "no such Python file"),
-        ("a.txt", "", "no such Python file"),
+        ("missing.py", None, "not a Python file"),
+        ("a.txt", "", "not a Python file"),
         ("json.py", "", "a module named 'json' is already loaded"),
         ("broken_plugin.py", "raise ValueError('its own')", "ValueError: its own"),
         ("ending_plugin.py", "raise SystemExit(3)", "SystemExit: 3"),

@@ -123,7 +123,7 @@ def test_a_frozen_weight_that_changes_fails_the_run(small_recipe, monkeypatch):
 def test_a_head_that_is_not_saved_is_caught(small_recipe, tmp_path):
     run(small_recipe(max_steps=3))
     check_saved_head(tmp_path / "run", {"classifier.weight", "bert.pooler.dense.bias"})
-    with pytest.raises(AuditError, match=r"yet not saved: another\.weight"):
+    with pytest.raises(AuditError, match=r"new parameters are not saved: another\.weight"):
         check_saved_head(tmp_path / "run", {"classifier.weight", "another.weight"})
 
 
