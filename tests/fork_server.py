@@ -4,8 +4,8 @@
 environment, working directory, standard streams, processor affinity and network namespace, passes signals on, and ends
 as the program ends. The server starts with the first program. It imports no peftkit: each program imports it.
 
-The real interpreter runs what a fork cannot: other options, a limit of the address space, and other values of the
-variables that libraries read when they are imported. Peak memory counts what the server has imported.
+The real interpreter runs what a fork cannot: other options, and other values of the variables that libraries read when
+they are imported. Peak memory counts what the server has imported.
 """
 
 import contextlib
@@ -54,10 +54,10 @@ def select_read_at_import() -> dict:
 def run_client(folder: Path, owner: int, words: list[str]) -> None:
     """Run a program in a fork of the server, or in the real interpreter, and end as it ends."""
     request = split_arguments(words)
-    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-    if request is None or limited or json.loads((folder / "environment.json").read_text()) != select_read_at_import():
+    if request is None or json.loads((folder / "environment.json").read_text()) != select_read_at_import():
         os.execv(sys.executable, [sys.executable, *words])
     request |= {"environment": dict(os.environ), "folder": os.getcwd(), "executable": str(folder / "python")}
+    request["memory_limit"] = resource.getrlimit(resource.RLIMIT_AS)
     request["cores"] = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     connection = connect(folder, owner)
     networks = [os.open(NETWORK, os.O_RDONLY)] if os.path.exists(NETWORK) else []
@@ -217,6 +217,7 @@ def run_program(request: dict) -> None:
         os.sched_setaffinity(0, request["cores"])
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(request["cores"]) or 1))
     numpy.random.seed()
+    resource.setrlimit(resource.RLIMIT_AS, request["memory_limit"])
     unbuffered = "-u" in request["flags"] or bool(os.environ.get("PYTHONUNBUFFERED"))
     sys.stdout.reconfigure(line_buffering=unbuffered or os.isatty(1), write_through=unbuffered)
     for action in request["warnings"]:

@@ -22,8 +22,7 @@ from tests.checkpoints.test_manifest import WORDS, StoppedError, same_weights, s
 from tests.integration.test_recipes import ROOT
 
 BIN = Path(sys.executable).parent
-# Two ranks fill two cores: not beside another such test.
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("ranks")]
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("resume")]
 
 # A leg of a run: killed by SIGKILL at the step that is named, or to the end.
 LEG = """

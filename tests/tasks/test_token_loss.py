@@ -153,7 +153,7 @@ def test_accumulated_micro_batches_train_as_one_batch(name, recipe, alone, tmp_p
 
 
 @pytest.mark.integration
-@pytest.mark.xdist_group("ranks")
+@pytest.mark.xdist_group("token loss")
 def test_two_ranks_train_as_one(recipe, alone, tmp_path):
     recipes = {name: recipe(name, ranks=2) for name in TASKS}
     recipes |= {f"{name}-accumulated": recipe(name, ranks=2, accumulated=2) for name in TASKS}
@@ -163,7 +163,7 @@ def test_two_ranks_train_as_one(recipe, alone, tmp_path):
 
 
 @pytest.mark.integration
-@pytest.mark.xdist_group("ranks")
+@pytest.mark.xdist_group("token loss")
 def test_two_ranks_under_zero_train_as_one(recipe, alone, tmp_path):
     recipes = {
         f"{name}-{stage}-{accumulated}": recipe(name, 2, accumulated, deepspeed=f"ds_configs/{stage}.json")

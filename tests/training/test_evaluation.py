@@ -37,10 +37,10 @@ print(json.dumps([before["peak"], measure.read_process_peak_bytes(), report.data
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("task", "rows"), [("SequenceClassification", 20_000), ("MultiLabelClassification", 10_000)], ids=lambda v: str(v)
+    ("task", "rows"), [("SequenceClassification", 6_000), ("MultiLabelClassification", 5_000)], ids=lambda v: str(v)
 )
-def test_ten_thousand_classes(checkpoints, tmp_path, task, rows, real_interpreter):
-    for split, count in (("train", 20_000), ("validation", 1_000), ("test", rows)):
+def test_ten_thousand_classes(checkpoints, tmp_path, task, rows):
+    for split, count in (("train", 10_000), ("validation", 500), ("test", rows)):
         labels = [n % 10_000 if task == "SequenceClassification" else [n % 10_000] for n in range(count)]
         lines = [json.dumps({"text": f"{split} number {n}", "label": label}) + "\n" for n, label in enumerate(labels)]
         (tmp_path / f"{split}.jsonl").write_text("".join(lines))
@@ -49,5 +49,5 @@ def test_ten_thousand_classes(checkpoints, tmp_path, task, rows, real_interprete
     assert done.returncode == 0, done.stderr[-3000:]
     before, after, found, labels = json.loads(done.stdout.splitlines()[-1])
     assert (found["test"], labels) == (rows, 10_000)
-    # In 32 bits the logits of the test split alone are 800 MB, and 400 MB for the second.
+    # In 32 bits the logits of the test split alone are 240 MB, and 200 MB for the second.
     assert after - before < 100e6, f"{before / 1e6:.0f} MB before evaluation, {after / 1e6:.0f} MB after"
