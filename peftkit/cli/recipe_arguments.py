@@ -35,7 +35,7 @@ def parse_run_arguments(arguments: Sequence[str], recipe: Recipe, prog: str) -> 
 
 
 def add_recipe_options(parser: ArgumentParser, *, training: bool) -> None:
-    """Define the options of a command that takes a recipe; with `training` also the options of a training run."""
+    """Define the options of a command with a recipe; with `training` also those of a training run."""
     parser.add_argument("--ds", metavar="NAME", help="short for --training.deepspeed")
     if training:
         parser.add_argument(

@@ -29,7 +29,7 @@ def list_fields() -> set[str]:
 
 
 def list_commands(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line of the block and the words of each command in the bash and console blocks of a page."""
+    """Yield the line of the block and the arguments of each command in the bash and console blocks of a page."""
     for block in read_page(path):
         if block.language not in ("bash", "console"):
             continue

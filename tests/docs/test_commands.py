@@ -13,8 +13,10 @@ def known_fields():
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT).with_suffix("")))
 def test_commands_parse(path, known_fields):
-    found = [(line, words, find_problem(words, known_fields)) for line, words in list_commands(path)]
-    assert [f"{path.name}:{line}: {' '.join(words)}: {problem}" for line, words, problem in found if problem] == []
+    found = [(line, arguments, find_problem(arguments, known_fields)) for line, arguments in list_commands(path)]
+    assert [
+        f"{path.name}:{line}: {' '.join(arguments)}: {problem}" for line, arguments, problem in found if problem
+    ] == []
 
 
 @pytest.mark.parametrize(
