@@ -43,7 +43,7 @@ class Seq2Seq(DefaultTask):
         target: Column of the target text.
         references_column: Column with a list of all reference texts of a row, for metrics only. If the list is empty,
             or train lacks the column, the target is the reference.
-        source_prefix: Text before every source, such as `summarize: ` for T5.
+        source_prefix: Text before every source, such as "summarize: " for T5.
         max_source_length: Maximum number of tokens of a source; activation memory grows with this length.
         max_target_length: Maximum number of tokens of a target in training and of a generated text.
         generation: Keywords of `transformers.GenerationConfig`, such as num_beams or no_repeat_ngram_size.
