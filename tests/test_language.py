@@ -91,7 +91,7 @@ def find_banned(texts: Iterator[tuple[int, str]], name: str) -> Iterator[str]:
 
 def test_code_has_no_banned_words():
     problems = [problem for path in list_sources() for problem in find_banned(read_code(path), name_file(path))]
-    for path in (ROOT / "peftkit").rglob("page.*"):
+    for path in [*(ROOT / "peftkit").rglob("*.jinja"), *(ROOT / "peftkit").rglob("*.js")]:
         problems += find_banned(iter([(1, path.read_text(encoding="utf-8"))]), name_file(path))
     assert not problems, "\n" + "\n".join(problems)
 
