@@ -14,6 +14,7 @@ import random
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
@@ -133,11 +134,13 @@ def prepare(work: Path) -> Path:
 
 
 def export_model(work: Path) -> None:
-    """Save the trained model alone, with settings for further training."""
+    """Save the trained model alone, in float16, with settings for further training in float32."""
     model = T5ForConditionalGeneration.from_pretrained(work / "base")
     model.config.update({"dropout_rate": 0.1, "use_cache": True})
     model.generation_config.max_new_tokens = None
     model.save_pretrained(work / "shipped")
+    file = work / "shipped" / "model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
     AutoTokenizer.from_pretrained(work / "start").save_pretrained(work / "shipped")
 
 

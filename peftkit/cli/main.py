@@ -7,12 +7,12 @@ from pathlib import Path
 from types import ModuleType
 
 import peftkit
-from peftkit.cli.commands import check, combine, compare, export, plan, predict, report, train
+from peftkit.cli.commands import check, combine, compare, export, init, plan, predict, report, train
 from peftkit.errors import UserError, run_with_exit_code
 from peftkit.system.plugins import load_plugins
 
 COMMANDS: dict[str, ModuleType] = {
-    "train": train, "compare": compare, "plan": plan, "report": report, "check": check, "export": export,
+    "init": init, "train": train, "compare": compare, "plan": plan, "report": report, "check": check, "export": export,
     "combine": combine, "predict": predict,
 }  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Progress of a comparison: current runs, results and remaining time."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -12,17 +13,21 @@ from peftkit.system.logging import logger
 
 # Without a terminal the active runs are logged at this interval.
 LOG_INTERVAL_SECONDS = 60.0
+# Share of training in the seconds of a run, until a finished run shows it; the rest is start-up and evaluation.
+TRAINING_SHARE = 0.65
 
 
 class Progress:
-    """Progress of a comparison: a bar on a terminal, and a log line per run."""
+    """Progress of a comparison: a bar on a terminal, log lines elsewhere, and a line per finished run."""
 
     def __init__(self, count: int, jobs: int) -> None:
         self.count = count
         self.done = 0
         self.seconds: list[float] = []
+        self.shares: list[float] = []
         self.jobs = jobs
         self.last_logged = time.perf_counter()
+        self.shown: dict[Path, Any] = {}
         self.bar: Any = tqdm(total=count, unit="run", disable=None, dynamic_ncols=True)
 
     def __enter__(self) -> "Progress":
@@ -42,21 +47,49 @@ class Progress:
         self.bar.update(1)
 
     def show_active(self, active: Sequence[RunProcess]) -> None:
-        """Show step, loss and speed of the active runs."""
-        lines = []
-        for process in active:
-            row = process.read_progress()
-            if row:
-                loss = f", loss {row['loss']:.3f}" if "loss" in row else ""
-                tokens, seconds = row.get("num_input_tokens_seen"), row.get("seconds")
-                speed = f", {tokens / seconds:.0f} tokens/s" if tokens and seconds else ""
-                lines.append(f"{process.run.title}: step {row['step']}/{row['max_steps']}{loss}{speed}")
-            else:
-                lines.append(f"{process.run.title}: starting")
-        self.bar.set_postfix_str("; ".join(lines), refresh=True)
-        if self.bar.disable and time.perf_counter() - self.last_logged > LOG_INTERVAL_SECONDS:
+        """Show step, loss, score and speed of the active runs, and the remaining time.
+
+        Without a terminal they are logged when a run starts, trains or is evaluated, and at an interval.
+        """
+        values = {process.run.folder: process.read_progress() for process in active}
+        # Of each run, whether it trains and its last evaluation.
+        shown = {folder: (bool(row), row.get("eval_runtime")) for folder, row in values.items()}
+        has_news = any(self.shown.get(folder) != state for folder, state in shown.items())
+        self.shown = shown
+        if not active:
+            return
+        lines = [format_active(process.run, values[process.run.folder]) for process in active]
+        left = self.estimate_seconds_left(
+            [
+                (values[process.run.folder], time.perf_counter() - process.started)
+                for process in active
+            ]
+        )  # fmt: skip
+        text = "; ".join(lines) + format_time_left(left)
+        self.bar.set_postfix_str(text, refresh=True)
+        if self.bar.disable and (has_news or time.perf_counter() - self.last_logged > LOG_INTERVAL_SECONDS):
             self.last_logged = time.perf_counter()
-            logger.info("[%d/%d] %s", self.done, self.count, "; ".join(lines))
+            logger.info("[%d/%d] %s", self.done, self.count, text)
+
+    def estimate_seconds_left(self, active: Sequence[tuple[Mapping[str, Any], float]]) -> float | None:
+        """Estimate the seconds until the last run ends; None before the first run has made a few steps.
+
+        `active` holds the last values and the age in seconds of each active run. A run takes as long as its steps
+        so far suggest, a run without steps as long as the others.
+        """
+        share = sum(self.shares) / len(self.shares) if self.shares else TRAINING_SHARE
+        totals = [
+            # The first step is slower than the others.
+            row["seconds"] * row["max_steps"] / row["step"] / share if row.get("step", 0) > 1 else None
+            for row, _ in active
+        ]
+        known = self.seconds or [total for total in totals if total is not None]
+        if not known:
+            return None
+        mean = sum(known) / len(known)
+        left = [max(0.0, (total or mean) - age) for total, (_, age) in zip(totals, active, strict=True)]
+        waiting = self.count - self.done - len(active)
+        return (sum(left) + waiting * mean) / self.jobs
 
     def log_result(self, process: RunProcess, report: Report) -> None:
         """Log the score or the error of an ended run, and the estimated remaining time."""
@@ -64,7 +97,8 @@ class Progress:
         self.done += 1
         self.last_logged = time.perf_counter()
         self.seconds.append(self.last_logged - process.started)
-        remaining = sum(self.seconds) / len(self.seconds) * (self.count - self.done) / self.jobs
+        if train := report.times.get("train"):
+            self.shares.append(min(1.0, train / self.seconds[-1]))
         metric = run.recipe.task.metrics.main[0]
         split = "validation" if run.is_trial else "test"
         if report.status in ("trial", "complete"):
@@ -73,6 +107,27 @@ class Progress:
             result += f", {report.times['samples_per_second']:.1f} samples/s"
         else:
             result = f"{report.status.replace('_', ' ')}: {report.error}"
-        time_left = f"; about {tqdm.format_interval(remaining)} left" if self.done < self.count else ""
+        time_left = format_time_left(self.estimate_seconds_left([])) if self.done < self.count else ""
         logger.info("[%d/%d] %s: %s%s", self.done, self.count, run.title, result, time_left)
         self.bar.update(1)
+
+
+def format_active(run: RunSpec, row: Mapping[str, Any]) -> str:
+    """Format the last values that an active run has logged."""
+    if not row:
+        return f"{run.title}: starting"
+    parts = [f"step {row['step']}/{row['max_steps']}"]
+    if "loss" in row:
+        parts.append(f"loss {row['loss']:.3f}")
+    metric = run.recipe.task.metrics.main[0]
+    if row.get(f"eval_{metric}") is not None:
+        parts.append(f"validation {metric} {row[f'eval_{metric}']:.4f}")
+    tokens, seconds = row.get("num_input_tokens_seen"), row.get("seconds")
+    if tokens and seconds:
+        parts.append(f"{tokens / seconds:.0f} tokens/s")
+    return f"{run.title}: {', '.join(parts)}"
+
+
+def format_time_left(seconds: float | None) -> str:
+    """Format the end of a line about the remaining time; empty where it is not known."""
+    return "" if seconds is None else f"; about {tqdm.format_interval(seconds)} left"

@@ -39,7 +39,7 @@ def load_rows(config: DataConfig) -> DatasetDict:
         raise UserError("data.sql: cannot be combined with data.data_files; remove one of them")
     if config.path in DEMOS and config.sql is None and config.data_files is None:
         return DEMOS[config.path]()
-    path = _locate(config.path)
+    path = locate_path(config.path)
     try:
         if config.sql is not None:
             return DatasetDict({config.train_split: _read_query(config.path, config.sql)})
@@ -84,7 +84,7 @@ def is_remote(config: DataConfig) -> bool:
         return True
     if config.data_files is not None or config.path in DEMOS:
         return False
-    path = _locate(config.path)
+    path = locate_path(config.path)
     if not path.is_dir():
         return not path.exists() and not _is_local(config.path)
     card = path / "README.md"
@@ -92,7 +92,7 @@ def is_remote(config: DataConfig) -> bool:
     return card.is_file() and "://" in str(DatasetCard.load(card, ignore_metadata_errors=True).data.get("configs"))
 
 
-def _locate(path: str) -> Path:
+def locate_path(path: str) -> Path:
     """Return the local path; of a missing file `recipes/NAME` the file of the package."""
     return find_shipped_recipe_file(path) or Path(path).expanduser()
 
@@ -137,7 +137,7 @@ def _find_files(path: str, name: str | None) -> dict[str, list[str]]:
 
 def list_split_files(config: DataConfig) -> dict[str, list[str]]:
     """List the file names of each split, if the data is a folder."""
-    path = _locate(config.path)
+    path = locate_path(config.path)
     if config.sql is not None or config.data_files is not None or not path.is_dir():
         return {}
     if any((path / name).exists() for name in SAVED):
@@ -152,7 +152,7 @@ def locate_split(config: DataConfig, split: str, files: Mapping[str, Sequence[st
     """
     if config.data_files is not None:
         source = config.data_files.get(split)
-    elif config.path in DEMOS or (config.sql is None and _locate(config.path).is_file()):
+    elif config.path in DEMOS or (config.sql is None and locate_path(config.path).is_file()):
         source = config.path
     else:
         names = files.get(split, ())

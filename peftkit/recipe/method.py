@@ -98,11 +98,11 @@ def get_default_learning_rate(method: Method) -> float:
     return FULL_LEARNING_RATE if method.peft is None else ADAPTER_LEARNING_RATE
 
 
-def find_method(name: str, base: Method) -> Method:
+def find_method(name: str, base: Method, option: str = "--methods") -> Method:
     """Return the method called `name`, with the settings that it shares with `base`.
 
     `full`, `lora`, `qlora`, `dora` and `rslora` use the LoRA settings of `base`; any other name is a method of `peft`
-    (`ia3`, `prefix_tuning`, `oft`, ...) with the defaults of its config. Raises UserError.
+    (`ia3`, `prefix_tuning`, `oft`, ...) with the defaults of its config. Raises UserError with the name of `option`.
     """
     if name == base.name and (name == "full") == (base.peft is None):
         return base
@@ -123,13 +123,13 @@ def find_method(name: str, base: Method) -> Method:
             try:
                 return Method(name=name, peft=config_class())
             except (TypeError, ValueError) as error:
-                raise UserError(f"--methods {name}: its config needs arguments ({error}); use a recipe file") from None
+                raise UserError(f"{option} {name}: its config needs arguments ({error}); use a recipe file") from None
     known = ["full", "lora", "qlora", "dora", "rslora", "ia3"]
     near = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(
         name, [kind.value.lower() for kind in configs], n=1
     )
     hint = f"use '{near[0]}'" if near else "use a method of peft or a recipe file"
-    raise UserError(f"--methods: unknown method '{name}'; {hint}")
+    raise UserError(f"{option}: unknown method '{name}'; {hint}")
 
 
 def _lora_variant(config: PeftConfig | None, *, use_dora: bool = False, use_rslora: bool = False) -> LoraConfig:

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from peftkit.distributed.deepspeed import adapt_config_to_cpu, check_quantized_storage, read_deepspeed_config
+from peftkit.distributed.operators import announce_builds
 from peftkit.distributed.process_group import has_several_ranks, join_process_group
 from peftkit.errors import UserError
 from peftkit.recipe.method import get_default_learning_rate
@@ -74,6 +75,7 @@ def build_training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArgume
     if given.get("deepspeed") is not None:
         config = read_deepspeed_config(given["deepspeed"])
         given["deepspeed"] = adapt_config_to_cpu(config) if use_cpu else config
+        announce_builds(given["deepspeed"])
     timeout = timedelta(seconds=given.get("ddp_timeout", TrainingArguments.ddp_timeout))
     join_process_group(deepspeed=given.get("deepspeed") is not None, use_cpu=use_cpu, timeout=timeout)
     check_quantized_storage(recipe, given.get("deepspeed"))

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from peftkit.errors import DivergedError
@@ -14,6 +14,7 @@ from peftkit.training.audit import TrainingAudit
 
 # A loss of ten nats is worse than random prediction with 22,000 classes.
 DIVERGENCE_FACTOR = 10.0
+NOT_IN_LOG_LINE = ("epoch", "total_flos", "num_input_tokens_seen")
 
 
 def _read_state(callback: TrainerCallback, state: TrainerState) -> dict[str, Any]:
@@ -113,3 +114,34 @@ class ClockCallback(TrainerCallback, ExportableState):
             raise DivergedError(
                 f"the training loss increased from {losses[0]:.3g} to {end:.3g}; use a lower learning rate"
             )
+
+
+class LogLineCallback(TrainerCallback):
+    """Prints each log as one line, for output that is no terminal."""
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Print the line."""
+        if state.is_local_process_zero:
+            print(format_log_line(kwargs["logs"], state), flush=True)
+
+
+class LogLineProgressCallback(ProgressCallback):
+    """The progress bar of the library, with each log as one line above it."""
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the line above the bar."""
+        if state.is_world_process_zero and self.training_bar is not None:
+            self.training_bar.write(format_log_line(kwargs["logs"], state))
+
+
+def format_log_line(logs: Mapping[str, Any], state: TrainerState) -> str:
+    """Format a log of the Trainer, such as `step 10/100 epoch 0.12 loss 0.532 lr 9.0e-04 grad_norm 1.2`."""
+    parts = [f"step {state.global_step}/{state.max_steps}"]
+    if state.epoch is not None:
+        parts.append(f"epoch {state.epoch:.2f}")
+    for name, value in logs.items():
+        if name == "learning_rate":
+            parts.append(f"lr {value:.1e}")
+        elif name not in NOT_IN_LOG_LINE and not name.endswith("_per_second"):
+            parts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
+    return " ".join(parts)

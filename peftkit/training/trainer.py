@@ -1,6 +1,7 @@
 """The Trainer of a run: portable checkpoints, timed collator and TensorBoard files."""
 
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from peftkit.system.files import redact_home_in_text
 from peftkit.system.logging import is_rank_zero
 from peftkit.tasks.default import get_first_output
 from peftkit.training.batch_size import ConstantGlobalBatchTrainer
+from peftkit.training.callbacks import LogLineCallback, LogLineProgressCallback
 
 TENSORBOARD = "tensorboard"
 
@@ -102,10 +104,17 @@ def build_trainer(
                 shutil.rmtree(place, ignore_errors=True)
             writer = RedactingSummaryWriter(str(place), purge_step=None if resumed_step is None else resumed_step + 1)
         trainer.add_callback(TensorBoardCallback(writer))
-    if not is_rank_zero():
-        # Otherwise the first rank of every host prints the same log.
-        for callback in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(callback)
+    _replace_log_output(trainer)
     # A sampler that groups by length would change the order, but predictions are assigned to rows by position.
     trainer._get_eval_sampler = SequentialSampler  # type: ignore[method-assign, assignment]
     return trainer
+
+
+def _replace_log_output(trainer: Trainer) -> None:
+    """Print logs as lines, and show a progress bar on a terminal only; on rank 0 of all hosts."""
+    has_bar = trainer.pop_callback(ProgressCallback) is not None
+    if trainer.pop_callback(PrinterCallback) is None and not has_bar:
+        # A notebook has a display.
+        return
+    if is_rank_zero():
+        trainer.add_callback(LogLineProgressCallback if has_bar and sys.stderr.isatty() else LogLineCallback)
