@@ -104,14 +104,14 @@ def build_trainer(
                 shutil.rmtree(place, ignore_errors=True)
             writer = RedactingSummaryWriter(str(place), purge_step=None if resumed_step is None else resumed_step + 1)
         trainer.add_callback(TensorBoardCallback(writer))
-    _replace_log_output(trainer)
+    replace_log_output(trainer)
     # A sampler that groups by length would change the order, but predictions are assigned to rows by position.
     trainer._get_eval_sampler = SequentialSampler  # type: ignore[method-assign, assignment]
     return trainer
 
 
-def _replace_log_output(trainer: Trainer) -> None:
-    """Print logs as lines, and show a progress bar on a terminal only; on rank 0 of all hosts."""
+def replace_log_output(trainer: Trainer) -> None:
+    """Print logs as lines, on rank 0 of all hosts; show a progress bar only on a terminal."""
     has_bar = trainer.pop_callback(ProgressCallback) is not None
     if trainer.pop_callback(PrinterCallback) is None and not has_bar:
         # A notebook has a display.

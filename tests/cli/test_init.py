@@ -82,7 +82,10 @@ def test_no_file_is_overwritten_without_force(folder, capsys):
     ("arguments", "said"),
     [
         (["recipe.txt"], "unknown file type '.txt' (expected .yaml or .py)"),
-        (["--task", "SequenceClasification"], "--task: unknown task 'SequenceClasification'; use 'SequenceClassification'"),
+        (
+            ["--task", "SequenceClasification"],
+            "--task: unknown task 'SequenceClasification'; use 'SequenceClassification'",
+        ),
         (["--method", "loraa"], "--method: unknown method 'loraa'; use 'lora'"),
         (["--data", "nowhere.csv"], "nowhere.csv: no such file or folder"),
         (["--text", "nothing"], "--text nothing: demo has no such column"),

@@ -1,9 +1,15 @@
+import sys
+
 import pytest
+import torch
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState, TrainingArguments
 
 from peftkit import full, lora
 from peftkit.errors import DivergedError
 from peftkit.runs.report import read_report
+from peftkit.training.callbacks import LogLineCallback, LogLineProgressCallback, format_log_line
 from peftkit.training.run import run
+from peftkit.training.trainer import replace_log_output
 
 
 @pytest.mark.parametrize(("learning_rate", "message"), [(1e30, "finite|nan"), (30.0, "loss increased from 1.9")])
@@ -47,3 +53,24 @@ def test_a_trial_is_not_tested_and_keeps_no_weights(small_recipe, tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["report.json"]
     # Its place is free for a run.
     assert run(small_recipe(report_to="none")).status == "complete"
+
+
+def test_a_log_is_one_readable_line():
+    state = TrainerState(global_step=10, max_steps=100, epoch=0.1234)
+    logs = {"loss": 0.53216, "grad_norm": 1.2, "learning_rate": 9e-4, "epoch": 0.1234, "num_input_tokens_seen": 480}
+    assert format_log_line(logs, state) == "step 10/100 epoch 0.12 loss 0.5322 grad_norm 1.2 lr 9.0e-04"
+    evaluation = {"eval_loss": 0.5, "eval_accuracy": 0.25, "eval_samples_per_second": 9.0, "epoch": 0.1234}
+    assert format_log_line(evaluation, state) == "step 10/100 epoch 0.12 eval_loss 0.5 eval_accuracy 0.25"
+
+
+@pytest.mark.parametrize(
+    ("disable_tqdm", "is_terminal", "kind"),
+    [(False, False, LogLineCallback), (False, True, LogLineProgressCallback), (True, True, LogLineCallback)],
+)
+def test_a_progress_bar_is_for_terminals(disable_tqdm, is_terminal, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=disable_tqdm)
+    trainer = Trainer(torch.nn.Linear(1, 1), arguments)
+    replace_log_output(trainer)
+    outputs = (PrinterCallback, ProgressCallback, LogLineCallback)
+    assert [type(one) for one in trainer.callback_handler.callbacks if isinstance(one, outputs)] == [kind]
