@@ -73,7 +73,8 @@ def find_labels(columns: Columns, task: type | None = None) -> list[ColumnProfil
     """Find the columns that may be the label of a text, the best first: by name, then by kind."""
     lists = columns.select("lists of texts", "lists of whole numbers")
     separated = [one for one in columns.select("texts") if find_separator(one)]
-    few = [one for one in columns.select("texts", "whole numbers") if has_few_values(one) and one not in separated]
+    classes = columns.select("texts", "whole numbers", "booleans")
+    few = [one for one in classes if (has_few_values(one) or one.names) and one not in separated]
     # A score may have few values too.
     numbers = [one for one in columns.select("numbers", "whole numbers") if one not in few or task]
     found = {

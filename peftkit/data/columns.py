@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from peftkit.tasks.labels import is_missing
 
-Kind = Literal["texts", "whole numbers", "numbers", "lists of texts", "lists of whole numbers", "other values", "empty"]
+Kind = Literal[
+    "texts", "booleans", "whole numbers", "numbers", "lists of texts", "lists of whole numbers", "other values", "empty",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +77,13 @@ def _find_kind(values: Sequence[Any]) -> Kind:
         return "lists of whole numbers" if all(map(_is_whole, items)) else "other values"
     if any(isinstance(value, list | dict) for value in values):
         return "other values"
-    if all(isinstance(value, bool) or _is_whole(value) for value in values):
+    if all(isinstance(value, bool) for value in values):
+        return "booleans"
+    if all(map(_is_whole, values)):
         return "whole numbers"
     if all(map(_is_number, values)):
         return "numbers"
-    return "texts" if all(isinstance(value, str | bool) for value in values) else "other values"
+    return "texts" if all(isinstance(value, str) for value in values) else "other values"
 
 
 def _is_whole(value: Any) -> bool:

@@ -11,7 +11,8 @@ SHOWN_CHARACTERS = 30
 
 def describe_label(label: ColumnProfile, others: Iterable[ColumnProfile], task: type, separator: str | None) -> str:
     """Describe the column of the label, its values and the other candidates."""
-    other_names = list_others(one.name for one in others)
+    missing = f"; {label.missing} of the rows read have none, remove them" if label.missing else ""
+    other_names = missing + list_others(one.name for one in others)
     if task is SequenceRegression:
         numbers = [float(value) for value in label.values]
         hint = "; for classes use SequenceClassification" if label.kind == "whole numbers" else ""

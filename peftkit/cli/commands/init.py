@@ -133,5 +133,6 @@ def _describe_splits(first: "FirstRows") -> str:
     missing = [split for split in ("validation", "test") if split not in first.splits]
     if not missing:
         return f"splits: {', '.join(first.splits)}"
-    held_out = f"{' and '.join(missing)} rows are held out from '{first.train_split}'"
-    return f"{held_out} (splits: {', '.join(first.splits)}); data.{missing[0]}_split names another split"
+    held_out = f"{' and '.join(missing)} rows are held out from {first.train_split}"
+    others = [split for split in first.splits if split != first.train_split]
+    return held_out + (f"; data.{missing[0]}_split names another of {', '.join(others)}" if others else "")
