@@ -8,7 +8,8 @@ from typing import Any, Literal
 from peftkit.tasks.labels import is_missing
 
 Kind = Literal[
-    "texts", "booleans", "whole numbers", "numbers", "lists of texts", "lists of whole numbers", "other values", "empty",
+    "texts", "booleans", "whole numbers", "numbers", "lists of texts", "lists of whole numbers", "other values",
+    "empty",
 ]  # fmt: skip
 
 
