@@ -130,4 +130,6 @@ def format_active(run: RunSpec, row: Mapping[str, Any]) -> str:
 
 def format_time_left(seconds: float | None) -> str:
     """Format the end of a line about the remaining time; empty where it is not known."""
-    return "" if seconds is None else f"; about {tqdm.format_interval(seconds)} left"
+    if seconds is None:
+        return ""
+    return "; less than a minute left" if seconds < 60 else f"; about {tqdm.format_interval(seconds)} left"

@@ -79,7 +79,7 @@ def _choose_task(columns: Columns) -> type:
             return Seq2Seq
         candidates = find_labels(columns)
         if not candidates:
-            if len(columns.select("texts")) > 1:
+            if len([one for one in columns.select("texts") if len(one.distinct) > 1]) > 1:
                 return Seq2Seq
             raise columns.fail("column of labels", "pass --label COLUMN, or --source COLUMN --target COLUMN")
         label = candidates[0]
@@ -98,8 +98,8 @@ def _detect_label(columns: Columns, task: type) -> DetectedTask:
         wanted = {MultiLabelClassification: "column of lists of labels", SequenceRegression: "column of numbers"}
         raise columns.fail(wanted.get(task, "column of labels that occur in several rows"), "pass --label COLUMN")
     label = candidates[0]
-    if task is SequenceClassification and len(label.distinct) < 2:
-        raise UserError(f"{columns.where}: column '{label.name}' has 1 label (expected 2 or more); pass --label COLUMN")
+    if len(label.distinct) < 2 and task is not MultiLabelClassification:
+        raise UserError(f"{columns.where}: column '{label.name}' has 1 value (expected 2 or more); pass --label COLUMN")
     if task is SequenceRegression and label.kind not in ("numbers", "whole numbers"):
         raise UserError(f"{columns.where}: column {label.describe()} has no numbers; pass another --label or --task")
     fields: dict[str, Any] = {}

@@ -139,9 +139,11 @@ def format_log_line(logs: Mapping[str, Any], state: TrainerState) -> str:
     parts = [f"step {state.global_step}/{state.max_steps}"]
     if state.epoch is not None:
         parts.append(f"epoch {state.epoch:.2f}")
+    # The library adds the seconds so far to every log; they are of interest in the summary at the end.
+    hidden = (*NOT_IN_LOG_LINE, "train_runtime") if "loss" in logs else NOT_IN_LOG_LINE
     for name, value in logs.items():
         if name == "learning_rate":
             parts.append(f"lr {value:.1e}")
-        elif name not in NOT_IN_LOG_LINE and not name.endswith("_per_second"):
+        elif name not in hidden and not name.endswith("_per_second"):
             parts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
     return " ".join(parts)

@@ -96,7 +96,7 @@ def test_a_comment_names_what_is_ambiguous():
         ({"a": text}, {}, r"found no column of labels \(columns: 'a' \(texts\)\); pass --label COLUMN, or --source"),
         ({"a": int, "label": lambda n: n % 2}, {}, "found no column of texts .*; pass --text COLUMN"),
         ({"text": text, "label": lambda n: n % 2}, {"given": {"label": "nowhere"}}, "--label nowhere: a.jsonl has"),
-        ({"text": text, "label": lambda n: 1}, {"given": {"label": "label"}}, "column 'label' has 1 label"),
+        ({"text": text, "label": lambda n: 1}, {"given": {"label": "label"}}, "column 'label' has 1 value"),
         ({"text": text, "label": lambda n: "ab"[n % 2]}, {"task": SequenceRegression}, "found no column of numbers"),
         ({"text": text, "label": lambda n: n % 2}, {"task": TokenClassification}, "pass --tokens COLUMN and --tags"),
         (

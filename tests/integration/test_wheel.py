@@ -62,7 +62,7 @@ def test_the_commands_work_outside_the_checkout(call, wheel, tmp_path, checkpoin
     call("train", "own.yaml", *SMALL)
     methods = ["--methods", "full,recipes/qlora_cls.py"]
     said = call("compare", "recipes/lora_cls.py", "--quick", *methods, *model, *SMALL)
-    assert "recipes/lora_cls.py: not in the current folder; using the recipe of the package" in said
+    assert "recipes/lora_cls.py: not in the current folder, using the recipe of the package" in said
     assert "[2/2] qlora, seed 1: test accuracy" in said
     call("export", "comparisons/lora_cls/runs/full/seed-1", "model")
     call("predict", "model", "rows.jsonl", "--text", "review", "--output", "labels.jsonl")

@@ -57,7 +57,14 @@ def test_a_trial_is_not_tested_and_keeps_no_weights(small_recipe, tmp_path):
 
 def test_a_log_is_one_readable_line():
     state = TrainerState(global_step=10, max_steps=100, epoch=0.1234)
-    logs = {"loss": 0.53216, "grad_norm": 1.2, "learning_rate": 9e-4, "epoch": 0.1234, "num_input_tokens_seen": 480}
+    logs = {
+        "loss": 0.53216,
+        "train_runtime": 3.0,
+        "grad_norm": 1.2,
+        "learning_rate": 9e-4,
+        "epoch": 0.1234,
+        "num_input_tokens_seen": 480,
+    }
     assert format_log_line(logs, state) == "step 10/100 epoch 0.12 loss 0.5322 grad_norm 1.2 lr 9.0e-04"
     evaluation = {"eval_loss": 0.5, "eval_accuracy": 0.25, "eval_samples_per_second": 9.0, "epoch": 0.1234}
     assert format_log_line(evaluation, state) == "step 10/100 epoch 0.12 eval_loss 0.5 eval_accuracy 0.25"
