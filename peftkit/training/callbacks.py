@@ -128,10 +128,12 @@ class LogLineCallback(TrainerCallback):
 class LogLineProgressCallback(ProgressCallback):
     """The progress bar of the library, with each log as one line above it."""
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
         """Write the line above the bar."""
         if state.is_world_process_zero and self.training_bar is not None:
-            self.training_bar.write(format_log_line(kwargs["logs"], state))
+            self.training_bar.write(format_log_line(logs, state))
 
 
 def format_log_line(logs: Mapping[str, Any], state: TrainerState) -> str:

@@ -60,11 +60,10 @@ def run(arguments: argparse.Namespace) -> None:
     first, detected = _detect(arguments, task)
     kind = type(detected.task).__name__
     is_generation = kind == "Seq2Seq"
-    split = {} if first.train_split == "train" else {"train_split": first.train_split}
     recipe = Recipe(
         name=path.stem,
         model=ModelConfig(name_or_path=arguments.model or ("demo-seq2seq" if is_generation else "demo")),
-        data=DataConfig(path=redact_home(arguments.data), **split),
+        data=DataConfig(path=redact_home(arguments.data), train_split=first.train_split),
         task=detected.task,
         method=method,
         training={
