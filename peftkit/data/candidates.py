@@ -77,10 +77,11 @@ def find_labels(columns: Columns, task: type | None = None) -> list[ColumnProfil
     few = [one for one in classes if (has_few_values(one) or one.names) and one not in separated]
     # A score may have few values too.
     numbers = [one for one in columns.select("numbers", "whole numbers") if one not in few or task]
-    found = {
+    by_task: dict[type | None, list[ColumnProfile]] = {
         None: [*lists, *few, *separated, *numbers], SequenceClassification: [*few, *separated],
         MultiLabelClassification: [*lists, *separated], SequenceRegression: numbers,
-    }[task]  # fmt: skip
+    }  # fmt: skip
+    found = by_task[task]
     if task is SequenceClassification and not found:
         named = columns.select("texts", "whole numbers", "numbers")
         found = rank_by_name([one for one in named if len(one.distinct) > 1], LABEL_NAMES)

@@ -184,7 +184,7 @@ def _detect_generation(columns: Columns) -> DetectedTask:
             target = free.pop(0)
     if source is None or target is None:
         raise columns.fail("column of source texts and one of target texts", "pass --source COLUMN --target COLUMN")
-    fields = {"source": source.name, "target": target.name}
+    fields: dict[str, Any] = {"source": source.name, "target": target.name}
     others = [one.name for one in texts if one not in (source, target)]
     task = Seq2Seq(**fields)
     comments = {

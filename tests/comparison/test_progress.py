@@ -49,7 +49,7 @@ def test_a_run_is_logged_when_it_starts_trains_and_is_evaluated(start, lines):
     assert lines[0] == "[0/2] full, seed 1: starting"
     assert lines[1] == "[0/2] full, seed 1: step 1/40, loss 1.500, 200 tokens/s"
     assert lines[2].startswith(
-        "[0/2] full, seed 1: step 10/40, loss 1.500, validation accuracy 0.2500, 200 tokens/s; about"
+        "[0/2] full, seed 1: step 10/40, loss 1.500, validation accuracy 0.2500, 200 tokens/s; less"
     )
     assert len(lines) == 3
 
