@@ -27,6 +27,7 @@ class Progress:
         self.shares: list[float] = []
         self.jobs = jobs
         self.last_logged = time.perf_counter()
+        self.values: dict[Path, Mapping[str, Any]] = {}
         self.shown: dict[Path, Any] = {}
         self.bar: Any = tqdm(total=count, unit="run", disable=None, dynamic_ncols=True)
 
@@ -51,7 +52,11 @@ class Progress:
 
         Without a terminal they are logged when a run starts, trains or is evaluated, and at an interval.
         """
-        values = {process.run.folder: process.read_progress() for process in active}
+        # A run that ends has removed its progress; its last values stay.
+        values = {
+            process.run.folder: process.read_progress() or self.values.get(process.run.folder, {}) for process in active
+        }
+        self.values = values
         # Of each run, whether it trains and its last evaluation.
         shown = {folder: (bool(row), row.get("eval_runtime")) for folder, row in values.items()}
         has_news = any(self.shown.get(folder) != state for folder, state in shown.items())

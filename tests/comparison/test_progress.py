@@ -45,6 +45,7 @@ def test_a_run_is_logged_when_it_starts_trains_and_is_evaluated(start, lines):
         progress.show_active([full])
         write_progress(full, step=10, **training, eval_accuracy=0.25, eval_runtime=1.0)
         progress.show_active([full])
+        (full.run.folder / ".progress.json").unlink()
         progress.show_active([full])
     assert lines[0] == "[0/2] full, seed 1: starting"
     assert lines[1] == "[0/2] full, seed 1: step 1/40, loss 1.500, 200 tokens/s"
