@@ -33,23 +33,25 @@ def merged_weight(folder):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    "methods",
-    [(lora(), lora(r=4)), (RSLORA, lora())],
-    ids=["lora", "rslora"],
-)
-def test_the_combination_is_the_weighted_sum_of_what_was_trained(runs, tmp_path, checkpoints, methods):
-    folders = runs(*methods)
-    rows = combine(folders, tmp_path / "both", weights=[0.25, 0.75])
+def test_the_combination_is_the_weighted_sum_of_what_was_trained(runs, tmp_path, checkpoints):
+    weights = [0.25, 0.5, 0.5]
+    folders = runs(lora(), lora(r=4), RSLORA)
+    rows = combine(folders, tmp_path / "both", weights=weights)
     assert [row.form for row in rows] == [*map(str, folders), "combined (cat)"]
     assert all(0 <= row.scores["accuracy"] <= 1 for row in rows)
     for folder in (*folders, tmp_path / "both"):
         export(folder, folder.with_name(f"{folder.name}-out"))
-    one, other = (merged_weight(folder.with_name(f"{folder.name}-out")) for folder in folders)
-    assert torch.allclose(merged_weight(tmp_path / "both-out"), 0.25 * one + 0.75 * other, atol=1e-6)
-    heads = [load_file(folder / "adapter_model.safetensors") for folder in (*folders, tmp_path / "both")]
-    name = "base_model.model.classifier.weight"
-    assert torch.allclose(heads[2][name], 0.25 * heads[0][name] + 0.75 * heads[1][name], atol=1e-6)
+    merged = [merged_weight(folder.with_name(f"{folder.name}-out")) for folder in folders]
+    base = load_file(checkpoints / "bert" / "model.safetensors")["encoder.layer.0.attention.self.query.weight"]
+    expected = base + sum(weight * (one - base) for weight, one in zip(weights, merged, strict=True))
+    assert torch.allclose(merged_weight(tmp_path / "both-out"), expected, atol=1e-6)
+    *heads, combined = (
+        load_file(folder / "adapter_model.safetensors")["base_model.model.classifier.weight"]
+        for folder in (*folders, tmp_path / "both")
+    )
+    # The head is the weighted mean: with unequal weights of the sum 1.25, each weight is divided by the sum.
+    expected = sum(weight * head for weight, head in zip(weights, heads, strict=True)) / sum(weights)
+    assert torch.allclose(combined, expected, atol=1e-6)
     report = read_report(tmp_path / "both")
     assert report.round_trip["difference"] <= 1e-4
     assert report.metrics["validation"]["accuracy"] == rows[-1].scores["accuracy"]
