@@ -95,7 +95,7 @@ def load_base(
     labels: Sequence[str],
     quantization: Quantization | None = None,
 ) -> BaseModel:
-    """Load the pretrained weights with a new head for `labels`; `quantization` excludes the head.
+    """Load the pretrained weights with a head for `labels`; `quantization` excludes the head.
 
     An encoder checkpoint becomes an encoder-decoder if the task needs one. Raises UserError if the model cannot be
     loaded or quantized.
@@ -123,7 +123,8 @@ def load_base(
                     f"model.name_or_path: {config.name_or_path} is already quantized; use its full-precision weights"
                 )
             head = find_head_modules(skeleton, _find_missing_keys(info) | start.missing_keys)
-            options["quantization_config"] = quantization.config((*head, *_find_output_embeddings(skeleton)))
+            skipped = (*head, *find_task_modules(skeleton), *_find_output_embeddings(skeleton))
+            options["quantization_config"] = quantization.config(tuple(dict.fromkeys(skipped)))
         model, info = task.model.auto_class.from_pretrained(start.path, **options)
     for name in start.unused:
         model.get_submodule(name).requires_grad_(False)
@@ -218,6 +219,17 @@ def find_head_modules(model: PreTrainedModel, missing_keys: set[str]) -> tuple[s
             module = above
         found.add(module)
     return tuple(sorted(name for name in found if not any(name.startswith(f"{outer}.") for outer in found)))
+
+
+def find_task_modules(model: PreTrainedModel) -> tuple[str, ...]:
+    """Find the modules outside of the base model, new or not; none for a model with output embeddings.
+
+    peft trains such a module if it is called `classifier` or `score`, also when the checkpoint contains it.
+    """
+    children = {name: any(True for _ in module.parameters()) for name, module in model.named_children()}
+    if model.get_output_embeddings() is not None or model.base_model_prefix not in children:
+        return ()
+    return tuple(name for name, has_weights in children.items() if name != model.base_model_prefix and has_weights)
 
 
 def _find_output_embeddings(model: PreTrainedModel) -> list[str]:

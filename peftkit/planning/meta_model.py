@@ -11,6 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, TrainingArgumen
 
 from peftkit.models import adapters
 from peftkit.models.encoder_decoder import build_encoder_decoder_config
+from peftkit.models.loading import find_task_modules
 from peftkit.recipe.method import Method, Quantization
 from peftkit.tasks import Task
 
@@ -45,10 +46,11 @@ def _build_model(
     loaded = config.dtype if dtype == "auto" else getattr(torch, dtype)
     model: PreTrainedModel = task.model.auto_class.from_config(config, dtype=loaded or torch.float32)
     model.config.pad_token_id = 0 if model.config.pad_token_id is None else model.config.pad_token_id
+    task_modules = find_task_modules(model)
     if head is None:
-        head = find_head(model)
+        head = task_modules
     if method.quantization is not None:
-        _quantize(model, method.quantization, on_gpu, tuple(head))
+        _quantize(model, method.quantization, on_gpu, (*head, *task_modules))
     adapted = adapters.apply_method(method, model, tuple(head), task.model.peft_task_type).train()
     if arguments.activation_checkpointing:
         # Recomputation would restore the RNG state, which does not work with fake tensors.
@@ -92,16 +94,6 @@ def _make_fake_state(state: QuantState, fake: Callable[[torch.Tensor], torch.Ten
     if state.state2 is not None:
         fake_state.state2 = _make_fake_state(state.state2, fake)
     return fake_state
-
-
-def find_head(model: PreTrainedModel) -> tuple[str, ...]:
-    """Find the modules outside of the base model; none for a model with output embeddings."""
-    if model.get_output_embeddings() is not None:
-        return ()
-    prefix = model.base_model_prefix
-    return tuple(
-        name for name, module in model.named_children() if name != prefix and any(True for _ in module.parameters())
-    )
 
 
 def _quantize(model: PreTrainedModel, quantization: Quantization, on_gpu: bool, skipped: tuple[str, ...]) -> None:

@@ -15,11 +15,14 @@ from peftkit import (
     Seq2Seq,
     SequenceClassification,
     TokenClassification,
+    qlora,
 )
 from peftkit.errors import UserError
+from peftkit.models.adapters import apply_method
 from peftkit.models.loading import (
     check_precision,
     find_head_modules,
+    find_task_modules,
     load_base,
     load_finished_model,
     load_tokenizer,
@@ -61,6 +64,21 @@ def test_all_but_the_head_is_in_four_bits(checkpoints, architecture):
     linear = [n for n, m in loaded.model.named_modules() if type(m).__name__ == "Linear"]
     # transformers keeps T5's `wo`, which overflows in 16 bits, in full precision.
     assert all(name.startswith(loaded.head) or name.endswith(".wo") for name in linear)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "gpt2"])
+def test_a_head_of_the_checkpoint_is_not_in_four_bits(checkpoints, tmp_path, architecture):
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoints / architecture, num_labels=2)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(checkpoints / architecture).save_pretrained(tmp_path)
+    method = qlora()
+    loaded = load(tmp_path, quantization=method.quantization)
+    assert loaded.head == ()
+    packed = {name for name, parameter in loaded.model.named_parameters() if hasattr(parameter, "quant_state")}
+    assert packed
+    assert not {name for name in packed if name.startswith(find_task_modules(loaded.model))}
+    # peft trains a head that is called `classifier` or `score`, which fails in 4 bits.
+    apply_method(method, loaded.model, loaded.head, TASK.model.peft_task_type)
 
 
 def test_a_head_of_another_size_counts_as_not_brought(checkpoints, tmp_path):
