@@ -22,18 +22,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments."""
     parser.add_argument(
         "name", nargs="?", type=Path, default=Path("recipe.yaml"), metavar="NAME",
-        help="file to write, NAME.yaml or NAME.py (recipe.yaml)",
+        help="file to write, NAME.yaml or NAME.py (default: recipe.yaml)",
     )  # fmt: skip
-    parser.add_argument("--data", default="demo", help="data file, folder, Hub dataset, or demo data (demo)")
+    parser.add_argument("--data", default="demo", help="data file, folder, Hub dataset, or demo data (default: demo)")
     parser.add_argument(
         "--task", metavar="NAME",
         help="SequenceClassification, MultiLabelClassification, SequenceRegression, TokenClassification or Seq2Seq "
-        "(detected from the data)",
+        "(default: detected from the data)",
     )  # fmt: skip
-    parser.add_argument("--model", help="Hub id or local folder (demo, or demo-seq2seq for Seq2Seq)")
-    parser.add_argument("--method", default="lora", help="full, lora, qlora, or any method of peft by its name (lora)")
+    parser.add_argument("--model", help="Hub id or local folder (default: demo, or demo-seq2seq for Seq2Seq)")
+    parser.add_argument(
+        "--method", default="lora", help="full, lora, qlora, or any method of peft by its name (default: lora)"
+    )
     for column in COLUMNS:
-        parser.add_argument(f"--{column}", metavar="COLUMN", help=f"column of task.{column} (detected)")
+        parser.add_argument(
+            f"--{column}", metavar="COLUMN", help=f"column of task.{column} (default: detected from the data)"
+        )
     parser.add_argument(
         "--label_names", metavar="A,B", help="label names in the order of their numbers, separated by commas"
     )
