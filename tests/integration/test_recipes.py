@@ -42,6 +42,11 @@ def launch(launcher, recipe, words, folder):
     return read_report(folder), done
 
 
+@pytest.fixture
+def small_model(checkpoints):
+    return ["--model.name_or_path", str(checkpoints / "bert")]
+
+
 @pytest.mark.parametrize(("launcher", "name"), [("python", "lora_ner"), ("torchrun", "lora_seq2seq")])
 def test_a_recipe_runs(launcher, name, tmp_path):
     report, done = launch(launcher, ROOT / "recipes" / f"{name}.py", [], tmp_path / "run")
@@ -51,8 +56,8 @@ def test_a_recipe_runs(launcher, name, tmp_path):
     assert done.stderr.count("peftkit: saved run to") == 1
 
 
-def test_deepspeed_without_a_config_chooses_one_and_says_so(tmp_path, real_interpreter):
-    report, done = launch("deepspeed", ROOT / "recipes" / "full_cls.py", [], tmp_path / "run")
+def test_deepspeed_without_a_config_chooses_one_and_says_so(small_model, tmp_path, real_interpreter):
+    report, done = launch("deepspeed", ROOT / "recipes" / "full_cls.py", small_model, tmp_path / "run")
     assert (done.stdout + done.stderr).count("using ds_configs/zero2.json") == 1
     assert report.recipe["training"]["deepspeed"] == "ds_configs/zero2.json"
     assert not list(Path("/dev/shm").glob(f"deepspeed_*_{done.args[done.args.index('--master_port') + 1]}_*"))
@@ -60,8 +65,9 @@ def test_deepspeed_without_a_config_chooses_one_and_says_so(tmp_path, real_inter
     assert report.audit["verdict"] == "passed"
 
 
-def test_ds_auto_shards_no_adapter_that_fits(tmp_path):
-    report, done = launch("deepspeed", ROOT / "recipes" / "qlora_cls.py", ["--ds", "auto"], tmp_path / "run")
+def test_ds_auto_shards_no_adapter_that_fits(small_model, tmp_path):
+    options = ["--ds", "auto", *small_model]
+    report, done = launch("deepspeed", ROOT / "recipes" / "qlora_cls.py", options, tmp_path / "run")
     assert (done.stdout + done.stderr).count("deepspeed auto, 2 ranks: qlora, no sharding") == 1
     assert "ZeRO-1 and ZeRO-2 would save at most" in done.stdout + done.stderr
     assert "deepspeed" not in report.recipe["training"]

@@ -18,7 +18,7 @@ from peftkit.recipe.serialization import recipe_to_yaml
 from peftkit.runs.report import read_report
 from peftkit.system.files import write_json, write_text
 from peftkit.training.run import run
-from tests.checkpoints.test_manifest import WORDS, StoppedError, same_weights, stop_at, told, weights
+from tests.checkpoints.test_manifest import OPTIONS, StoppedError, same_weights, stop_at, told, weights
 from tests.integration.test_recipes import ROOT
 
 BIN = Path(sys.executable).parent
@@ -63,7 +63,7 @@ def chained(small_recipe, request, tmp_path):
 
     def make(method):
         words = {"logging_steps": 1, "save_steps": 2, "max_steps": 12, "gradient_accumulation_steps": 1}
-        recipe = small_recipe(method=method, **WORDS | words)
+        recipe = small_recipe(method=method, **OPTIONS | words)
         recipe = replace(recipe, model=replace(recipe.model, name_or_path=str(model)))
         write_text(tmp_path / "recipe.yaml", recipe_to_yaml(recipe))
         whole = run(replace(recipe, training={**recipe.training, "output_dir": str(tmp_path / "whole")}))
