@@ -22,11 +22,17 @@ myst_heading_anchors = 4
 # Docstrings have code in single backticks.
 default_role = "code"
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
+autodoc_typehints = "both"
+autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+# The signature has the types.
+napoleon_attr_annotations = False
+python_maximum_signature_line_length = 100
+# `--option` in a sentence stays as it is.
+smartquotes = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "peftkit"

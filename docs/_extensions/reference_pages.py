@@ -6,7 +6,8 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sphinx.application import Sphinx
 
@@ -39,10 +40,19 @@ def format_default(value: Any) -> str:
     return format_code(repr(value) if isinstance(value, list | dict) or value == "" else value)
 
 
+def name_type(kind: Any) -> str:
+    """Return the name of a type without its modules."""
+    if get_origin(kind) in (Union, UnionType):
+        return " | ".join(name_type(one) for one in get_args(kind))
+    if get_origin(kind) is Literal:
+        return " | ".join(map(repr, get_args(kind)))
+    name = "None" if kind is NoneType else kind.__name__ if isinstance(kind, type) else str(kind)
+    return re.sub(r"\b\w+\.(?=\w)", "", name)
+
+
 def format_type(kind: Any) -> str:
-    """Format a type without its modules."""
-    name = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
-    return format_code(re.sub(r"\b\w+\.(?=\w)", "", re.sub(r"<class '(.+)'>", r"\1", name)))
+    """Format a type as code."""
+    return format_code(name_type(kind))
 
 
 def lower_first(text: str) -> str:
@@ -102,7 +112,7 @@ def render_commands() -> str:
         + format_table(
             ("command", "task"),
             [
-                (f"[`{name}`](#peftkit-{name})", lower_first((parser.description or "").splitlines()[0]))
+                (f"[`{name}`](#peftkit-{name})", lower_first((parser.description or "").splitlines()[0].rstrip(".")))
                 for name, parser in commands.items()
             ],
         )

@@ -52,7 +52,7 @@ class Metric:
 
     @property
     def has_points(self) -> bool:
-        """Whether differences are written in points: hundredths, for a metric whose maximum is 1."""
+        """Whether differences are written in points (hundredths), for a metric whose maximum is 1."""
         return self.bounds[1] == 1.0
 
     def format_difference(self, value: float) -> str:

@@ -135,11 +135,11 @@ def make_generation_metrics(tokenize: str) -> tuple[Metric, ...]:
         ),
         Metric(
             name="bleu", title="BLEU", bounds=(0.0, 100.0), function=score, interval=interval,
-            description="Precision of 1 to 4 words of all rows, with a brevity penalty (sacrebleu).",
+            description="Precision of sequences of 1 to 4 words with a penalty for short texts (sacrebleu).",
         ),
         Metric(
             name="chrf", title="chrF", bounds=(0.0, 100.0), function=score,
-            description="F2 of 1 to 6 characters of all rows (sacrebleu).",
+            description="F2 of sequences of 1 to 6 characters in all rows (sacrebleu).",
         ),
         Metric(
             name="exact_match", function=score,

@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folders", type=Path, nargs="+", metavar="FOLDER",
         help="folder of a run, an export or a model; or several runs on one base model",
     )  # fmt: skip
-    parser.add_argument("file", help="csv, tsv, json, jsonl, parquet, arrow or txt; - is standard input")
+    parser.add_argument(
+        "file", metavar="FILE", help="csv, tsv, json, jsonl, parquet, arrow or txt; - is standard input"
+    )
     parser.add_argument(
         "--output", type=Path,
         help="a new .jsonl, .csv or .parquet file (default: FILE.predictions.jsonl, or standard output)",
