@@ -35,6 +35,7 @@ ABOUT_WORDS = (
     "recipes/lora_ner.py",
     "benchmarks/plain_trainer.py",
     "benchmarks/seq2seq_base.py",
+    "tests/cli/test_init.py",
     "tests/data/",
     "tests/integration/test_stored_runs.py",
     "tests/metrics/",

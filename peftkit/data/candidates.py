@@ -55,7 +55,7 @@ class Columns:
         raise UserError(f"--{name} {self.given[name]}: {self.where} has no such column (columns: {known})")
 
     def select(self, *kinds: str) -> list[ColumnProfile]:
-        """Return the columns of these kinds, without identifiers and without the columns given for another field."""
+        """Return columns of these kinds, except identifiers and columns that belong to another field."""
         taken = set(self.given.values())
         return [
             profile

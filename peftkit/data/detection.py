@@ -53,7 +53,7 @@ def detect_task(
     profiles: Sequence[ColumnProfile], where: str, *, task: type | None = None, given: Mapping[str, str] | None = None,
     label_names: Sequence[str] = (),
 ) -> DetectedTask:  # fmt: skip
-    """Detect the task, unless `task` is its class, and its columns, unless `given` names them by task field.
+    """Detect the task and its columns, except the class `task` and the columns `given` by task field.
 
     Raises UserError that names what was not detected and the option to pass.
     """

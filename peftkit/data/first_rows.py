@@ -36,7 +36,7 @@ class FirstRows:
 
 
 def read_first_rows(path: str, limit: int) -> FirstRows:
-    """Read at most `limit` training rows of a file, a folder, a Hub dataset or demo data. Raises UserError.
+    """Read at most `limit` training rows of a file, folder, Hub dataset or demo data. Raises UserError.
 
     Of a file no more rows are read; other sources are loaded as for training.
     """

@@ -45,9 +45,9 @@ def test_a_written_recipe_is_checked_and_trained_as_it_is(task, folder, checkpoi
     write_rows("rows.jsonl", DATA[task])
     model = checkpoints / ("t5" if task == "Seq2Seq" else "bert")
     assert call("mine.yaml", "--data", "rows.jsonl", "--model", model) == 0
-    said = capsys.readouterr()
-    assert f"task    {task}, from the 60 rows of rows.jsonl" in said.out
-    assert "Saved a starter recipe to mine.yaml" in said.err
+    message = capsys.readouterr()
+    assert f"task    {task}, from the 60 rows of rows.jsonl" in message.out
+    assert "Saved a starter recipe to mine.yaml" in message.err
     assert call("mine.py", "--data", "rows.jsonl", "--model", model) == 0
     recipe = read_recipe("mine.yaml")
     assert recipe == read_recipe("mine.py")
@@ -79,7 +79,7 @@ def test_no_file_is_overwritten_without_force(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["recipe.txt"], "unknown file type '.txt' (expected .yaml or .py)"),
         (
@@ -91,9 +91,9 @@ def test_no_file_is_overwritten_without_force(folder, capsys):
         (["--text", "nothing"], "--text nothing: demo has no such column"),
     ],
 )
-def test_an_error_is_one_line_with_the_fix(arguments, said, folder, capsys):
+def test_an_error_is_one_line_with_the_fix(arguments, message, folder, capsys):
     assert call(*arguments) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(folder.iterdir())
 
 

@@ -91,7 +91,7 @@ def test_a_comment_names_what_is_ambiguous():
 
 
 @pytest.mark.parametrize(
-    ("columns", "options", "said"),
+    ("columns", "options", "message"),
     [
         ({"a": text}, {}, r"found no column of labels \(columns: 'a' \(texts\)\); pass --label COLUMN, or --source"),
         ({"a": int, "label": lambda n: n % 2}, {}, "found no column of texts .*; pass --text COLUMN"),
@@ -106,8 +106,8 @@ def test_a_comment_names_what_is_ambiguous():
         ({"text": text}, {"task": Seq2Seq}, "pass --source COLUMN --target COLUMN"),
     ],
 )  # fmt: skip
-def test_an_error_names_what_was_not_detected_and_the_option(columns, options, said):
-    with pytest.raises(UserError, match=said):
+def test_an_error_names_what_was_not_detected_and_the_option(columns, options, message):
+    with pytest.raises(UserError, match=message):
         detect(make_rows(**columns), **options)
 
 

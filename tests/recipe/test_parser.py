@@ -88,7 +88,7 @@ def test_yaml_holds_the_whole_recipe(recipe, tmp_path):
         ("modle: {name_or_path: x}", "use 'model"),
         ("training: {max_steps: many}", "expected int"),
         ("method: {peft: {class_path: peft.LoraConfig, init_args: {rank: 3}}}", "unknown field 'method.peft.rank'"),
-        ("- a", "is a mapping"),
+        ("- a", "expected a mapping"),
         ("a: [", "invalid YAML"),
     ],
 )

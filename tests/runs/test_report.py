@@ -11,7 +11,7 @@ def test_a_report_is_read_as_it_was_written(tmp_path):
 
 
 def test_no_report_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"no report\.json here"):
+    with pytest.raises(UserError, match=r"contains no report\.json"):
         read_report(tmp_path)
     (tmp_path / "report.json").write_text('{"other": 1}')
     with pytest.raises(UserError, match="not a report of peftkit"):
