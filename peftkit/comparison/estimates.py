@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftkit.comparison.plan_file import get_run_folder, read_plan
+from peftkit.comparison.comparison_file import get_run_folder, read_comparison
 from peftkit.errors import UserError
 from peftkit.planning.run_estimate import estimate_run
 from peftkit.runs.report import FILE_NAME, read_report
@@ -16,9 +16,9 @@ ESTIMATES_FILE = "estimates.json"
 
 def write_estimates(folder: Path) -> None:
     """Estimate the memory of the first complete run of each row without an estimate."""
-    plan, estimates = read_plan(folder), read_estimates(folder)
-    for row in plan["rows"]:
-        for seed in plan["seeds"] if row["name"] not in estimates else ():
+    comparison, estimates = read_comparison(folder), read_estimates(folder)
+    for row in comparison["rows"]:
+        for seed in comparison["seeds"] if row["name"] not in estimates else ():
             run = get_run_folder(folder, row["folder"], seed=seed)
             if (run / FILE_NAME).exists() and read_report(run).status == "complete":
                 estimates[row["name"]] = estimate_run(run)

@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from peftkit.comparison.comparison_file import COMPARISON_FILE, get_run_folder, read_comparison
 from peftkit.comparison.estimates import read_estimates
-from peftkit.comparison.plan_file import PLAN_FILE, get_run_folder, read_plan
 from peftkit.errors import UserError
 from peftkit.recipe.method import Method
 from peftkit.recipe.parser import dict_to_recipe
@@ -53,13 +53,13 @@ class ComparisonResults:
     Attributes:
         name: Name of the comparison, or of the run folders.
         rows: Rows in the order of the comparison.
-        plan: Plan of the comparison; empty for separate runs.
+        comparison: Content of `comparison.json`; empty for separate runs.
         folder: Folder of the comparison; None for separate runs.
     """
 
     name: str
     rows: Sequence[RowResults]
-    plan: Mapping[str, Any] = field(default_factory=dict)
+    comparison: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
 
 
@@ -71,19 +71,19 @@ def load_results(folders: Sequence[Path]) -> ComparisonResults:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; pass the folder of a comparison, or run folders")
-    comparisons = [folder for folder in folders if (folder / PLAN_FILE).exists()]
+    comparisons = [folder for folder in folders if (folder / COMPARISON_FILE).exists()]
     if comparisons and len(folders) > 1:
         raise UserError(f"{comparisons[0]}: a comparison cannot be combined with other folders; pass it alone")
     return _load_comparison(comparisons[0]) if comparisons else _load_separate_runs(folders)
 
 
 def _load_comparison(folder: Path) -> ComparisonResults:
-    plan, estimates = read_plan(folder), read_estimates(folder)
+    comparison, estimates = read_comparison(folder), read_estimates(folder)
     rows = []
-    for row in plan["rows"]:
+    for row in comparison["rows"]:
         folders = {
             "trials": [get_run_folder(folder, row["folder"], trial=number) for number in range(1, row["trials"] + 1)],
-            "runs": [get_run_folder(folder, row["folder"], seed=seed) for seed in plan["seeds"]],
+            "runs": [get_run_folder(folder, row["folder"], seed=seed) for seed in comparison["seeds"]],
         }
         reports = {
             kind: {path: read_report(path) for path in paths if (path / FILE_NAME).exists()}
@@ -92,10 +92,11 @@ def _load_comparison(folder: Path) -> ComparisonResults:
         rows.append(
             RowResults(
                 name=row["name"], values=row["values"], trials=list(reports["trials"].values()), runs=reports["runs"],
-                expected=len(plan["seeds"]), expected_trials=row["trials"], estimate=estimates.get(row["name"], {}),
+                expected=len(comparison["seeds"]), expected_trials=row["trials"],
+                estimate=estimates.get(row["name"], {}),
             )
         )  # fmt: skip
-    return ComparisonResults(name=plan["name"], rows=rows, plan=plan, folder=folder)
+    return ComparisonResults(name=comparison["name"], rows=rows, comparison=comparison, folder=folder)
 
 
 def _load_separate_runs(folders: Sequence[Path]) -> ComparisonResults:
@@ -126,7 +127,7 @@ def _load_separate_runs(folders: Sequence[Path]) -> ComparisonResults:
 
 def _is_in_comparison(folder: Path) -> bool:
     parents = folder.resolve().parents
-    return len(parents) > 2 and (parents[2] / PLAN_FILE).exists()
+    return len(parents) > 2 and (parents[2] / COMPARISON_FILE).exists()
 
 
 def read_predictions(folder: Path) -> tuple[list[int], list[Any], list[dict[str, Any]]]:

@@ -10,19 +10,19 @@ from filelock import FileLock, Timeout
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from peftkit.checkpoints.manifest import find_last_complete
-from peftkit.comparison.estimates import write_estimates
-from peftkit.comparison.grid import ComparisonRow, make_rows
-from peftkit.comparison.options import Budget
-from peftkit.comparison.plan_file import (
-    PLAN_FILE,
+from peftkit.comparison.comparison_file import (
+    COMPARISON_FILE,
     choose_folder,
+    describe_comparison,
     find_difference,
     fingerprint_data,
     get_run_folder,
     list_trial_settings,
-    make_plan,
-    read_plan,
+    read_comparison,
 )
+from peftkit.comparison.estimates import write_estimates
+from peftkit.comparison.grid import ComparisonRow, make_rows
+from peftkit.comparison.options import Budget
 from peftkit.comparison.progress import Progress
 from peftkit.comparison.scheduler import DeviceSlot, RunSpec, allocate_slots, run_all
 from peftkit.comparison.search import Setting, apply_setting, sample_settings
@@ -56,18 +56,18 @@ def compare(
     output = None if output is None else output.expanduser()
     rows = make_rows(recipe, over, learning_rates)
     slots = allocate_slots(budget.jobs, budget.processes)
-    plan = make_plan(recipe, rows, budget)
+    comparison = describe_comparison(recipe, rows, budget)
     # Check the folder before reading the data, which may take minutes.
-    choose_folder(plan, output)
-    plan["data"] = fingerprint_data(rows)
-    folder = choose_folder(plan, output)
+    choose_folder(comparison, output)
+    comparison["data"] = fingerprint_data(rows)
+    folder = choose_folder(comparison, output)
     folder.mkdir(parents=True, exist_ok=True)
     with _lock_folder(folder):
         # Check again: another process may have started a comparison in this folder.
-        if difference := find_difference(folder, plan):
+        if difference := find_difference(folder, comparison):
             raise UserError(f"{folder}: {difference}; use another --output")
-        if not (folder / PLAN_FILE).exists():
-            write_json(folder / PLAN_FILE, plan)
+        if not (folder / COMPARISON_FILE).exists():
+            write_json(folder / COMPARISON_FILE, comparison)
         try:
             _run_rows(folder, rows, budget, slots)
             write_estimates(folder)
@@ -93,7 +93,7 @@ def _lock_folder(folder: Path) -> Iterator[None]:
 
 def _run_rows(folder: Path, rows: Sequence[ComparisonRow], budget: Budget, slots: Sequence[DeviceSlot]) -> None:
     """Run the trials of all rows, then the best setting of each row with every seed."""
-    seeds = read_plan(folder)["seeds"]
+    seeds = read_comparison(folder)["seeds"]
     settings = {row.name: list_trial_settings(row, budget) for row in rows}
     trials = [
         _make_run(row, apply_setting(row.recipe, setting), folder, trial=number, suffix=f" ({setting})")

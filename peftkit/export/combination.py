@@ -12,7 +12,7 @@ from peft.utils import ModulesToSaveWrapper
 
 from peftkit.data.splits import Splits, reload_splits
 from peftkit.errors import UserError
-from peftkit.export.comparison import ValidationComparison, VariantScores, format_variants
+from peftkit.export.variant_scores import ValidationComparison, VariantScores, format_variants
 from peftkit.models.inference import compute_outputs, infer_rows
 from peftkit.recipe.method import Method
 from peftkit.runs.reload import read_held_out, reload_outputs

@@ -9,7 +9,7 @@ from peftkit.runs.report import is_finished
 from peftkit.system.files import check_new_directory
 
 if TYPE_CHECKING:
-    from peftkit.export.comparison import VariantScores
+    from peftkit.export.variant_scores import VariantScores
 
 MIN_WEIGHT_SUM = 1e-6
 SPARSE_TYPES = ("ties", "dare", "magnitude_prune")

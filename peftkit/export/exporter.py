@@ -105,7 +105,7 @@ def _write_export(source: "ExportSource", out: Path, export_format: ExportFormat
 
 
 def _log_receipt(receipt: "Receipt", out: Path) -> None:
-    from peftkit.export.comparison import format_variants
+    from peftkit.export.variant_scores import format_variants
 
     if receipt.forms:
         logger.info("validation metrics:\n%s\nselected: %s", format_variants(receipt.forms), receipt.shipped)

@@ -10,8 +10,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from peftkit.data.sources import DEMOS
-from peftkit.export.comparison import VariantScores, format_variants
 from peftkit.export.formats.base import ExportFormat
+from peftkit.export.variant_scores import VariantScores, format_variants
 from peftkit.recipe.schema import Recipe
 from peftkit.recipe.serialization import recipe_to_yaml
 from peftkit.runs.manifest import MANIFEST

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel
 
-from peftkit.export.comparison import VariantScores
+from peftkit.export.variant_scores import VariantScores
 from peftkit.models.inference import compute_outputs
 from peftkit.recipe.serialization import to_full_class_dict
 from peftkit.runs.manifest import identify_tokenizer, write_manifest

@@ -16,7 +16,7 @@ from transformers import (
 
 from peftkit.errors import UserError
 from peftkit.metrics.base import MetricSet
-from peftkit.metrics.entities import METRICS, count_type_confusions, find_entities, score_entity_types
+from peftkit.metrics.token_classification import METRICS, count_type_confusions, find_entities, score_entity_types
 from peftkit.tasks.base import ColumnSpec, EncodedSplit, ModelSpec, OutputKind, TrainerSpec
 from peftkit.tasks.default import IGNORED, DefaultTask, locate_cell, name_type
 from peftkit.tasks.labels import check_label_names, describe_unknown_label, get_label_name

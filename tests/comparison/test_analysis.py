@@ -6,8 +6,8 @@ import pytest
 
 from peftkit import Method, Recipe, SequenceRegression, lora
 from peftkit.comparison.analysis import analyze
+from peftkit.comparison.comparison_file import get_run_folder
 from peftkit.comparison.grid import make_rows
-from peftkit.comparison.plan_file import get_run_folder
 from peftkit.comparison.report.tables import format_csv, format_markdown
 from peftkit.comparison.results import load_results
 from peftkit.comparison.runner import find_best_setting

@@ -15,7 +15,7 @@ import peftkit
 from peftkit import DataConfig, DataFormat
 from peftkit.data.formats import BadRow, find_format, iterate_rows
 from peftkit.data.formats.columnar import ROWS_PER_SLICE
-from peftkit.data.formats.tables import MAX_CELL_LENGTH
+from peftkit.data.formats.delimited import MAX_CELL_LENGTH
 from peftkit.data.sources import load_rows
 from peftkit.errors import UserError
 from peftkit.prediction.batch import predict

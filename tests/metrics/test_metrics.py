@@ -4,10 +4,10 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from peftkit.metrics.bootstrap import compute_intervals
 from peftkit.metrics.classification import make_label_statistics, score_classes, score_labels
-from peftkit.metrics.entities import make_entity_statistics, score_entities, score_entity_types
 from peftkit.metrics.generation import make_text_statistics, score_texts
 from peftkit.metrics.multi_label import make_label_list_statistics, score_label_lists
 from peftkit.metrics.regression import make_number_statistics, score_numbers
+from peftkit.metrics.token_classification import make_entity_statistics, score_entities, score_entity_types
 
 
 def classification_intervals(said, right, **options):

@@ -61,8 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
 
     from peftkit.cli.recipe_arguments import read_recipe_arguments
+    from peftkit.comparison.comparison_file import RUNS_FOLDER, get_run_folder
     from peftkit.comparison.grid import make_folder_name
-    from peftkit.comparison.plan_file import RUNS_FOLDER, get_run_folder
     from peftkit.comparison.report.writer import NAMES, PICTURES, write_all_formats
     from peftkit.comparison.runner import compare
 

@@ -15,7 +15,7 @@ def analyze(results: ComparisonResults) -> Findings:
     reports = [report for row in results.rows for report in (*row.runs.values(), *row.trials)]
     metrics = read_task(reports[0]).metrics.main_metrics if reports else ()
     rows = [aggregate_row(row, metrics) for row in results.rows]
-    is_quick = bool(results.plan.get("quick"))
+    is_quick = bool(results.comparison.get("quick"))
     kinds = [set(row.memory) for row in rows if row.memory]
     kind = "allocated_peak" if kinds and all("allocated_peak" in one for one in kinds) else "process_peak"
     pairs, untested = compare_pairs(results.rows, rows, metrics)

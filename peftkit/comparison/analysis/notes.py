@@ -65,16 +65,18 @@ def list_notes(
     reports = [report for row in results.rows for report in row.complete.values()]
     if not reports:
         return []
-    first, plan = reports[0], results.plan
+    first, comparison = reports[0], results.comparison
     lines = []
-    if plan:
-        trials = [row["trials"] for row in plan["rows"]]
+    if comparison:
+        trials = [row["trials"] for row in comparison["rows"]]
         tuned = (
             f"Tuning: {_format_settings(trials)} of learning rate and rank per row, compared on validation."
             if max(trials) > 1 else "Tuning: none, each row uses the default setting."
         )  # fmt: skip
-        seeds = ", ".join(map(str, plan["seeds"]))
-        lines.append(f"{tuned} Seed{'s' * (len(plan['seeds']) > 1)}: {seeds}; each run is evaluated once on test.")
+        seeds = ", ".join(map(str, comparison["seeds"]))
+        lines.append(
+            f"{tuned} Seed{'s' * (len(comparison['seeds']) > 1)}: {seeds}; each run is evaluated once on test."
+        )
     if baseline is not None:
         lines.append(f"Majority-class baseline ({baseline[0]}): accuracy {baseline[1]:.3f}.")
     seeds_of = [len(row.seeds) for row in rows if row.seeds]
@@ -91,7 +93,7 @@ def list_notes(
     }
     here = first.environment
     where = ", ".join(here["gpus"]) or f"{_format_count(here['cores'], 'core')} of {here['cpu']}"
-    parallel = f", {plan['jobs']} parallel runs" if plan and plan["jobs"] > 1 else ""
+    parallel = f", {comparison['jobs']} parallel runs" if comparison and comparison["jobs"] > 1 else ""
     kinds = "the process" + (", allocated on the GPU, reserved on the GPU" if len(first.memory) > 1 else "")
     lines.append(
         f"Data: {count['train']} training, {count['validation']} validation and {count['test']} test rows. Hardware: "

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from peftkit.metrics.entities import find_entities
+from peftkit.metrics.token_classification import find_entities
 from peftkit.tasks import Task
 
 

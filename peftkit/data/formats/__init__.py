@@ -16,8 +16,8 @@ from peftkit.data.formats.base import (
     register_data_format,
 )
 from peftkit.data.formats.columnar import ARROW, PARQUET
+from peftkit.data.formats.delimited import CSV, TSV
 from peftkit.data.formats.json_lines import JSON, JSONL
-from peftkit.data.formats.tables import CSV, TSV
 from peftkit.data.formats.text import TEXT
 
 BUILT_IN = (JSONL, JSON, CSV, TSV, PARQUET, ARROW, TEXT)

@@ -11,10 +11,10 @@ import torch
 from transformers import PreTrainedModel
 
 from peftkit.errors import UserError
-from peftkit.export.comparison import ValidationComparison, VariantScores
 from peftkit.export.formats.base import ExportOptions
 from peftkit.export.merging import find_packed_weights, make_dequantizer, merge_in_memory, write_merged
 from peftkit.export.receipt import ExportSource, Receipt
+from peftkit.export.variant_scores import ValidationComparison, VariantScores
 from peftkit.metrics.base import Metric
 from peftkit.models.adapters import is_mergeable
 from peftkit.models.inference import compute_outputs

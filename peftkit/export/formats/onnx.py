@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from peftkit.export.comparison import ValidationComparison, VariantScores
 from peftkit.export.formats.base import ExportOptions
 from peftkit.export.formats.merged import load_exported, write_merged_model
 from peftkit.export.receipt import ExportSource, Receipt
+from peftkit.export.variant_scores import ValidationComparison, VariantScores
 from peftkit.models.inference import compute_logits, compute_outputs
 from peftkit.models.onnx import OnnxModel, write_onnx
 from peftkit.runs.verification import Difference, check_difference, combine_differences, compare_outputs

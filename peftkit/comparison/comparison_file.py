@@ -17,7 +17,7 @@ from peftkit.recipe.serialization import recipe_to_dict
 from peftkit.system.environment import read_environment
 from peftkit.system.logging import logger
 
-PLAN_FILE = "comparison.json"
+COMPARISON_FILE = "comparison.json"
 RUNS_FOLDER = "runs"
 # The Trainer's default.
 DEFAULT_SEED = 42
@@ -28,20 +28,20 @@ def get_run_folder(folder: Path, row: str, *, trial: int | None = None, seed: in
     return folder / RUNS_FOLDER / row / (f"seed-{seed}" if trial is None else f"trial-{trial}")
 
 
-def read_plan(folder: Path) -> dict[str, Any]:
-    """Read the plan of a comparison. Raises UserError without a plan."""
+def read_comparison(folder: Path) -> dict[str, Any]:
+    """Read `comparison.json` of a comparison folder. Raises UserError if it is missing or invalid."""
     try:
-        return json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+        return json.loads((folder / COMPARISON_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder}: contains no {PLAN_FILE}; pass the folder of a comparison") from None
+        raise UserError(f"{folder}: contains no {COMPARISON_FILE}; pass the folder of a comparison") from None
     except ValueError as error:
         raise UserError(
-            f"{folder / PLAN_FILE}: invalid JSON ({error}); repeat the comparison in another folder"
+            f"{folder / COMPARISON_FILE}: invalid JSON ({error}); repeat the comparison in another folder"
         ) from None
 
 
-def make_plan(recipe: Recipe, rows: Sequence[ComparisonRow], budget: Budget) -> dict[str, Any]:
-    """Make the plan without data fingerprints: all values that identify a comparison."""
+def describe_comparison(recipe: Recipe, rows: Sequence[ComparisonRow], budget: Budget) -> dict[str, Any]:
+    """Describe a comparison by the values that identify it, without the data fingerprints."""
     here = read_environment()
     first = int(recipe.training.get("seed", DEFAULT_SEED))
     return {
@@ -88,34 +88,34 @@ def list_trial_settings(row: ComparisonRow, budget: Budget) -> list[Setting]:
     return settings if len(settings) > 1 else []
 
 
-def choose_folder(plan: Mapping[str, Any], output: Path | None) -> Path:
+def choose_folder(comparison: Mapping[str, Any], output: Path | None) -> Path:
     """Return `output`, or the first free folder. Raises UserError if `output` has other content."""
     if output is not None:
-        if difference := find_difference(output, plan):
-            raise UserError(f"--output {output}: {difference}; use another folder or remove it")
+        if difference := find_difference(output, comparison):
+            raise UserError(f"--output {output}: {difference}; use another --output")
         return output
-    folder, number = Path("comparisons") / plan["name"], 1
-    while find_difference(folder, plan):
+    folder, number = Path("comparisons") / comparison["name"], 1
+    while find_difference(folder, comparison):
         number += 1
-        folder = Path("comparisons") / f"{plan['name']}-{number}"
+        folder = Path("comparisons") / f"{comparison['name']}-{number}"
     return folder
 
 
-def find_difference(folder: Path, plan: Mapping[str, Any]) -> str | None:
-    """Describe why the plan cannot use the folder; None if it can."""
+def find_difference(folder: Path, comparison: Mapping[str, Any]) -> str | None:
+    """Describe why the comparison cannot use the folder; None if it can."""
     if not folder.exists():
         return None
     if not folder.is_dir():
         return "is a file"
     try:
-        other = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+        other = json.loads((folder / COMPARISON_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         # Hidden files are the lock and temporary files of a killed process.
         is_empty = all(path.name.startswith(".") for path in folder.iterdir())
-        return None if is_empty else f"contains other files and no {PLAN_FILE}"
+        return None if is_empty else f"contains other files and no {COMPARISON_FILE}"
     except ValueError:
-        return f"contains an invalid {PLAN_FILE}"
-    differing = [name for name in plan if other.get(name) != plan[name]]
+        return f"contains an invalid {COMPARISON_FILE}"
+    differing = [name for name in comparison if other.get(name) != comparison[name]]
     return f"contains another comparison (different {', '.join(differing)})" if differing else None
 
 
