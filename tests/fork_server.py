@@ -215,10 +215,7 @@ def run_program(request: dict) -> None:
     os.chdir(request["folder"])
     if request["cores"]:
         os.sched_setaffinity(0, request["cores"])
-    threads = int(os.environ.get("OMP_NUM_THREADS") or len(request["cores"]) or 1)
-    # Setting the same number again would build PyTorch's thread pool, which sometimes fails in a fork.
-    if threads != torch.get_num_threads():
-        torch.set_num_threads(threads)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(request["cores"]) or 1))
     numpy.random.seed()
     resource.setrlimit(resource.RLIMIT_AS, request["memory_limit"])
     unbuffered = "-u" in request["flags"] or bool(os.environ.get("PYTHONUNBUFFERED"))

@@ -112,6 +112,8 @@ def handle_in_child(line: str) -> str:
     child = os.fork()
     if not child:
         os.close(read)
+        # After a fork PyTorch renews its thread pool at the first use, which is not safe in several threads.
+        torch.set_num_threads(torch.get_num_threads())
         with os.fdopen(write, "w") as pipe:
             pipe.write(handle_request(line))
         os._exit(0)
