@@ -76,7 +76,9 @@ def make_rows(
             rows.append(ComparisonRow(name=", ".join(parts), recipe=row, values=values))
     for first, second in itertools.combinations(rows, 2):
         if first.folder.lower() == second.folder.lower():
-            raise UserError(f"--over: '{first.name}' and '{second.name}' have the same name; remove one of them")
+            raise UserError(
+                f"--over: '{first.name}' and '{second.name}' have the same folder name; rename or remove one"
+            )
     if unknown := set(rates) - {row.recipe.method.name for row in rows}:
         names = ", ".join(dict.fromkeys(row.recipe.method.name for row in rows))
         raise UserError(f"--learning_rates: method '{sorted(unknown)[0]}' is not compared; use one of {names}")

@@ -13,7 +13,7 @@ from peftkit.system.logging import logger
 
 # Without a terminal the active runs are logged at this interval.
 LOG_INTERVAL_SECONDS = 60.0
-# Share of training in the seconds of a run, until a finished run shows it; the rest is start-up and evaluation.
+# Assumed share of training in the duration of a run, until the first run ends. The rest is start-up and evaluation.
 TRAINING_SHARE = 0.65
 
 
@@ -52,12 +52,12 @@ class Progress:
 
         Without a terminal they are logged when a run starts, trains or is evaluated, and at an interval.
         """
-        # A run that ends has removed its progress; its last values stay.
+        # A run removes its progress file when it ends. Its last values are shown until then.
         values = {
             process.run.folder: process.read_progress() or self.values.get(process.run.folder, {}) for process in active
         }
         self.values = values
-        # Of each run, whether it trains and its last evaluation.
+        # State of each run: whether training has started, and the time of the last evaluation.
         shown = {folder: (bool(row), row.get("eval_runtime")) for folder, row in values.items()}
         has_news = any(self.shown.get(folder) != state for folder, state in shown.items())
         self.shown = shown
@@ -79,8 +79,8 @@ class Progress:
     def estimate_seconds_left(self, active: Sequence[tuple[Mapping[str, Any], float]]) -> float | None:
         """Estimate the seconds until the last run ends; None before the first run has made a few steps.
 
-        `active` holds the last values and the age in seconds of each active run. A run takes as long as its steps
-        so far suggest, a run without steps as long as the others.
+        `active` contains the last values and the age in seconds of each active run. The duration of a run is
+        extrapolated from its steps; a run without steps has the mean duration of the others.
         """
         share = sum(self.shares) / len(self.shares) if self.shares else TRAINING_SHARE
         totals = [
@@ -108,7 +108,7 @@ class Progress:
         split = "validation" if run.is_trial else "test"
         if report.status in ("trial", "complete"):
             score = report.metrics[split][metric]
-            result = f"{split} {metric} {'none' if score is None else format(score, '.4f')}"
+            result = f"{split} {metric} {'undefined' if score is None else format(score, '.4f')}"
             result += f", {report.times['samples_per_second']:.1f} samples/s"
         else:
             result = f"{report.status.replace('_', ' ')}: {report.error}"

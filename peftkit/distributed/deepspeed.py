@@ -33,7 +33,7 @@ def choose_default_config(recipe: Recipe) -> str:
 
 
 def is_deepspeed_launcher() -> bool:
-    """Whether the `deepspeed` launcher started this process; it sets CROSS_SIZE, the number of hosts."""
+    """Return whether the `deepspeed` launcher started this process; it sets CROSS_SIZE, the number of hosts."""
     return "CROSS_SIZE" in os.environ
 
 
@@ -128,7 +128,7 @@ def clear_stale_lock() -> None:
 
 
 def _is_open(path: Path) -> bool:
-    """Whether a process of this user has the file open."""
+    """Return whether a process of this user has the file open."""
     for process in psutil.process_iter():
         try:
             if any(Path(opened.path) == path for opened in process.open_files()):

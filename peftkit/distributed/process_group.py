@@ -23,12 +23,12 @@ def count_ranks() -> int:
 
 
 def has_several_ranks() -> bool:
-    """Whether a launcher started more than one process."""
+    """Return whether a launcher started more than one process."""
     return count_ranks() > 1
 
 
 def has_joined_ranks() -> bool:
-    """Whether this process has joined a process group of more than one rank."""
+    """Return whether this process has joined a process group of more than one rank."""
     return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
@@ -116,7 +116,7 @@ def raise_lost_rank_errors() -> Iterator[None]:
 
 
 def is_lost_rank_error(error: RuntimeError) -> bool:
-    """Whether gloo, NCCL or the rendezvous store raised the error because another rank ended."""
+    """Return whether gloo, NCCL or the rendezvous store raised the error because another rank ended."""
     if isinstance(error, torch.distributed.DistNetworkError | torch.distributed.DistStoreError):
         return True
     known = (

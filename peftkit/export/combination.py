@@ -26,7 +26,7 @@ from peftkit.system.logging import logger
 from peftkit.tasks import EncodedSplit, Task
 
 COMBINED = "combined"
-# peft combines only LoRA adapters without these options.
+# peft cannot combine LoRA adapters with these options.
 UNSUPPORTED_OPTIONS = ("use_dora", "alora_invocation_tokens", "target_parameters")
 
 
@@ -107,7 +107,9 @@ def _read_lora_run(folder: Path, trust_remote_code: bool) -> SavedRun:
     if not isinstance(config, LoraConfig):
         raise UserError(f"{folder}: expected a LoRA run, got {saved.recipe.method.kind}; combine only LoRA runs")
     if unsupported := [name for name in UNSUPPORTED_OPTIONS if getattr(config, name, None)]:
-        raise UserError(f"{folder}: peft cannot combine {unsupported[0]} adapters; use runs without this option")
+        raise UserError(
+            f"{folder}: peft cannot combine LoRA adapters with `{unsupported[0]}`; use runs trained without it"
+        )
     return saved
 
 

@@ -21,10 +21,10 @@ from peftkit.errors import UserError
 from peftkit.models.adapters import remove_peft_prefix
 from peftkit.recipe.method import Quantization
 
-# Bytes: a model up to MAX_SINGLE_FILE is one file. A larger model is split into 20 files, within these bounds. The
+# A model up to MAX_SINGLE_FILE_BYTES is one file. A larger model is split into 20 files, within these bounds. The
 # tensors of one file are in memory in addition to the base model.
-MAX_SINGLE_FILE = 500_000_000
-MIN_SHARD, MAX_SHARD = 100_000_000, 5_000_000_000
+MAX_SINGLE_FILE_BYTES = 500_000_000
+MIN_SHARD_BYTES, MAX_SHARD_BYTES = 100_000_000, 5_000_000_000
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 BaseWeight = Callable[[str, torch.Tensor], torch.Tensor]
@@ -36,9 +36,8 @@ def write_merged(
     """Merge the adapter in float32 and write weights in `dtype`, config and generation settings.
 
     `model` cannot be used afterwards. `base_weight` maps the name and value of a base weight to the value for merging.
-    A model without an adapter is written unchanged. Memory-mapped base weights are read once and released. Exception: a
-    model whose checkpoint contains other tensors than the model, or contains code, is merged in memory. Raises
-    UserError for an adapter that peft cannot merge.
+    A model without an adapter is written unchanged. Memory-mapped base weights are read once and released. Models
+    with remote code or converted weights are merged in memory. Raises UserError for an adapter that peft cannot merge.
     """
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     inner.config.dtype = dtype
@@ -87,7 +86,7 @@ def find_packed_weights(model: nn.Module) -> dict[str, bool]:
 
 
 def make_dequantizer(quantization: Quantization, packed_names: Mapping[str, bool], dtype: torch.dtype) -> BaseWeight:
-    """Return a `base_weight` for `write_merged` that quantizes and dequantizes the packed weights.
+    """Return a `base_weight` for `write_merged` that quantizes and dequantizes the 4-bit weights.
 
     `packed_names` is the result of `find_packed_weights`, `dtype` the dtype of the weights before quantization.
     """
@@ -95,7 +94,7 @@ def make_dequantizer(quantization: Quantization, packed_names: Mapping[str, bool
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def weight(name: str, original: torch.Tensor) -> torch.Tensor:
+    def dequantize(name: str, original: torch.Tensor) -> torch.Tensor:
         if name not in packed_names:
             return original
         is_transposed = packed_names[name]
@@ -109,11 +108,11 @@ def make_dequantizer(quantization: Quantization, packed_names: Mapping[str, bool
         found = bitsandbytes.functional.dequantize_4bit(packed.data, packed.quant_state).to("cpu", torch.float32)
         return found.T.contiguous() if is_transposed else found
 
-    return weight
+    return dequantize
 
 
 def _has_converted_weights(model: Any) -> bool:
-    """Whether the checkpoint has code or other tensors than the model; then the library writes the model."""
+    """Return whether the checkpoint has code or converted weights; transformers then writes the model."""
     conversions = getattr(model, "_weight_conversions", None) or ()
     return model.is_remote_code() or any(not isinstance(one, WeightRenaming) for one in conversions)
 
@@ -167,7 +166,9 @@ class ShardWriter:
 
     def __init__(self, folder: Path, total: int) -> None:
         self.folder = folder
-        self.max_bytes = total if total <= MAX_SINGLE_FILE else min(MAX_SHARD, max(MIN_SHARD, total // 20))
+        self.max_bytes = (
+            total if total <= MAX_SINGLE_FILE_BYTES else min(MAX_SHARD_BYTES, max(MIN_SHARD_BYTES, total // 20))
+        )
         self.pending: dict[str, torch.Tensor] = {}
         self.bytes = self.total = 0
         self.files: list[list[str]] = []

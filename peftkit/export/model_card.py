@@ -75,7 +75,9 @@ def _format_body(
         "## Use": _format_usage(recipe, manifest, export_format),
         "## Evaluation": _format_scores(recipe, report),
         "## Variants": _format_variant_table(receipt["forms"], receipt["shipped"]),
-        "## ONNX": _format_variant_table(receipt["onnx_forms"], "the last variant" if receipt["onnx_forms"] else None),
+        "## ONNX": _format_variant_table(
+            receipt["onnx_forms"], "the last variant of the table" if receipt["onnx_forms"] else None
+        ),
         "## Receipt": _format_receipt(receipt, export_format.verifier),
         "## Data": _format_data(recipe, report, manifest),
         "## Cost": _format_cost(report),
@@ -88,7 +90,7 @@ def _format_body(
 
 def _format_usage(recipe: Recipe, manifest: Mapping[str, Any], export_format: ExportFormat) -> str:
     prefix = getattr(recipe.task, "source_prefix", "")
-    note = f" The prefix of every text is {_escape(repr(prefix))}." if prefix else ""
+    note = f" Prepend {_escape(repr(prefix))} to every input." if prefix else ""
     return (
         f"{_format_code(export_format.usage(manifest), 'python')}\n\nOr run `peftkit predict FOLDER FILE`, which "
         f"reads labels, thresholds, lengths and prefix from `{MANIFEST}`.{note}"
@@ -140,7 +142,7 @@ def _format_cost(report: Report) -> str:
     return (
         f"Training took {report.times['train']:,.0f} s (total {report.times['total']:,.0f} s) on "
         f"{_escape(str(hardware))} with {here.get('processes', 1)} process(es). Memory: {peak}. "
-        f"{report.parameters['trainable']:,} of {report.parameters['total']:,} weights are trainable."
+        f"{report.parameters['trainable']:,} of {report.parameters['total']:,} parameters are trainable."
     )
 
 
@@ -150,7 +152,7 @@ def _format_limits(report: Report, receipt: Mapping[str, Any]) -> str:
         "The licenses of the base model and of the data apply.",
     ]
     if receipt["forms"] or receipt["onnx_forms"]:
-        lines.append("The section Evaluation is about the trained model; the variants table includes this export.")
+        lines.append("The Evaluation section scores the trained model. The Variants table scores this export.")
     lines += [f"Data: {redact_home_in_text(warning)}." for warning in report.data["checks"]["warnings"]]
     return "\n".join(f"- {_escape(line)}" for line in lines)
 

@@ -39,11 +39,11 @@ class Receipt:
             instead.
         exported_difference: Difference between the export, loaded in a new process (or in ONNX Runtime), and the same
             weights before merging (or before the conversion to ONNX).
-        label_agreement: Share of rows, tags or tokens with equal predictions of export and live model.
+        label_agreement: Share of rows, tags or tokens with equal predictions of export and trained model.
         text_agreement: Share of rows with equal generated tokens; None without generation.
-        reload_difference: Difference between the reloaded run and the live model.
-        live_difference: Difference between the export and the live model. For a quantized run this includes the effect
-            of dequantization, and has no limit.
+        reload_difference: Difference between the reloaded run and the trained model.
+        live_difference: Difference between the export and the trained model. For a quantized run this includes the
+            effect of dequantization, and has no limit.
         shipped: The variant in the folder, if several variants are compared.
         forms: Validation metrics of each variant, the trained model first; empty if no weights are rounded.
         onnx_forms: Validation metrics of ONNX variants with 8-bit weights, the merged model first.
@@ -100,7 +100,7 @@ class ExportSource:
         return default if self.tolerance is None else replace(default, difference=self.tolerance)
 
     def compare_with_live(self, outputs: Mapping[str, torch.Tensor]) -> Difference:
-        """Compare outputs with the outputs of the live model."""
+        """Compare outputs with the outputs of the trained model."""
         return compare_outputs(self.saved.task, outputs, self.live, self.batch)
 
     def write_manifest(self, folder: Path, *, adapter: bool, dtype: str) -> None:
@@ -120,7 +120,7 @@ class ExportSource:
         return reload_outputs(folder, self.saved.recipe, self.batch, trust_remote_code=trust)
 
     def load_as_trained(self) -> tuple[PreTrainedModel | PeftModel, Difference]:
-        """Load the trained model and compare it with the live model. Raises NotReproducedError."""
+        """Load the trained model and compare it with the outputs at the end of training. Raises NotReproducedError."""
         model = load_model(self.saved)
         difference = self.compare_with_live(compute_outputs(model, self.batch))
         check_difference("export: the reloaded run", difference, self.training_tolerance)

@@ -81,7 +81,7 @@ def prepare_quantized_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def is_mergeable(model: torch.nn.Module) -> bool:
-    """Whether the adapter can be merged into the base model: all methods except prompt-based ones."""
+    """Return whether the adapter can be merged into the base model: all methods except prompt-based ones."""
     return not isinstance(model, PeftModel) or hasattr(model.base_model, "merge_and_unload")
 
 

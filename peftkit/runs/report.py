@@ -21,7 +21,7 @@ class Report:
     Attributes:
         name: name of the recipe.
         method: name of the method.
-        status: `complete`, `trial` (evaluated on validation only, weights deleted), `diverged`, `out_of_memory`,
+        status: `complete`, `trial` (evaluated on validation only, no weights saved), `diverged`, `out_of_memory`,
             `not_reproduced` (the saved model differs from the trained model) or `failed`.
         error: error in one line, for a run without metrics.
         recipe: the recipe as plain data; only differences from the defaults.
@@ -109,9 +109,9 @@ def read_report(folder: Path) -> Report:
     except FileNotFoundError:
         raise UserError(f"{folder}: contains no {FILE_NAME}; pass the folder of a finished run") from None
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a report of peftkit ({error}); pass the folder of a run") from None
+        raise UserError(f"{path}: invalid report ({error}); pass the folder of a run") from None
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the folder contains a complete run."""
+    """Return whether the folder contains a complete run."""
     return (folder / FILE_NAME).exists() and read_report(folder).status == "complete"

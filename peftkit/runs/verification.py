@@ -64,7 +64,7 @@ def find_tolerance(outputs: Mapping[str, torch.Tensor], *, half: bool = False, s
 
 
 def is_half_precision(recipe: Recipe, dtype: str, *, on_gpu: bool) -> bool:
-    """Whether a computation uses fewer than 32 bits: `dtype`, mixed precision, TF32, 4-bit layers."""
+    """Return whether a computation uses fewer than 32 bits: `dtype`, mixed precision, TF32, 4-bit layers."""
     half = dtype != "float32" or any(recipe.training.get(name) for name in ("bf16", "fp16"))
     half |= on_gpu and bool(recipe.training.get("tf32"))
     if (quantization := recipe.method.quantization) is not None:
@@ -155,13 +155,13 @@ def check_difference(name: str, found: Difference, tolerance: Tolerance) -> None
     """Raise NotReproducedError if logits, predictions or generated texts differ more than the tolerance."""
     if not found.difference <= tolerance.difference:
         raise NotReproducedError(
-            f"{name} differs from the trained model by {found.difference:.3g} in a logit "
+            f"{name} differs from the model in memory by {found.difference:.3g} in a logit "
             f"(tolerance {tolerance.difference:.3g})"
         )
     if found.label_agreement < tolerance.label_agreement:
         raise NotReproducedError(
-            f"{name}: {1 - found.label_agreement:.0%} of predictions differ from the trained model's"
+            f"{name}: {1 - found.label_agreement:.0%} of predictions differ from the model in memory"
         )
     if found.text_agreement is not None and found.text_agreement < tolerance.text_agreement:
         share = 1 - found.text_agreement
-        raise NotReproducedError(f"{name}: generated text differs from the trained model's for {share:.0%} of rows")
+        raise NotReproducedError(f"{name}: generated text differs from the model in memory for {share:.0%} of rows")

@@ -108,7 +108,7 @@ def read_environment() -> dict[str, Any]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error or its cause means that the machine or a GPU ran out of memory."""
+    """Return whether the error or its cause means that the machine or a GPU ran out of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
@@ -119,7 +119,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_out_of_memory_message(text: str) -> bool:
-    """Whether the text contains a library's out-of-memory message."""
+    """Return whether the text contains a library's out-of-memory message."""
     known = (
         r"can't allocate memory|[Cc]annot allocate memory|CUDA.{0,40}out of memory|std::bad_alloc|\bMemoryError\b|"
         "No executable batch size"

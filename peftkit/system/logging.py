@@ -9,7 +9,7 @@ logger = logging.getLogger("peftkit")
 
 
 def is_rank_zero() -> bool:
-    """Whether this process logs and writes files: rank 0 of the launcher, or the only process."""
+    """Return whether this process logs and writes files: rank 0 of the launcher, or the only process."""
     return os.environ.get("RANK", "0") == "0"
 
 

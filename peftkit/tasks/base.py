@@ -212,7 +212,7 @@ class Task(Protocol):
         ...
 
     def targets(self, rows: Dataset, labels: Sequence[str]) -> list[Any]:
-        """Return the reference of each row: a label name, a list of label names, a number or a list of texts."""
+        """Return the reference of each row: a label, labels, a number, tags or texts."""
         ...
 
 

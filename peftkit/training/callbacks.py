@@ -117,7 +117,7 @@ class ClockCallback(TrainerCallback, ExportableState):
 
 
 class LogLineCallback(TrainerCallback):
-    """Prints each log as one line, for output that is no terminal."""
+    """Prints each log as one line, for output that is not a terminal."""
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Print the line."""

@@ -67,7 +67,7 @@ def find_status(error: BaseException) -> str:
 
 
 def has_report_of_cause(folder: Path, error: BaseException) -> bool:
-    """Whether another rank has written a report of the failure behind this error."""
+    """Return whether another rank has written a report of the failure behind this error."""
     path = folder / FILE_NAME
     if not path.exists() or path.stat().st_mtime < time.time() - measure_process_age():
         return False

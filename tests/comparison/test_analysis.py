@@ -157,7 +157,10 @@ def test_a_failed_row_says_why_and_an_unfinished_one_that_it_is(tmp_path):
 def test_unlike_budgets_and_data_are_told_and_untested_rows_not_advised(tmp_path):
     rows = {"full": ({}, seeds_of(0.8, 0)), "lora": ({"tokens": 2000}, seeds_of(0.8, 5))}
     results = made_comparison(tmp_path, rows)
-    assert "The rows have different budgets: 5 steps, 1,000 to 2,000 tokens." in analyze(results).warnings
+    assert (
+        "The candidates were trained for different numbers of steps or tokens: 5 steps, 1,000 to 2,000 tokens."
+        in analyze(results).warnings
+    )
     place = tmp_path / "runs" / "lora" / "seed-1" / "predictions.jsonl"
     lines = place.read_text().splitlines()
     place.write_text("\n".join(lines[1:]) + "\n")

@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_refused_naming_both(runs, trained_run, two_labels,
     with pytest.raises(UserError, match=r"labels: labels mismatch with .*run-0 \(expected .*, got a, b\)"):
         combine([one, labels], tmp_path / "both")
     dora = trained_run("bert", DORA, name="dora")
-    with pytest.raises(UserError, match=r"dora: peft cannot combine use_dora adapters"):
+    with pytest.raises(UserError, match=r"dora: peft cannot combine LoRA adapters with `use_dora`"):
         combine([one, dora], tmp_path / "both")
     assert not (tmp_path / "both").exists()
 

@@ -191,7 +191,7 @@ class TestGuards:
         with pytest.raises(UserError, match=r"wrong SHA-256; download or copy the folder again"):
             export(folder, tmp_path / "out")
         sign_again(folder)
-        with pytest.raises(NotReproducedError, match=r"differs from the trained model by .* \(tolerance 0\.0001\)"):
+        with pytest.raises(NotReproducedError, match=r"differs from the model in memory by .* \(tolerance 0\.0001\)"):
             export(folder, tmp_path / "out")
 
     def test_a_dropped_head(self, trained_run, tmp_path):
@@ -322,9 +322,9 @@ def test_no_home_path_and_no_row_of_the_data_leaves(trained_run, tmp_path, monke
 
 
 def test_a_split_base_is_merged_file_by_file(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("peftkit.export.merging.MAX_SINGLE_FILE", 1_000_000)
-    monkeypatch.setattr("peftkit.export.merging.MIN_SHARD", 400_000)
-    monkeypatch.setattr("peftkit.export.merging.MAX_SHARD", 500_000)
+    monkeypatch.setattr("peftkit.export.merging.MAX_SINGLE_FILE_BYTES", 1_000_000)
+    monkeypatch.setattr("peftkit.export.merging.MIN_SHARD_BYTES", 400_000)
+    monkeypatch.setattr("peftkit.export.merging.MAX_SHARD_BYTES", 500_000)
     receipt = export(trained_run(), tmp_path / "out")
     files = list((tmp_path / "out").glob("model-*-of-*.safetensors"))
     assert len(files) == 3

@@ -92,9 +92,9 @@ def test_tied_weights_are_written_once(checkpoints, tmp_path):
 
 
 def test_files_hold_no_more_than_they_may(tmp_path, monkeypatch):
-    monkeypatch.setattr("peftkit.export.merging.MAX_SINGLE_FILE", 100)
-    monkeypatch.setattr("peftkit.export.merging.MIN_SHARD", 100)
-    monkeypatch.setattr("peftkit.export.merging.MAX_SHARD", 1000)
+    monkeypatch.setattr("peftkit.export.merging.MAX_SINGLE_FILE_BYTES", 100)
+    monkeypatch.setattr("peftkit.export.merging.MIN_SHARD_BYTES", 100)
+    monkeypatch.setattr("peftkit.export.merging.MAX_SHARD_BYTES", 1000)
     tensors = {f"layer.{place}": torch.full((10, 10), float(place)) for place in range(7)}
     writer = ShardWriter(tmp_path, 20_000)
     for name, tensor in tensors.items():

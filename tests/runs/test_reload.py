@@ -39,7 +39,7 @@ def test_a_run_that_was_not_saved_as_trained_fails_and_says_so(small_recipe, tmp
         complete(folder, *words, **fields)
 
     monkeypatch.setattr(writer, "write_run_files", forget)
-    with pytest.raises(NotReproducedError, match=r"the saved run differs from the trained model by .* in a logit"):
+    with pytest.raises(NotReproducedError, match=r"the saved run differs from the model in memory by .* in a logit"):
         run(small_recipe())
     report = read_report(tmp_path / "run")
     assert report.status == "not_reproduced"
@@ -58,7 +58,7 @@ def test_generated_text_is_compared(small_recipe, trained_run):
     difference = compare_outputs(recipe.task, other, live, batch)
     assert difference.text_agreement == 0.0
     with pytest.raises(
-        NotReproducedError, match="it: generated text differs from the trained model's for 100% of rows"
+        NotReproducedError, match="it: generated text differs from the model in memory for 100% of rows"
     ):
         check_difference("it", difference, find_tolerance(live))
     check_difference("it", difference, find_tolerance(live, half=True))

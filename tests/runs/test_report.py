@@ -14,10 +14,10 @@ def test_no_report_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"contains no report\.json"):
         read_report(tmp_path)
     (tmp_path / "report.json").write_text('{"other": 1}')
-    with pytest.raises(UserError, match="not a report of peftkit"):
+    with pytest.raises(UserError, match="invalid report"):
         read_report(tmp_path)
     (tmp_path / "report.json").write_text("[1]")
-    with pytest.raises(UserError, match="not a report of peftkit"):
+    with pytest.raises(UserError, match="invalid report"):
         read_report(tmp_path)
 
 

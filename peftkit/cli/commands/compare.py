@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trials",
         type=int,
         metavar="N",
-        help=f"number of settings per row to compare on validation (default: {DEFAULT_RUNS})",
+        help=f"number of hyperparameter settings per row, compared on validation (default: {DEFAULT_RUNS})",
     )
     parser.add_argument(
         "--seeds", type=int, metavar="N", help=f"number of runs per row with the best setting (default: {DEFAULT_RUNS})"
@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--learning_rates", default="", help="default learning rate by method, such as full=3e-5,ia3=5e-3"
     )
     parser.add_argument(
-        "--output", type=Path, help="comparison folder; an unfinished comparison continues (default: comparisons/NAME)"
+        "--output",
+        type=Path,
+        help="comparison folder; an unfinished comparison there is resumed (default: comparisons/NAME)",
     )
     parser.set_defaults(takes_fields=True)
 

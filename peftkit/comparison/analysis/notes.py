@@ -10,7 +10,7 @@ from peftkit.metrics.base import Metric
 
 
 def _is_at_edge(row: RowFindings) -> bool:
-    """Whether the best learning rate is the lowest or the highest of at least three values."""
+    """Return whether the best learning rate is the lowest or the highest of at least three values."""
     rates = sorted({trial["learning_rate"] for trial in row.tried})
     return len(rates) > 2 and row.learning_rate in (rates[0], rates[-1])
 
@@ -37,7 +37,7 @@ def list_warnings(results: ComparisonResults, rows: Sequence[RowFindings]) -> li
     lines = []
     if len({report.data["fingerprint"] for report in reports}) > 1:
         lines.append(
-            "The rows use different data: "
+            "The candidates use different data: "
             f"{_format_range([report.data['rows']['train'] for report in reports])} training rows."
         )
     by_seed: dict[Any, set[tuple[Any, Any]]] = {}
@@ -46,7 +46,9 @@ def list_warnings(results: ComparisonResults, rows: Sequence[RowFindings]) -> li
     if any(len(found) > 1 for found in by_seed.values()):
         steps = _format_range([report.audit.get("end_step", 0) for report in reports])
         tokens = _format_range([report.tokens for report in reports])
-        lines.append(f"The rows have different budgets: {steps} steps, {tokens} tokens.")
+        lines.append(
+            f"The candidates were trained for different numbers of steps or tokens: {steps} steps, {tokens} tokens."
+        )
     if len({str([report.environment[name] for name in ("cpu", "gpus", "packages")]) for report in reports}) > 1:
         lines.append("The runs used different hardware or packages.")
     if edge := [row.name for row in rows if _is_at_edge(row)]:
@@ -80,9 +82,9 @@ def list_notes(
     if baseline is not None:
         lines.append(f"Majority-class baseline ({baseline[0]}): accuracy {baseline[1]:.3f}.")
     seeds_of = [len(row.seeds) for row in rows if row.seeds]
-    ways = ["of the mean over seeds (Student's t, clipped to the metric's bounds)"] if max(seeds_of) > 1 else []
-    ways += ["over test rows (bootstrap) for rows with one seed"] if min(seeds_of) == 1 else []
-    lines.append(f"In parentheses: 95 % interval, {'; '.join(ways)}.")
+    ways = ["With several seeds: Student's t over seeds, within the metric's bounds."] if max(seeds_of) > 1 else []
+    ways += ["With one seed: bootstrap over test examples."] if min(seeds_of) == 1 else []
+    lines.append(f"Parentheses contain the 95 % interval. {' '.join(ways)}")
     lines.append(
         "Differences: paired bootstrap over test rows and seeds. The p-values are adjusted for all pairs (Holm). The "
         "intervals are not adjusted."
@@ -98,8 +100,8 @@ def list_notes(
     lines.append(
         f"Data: {count['train']} training, {count['validation']} validation and {count['test']} test rows. Hardware: "
         f"{_format_count(here['processes'], 'process', 'processes')} per run{parallel}, on {where}. Peak memory: "
-        f"{kinds}, until the end of training including evaluations. Time to best: training time until the best "
-        "evaluation on validation."
+        f"{kinds}, measured until the end of training, evaluations included. Time to best: training time until the "
+        "best evaluation on validation."
     )
     decisions = [line for report in reports for line in report.data.get("decisions", ())]
     return lines + [f"Data: {line}." for line in dict.fromkeys(decisions)]

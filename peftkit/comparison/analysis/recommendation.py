@@ -63,13 +63,18 @@ def recommend(
     costs = f"{format_mib(selected.memory[kind])} peak memory, {selected.cost['train_seconds']:.0f} s of training"
     caveat = ["This is only a first look: each row has one setting and one seed."] if is_quick else []
     if len(rows) == 1:
-        sentences = [f"{selected.name}: {name} {mean(selected):.3f}, {costs}.", "There is no other row.", *caveat]
+        sentences = [f"{selected.name}: {name} {mean(selected):.3f}, {costs}.", "No other row was compared.", *caveat]
         return selected.name, " ".join(sentences)
     if selected is best:
         cheaper = [row.name for row in candidates if row.memory[kind] * MEMORY_FACTOR < selected.memory[kind]]
-        why = f"Rows with less memory ({', '.join(cheaper)}) are significantly worse." if cheaper else (
-            "No row needs less memory." if len(candidates) > 1 else "No other row has a score for all its runs."
-        )  # fmt: skip
+        if cheaper:
+            is_tested = all(against[name].significant for name in cheaper)
+            reason = (
+                "are significantly worse" if is_tested else "are significantly worse, or score lower than such a row"
+            )
+            why = f"Rows with less memory ({', '.join(cheaper)}) {reason}."
+        else:
+            why = "No row needs less memory." if len(candidates) > 1 else "No other row has a score for all its runs."
         others = ", ".join(row.name for row in eligible if row is not best)
         note = [f"The difference to {others} is not significant."] if others else []
         sentences = [f"Use {selected.name}: best {name} ({mean(selected):.3f}), {costs}.", *note, why, *caveat]

@@ -128,5 +128,5 @@ def format_mib(size: float) -> str:
 
 
 def is_score(mean: float | None) -> bool:
-    """Whether the mean is a finite number."""
+    """Return whether the mean is a finite number."""
     return mean is not None and math.isfinite(mean)
