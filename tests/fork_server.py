@@ -2,7 +2,8 @@
 
 `write_interpreter` writes an executable that takes the arguments of `python`. It hands them to the server with its
 environment, working directory, standard streams, processor affinity and network namespace, passes signals on, and ends
-as the program ends. The server starts with the first program. It imports no peftkit: each program imports it.
+as the program ends. The server starts with the first program. It imports peftkit from this checkout; a program that
+would import another peftkit, or runs isolated (`-P`), imports its own.
 
 The real interpreter runs what a fork cannot: other options, and other values of the variables that libraries read when
 they are imported. Peak memory counts what the server has imported.
@@ -27,6 +28,10 @@ PRELOADED = (
     "transformers.models.auto.modeling_auto", "transformers.models.bert.modeling_bert", "pandas", "pyarrow.parquet",
     "transformers.models.t5.modeling_t5", "evaluate", "bitsandbytes", "deepspeed.launcher.runner",
     "tensorboardX", "jsonargparse", "sklearn.metrics", "scipy.stats", "nltk", "sacrebleu",
+)  # fmt: skip
+OWN = (
+    "peftkit.cli.main", "peftkit.cli.commands.train", "peftkit.cli.commands.compare", "peftkit.training.run",
+    "peftkit.comparison.worker", "peftkit.export.exporter", "peftkit.prediction.batch",
 )  # fmt: skip
 READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "LD_", "ARROW_", "PYTHONHASHSEED")
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -126,9 +131,11 @@ def serve(folder: Path, owner: int) -> dict:
     import gc
     import importlib
 
-    for name in PRELOADED:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    for name in (*PRELOADED, *OWN):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    del sys.path[0]
     gc.collect()
     gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
@@ -229,6 +236,7 @@ def run_program(request: dict) -> None:
     first = {"-c": "", "-m": os.getcwd()}.get(kind, os.path.dirname(os.path.abspath(kind)))
     above = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:1] = ([] if "-P" in request["flags"] else [first]) + above
+    unload_other_peftkit(is_isolated="-P" in request["flags"])
     if kind == "-m":
         return runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     sys.modules["__main__"] = main = types.ModuleType("__main__")
@@ -239,6 +247,17 @@ def run_program(request: dict) -> None:
         source, name = Path(kind).read_text(encoding="utf-8"), kind
         main.__file__ = kind
     exec(compile(source, name, "exec"), main.__dict__)
+
+
+def unload_other_peftkit(is_isolated: bool) -> None:
+    """Unload the server's peftkit if the program would import another one."""
+    from importlib.machinery import PathFinder
+
+    found = PathFinder.find_spec("peftkit")
+    loaded = sys.modules.get("peftkit")
+    if loaded is not None and (is_isolated or found is None or found.origin != loaded.__file__):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "peftkit"]:
+            del sys.modules[name]
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def choose_default_config(recipe: Recipe) -> str:
 
 
 def is_deepspeed_launcher() -> bool:
-    """Return whether the `deepspeed` launcher started this process; it sets CROSS_SIZE, the number of hosts."""
+    """Return whether the `deepspeed` launcher started this process; only this launcher sets CROSS_SIZE."""
     return "CROSS_SIZE" in os.environ
 
 

@@ -120,7 +120,7 @@ class ExportSource:
         return reload_outputs(folder, self.saved.recipe, self.batch, trust_remote_code=trust)
 
     def load_as_trained(self) -> tuple[PreTrainedModel | PeftModel, Difference]:
-        """Load the trained model and compare it with the outputs at the end of training. Raises NotReproducedError."""
+        """Load the trained model and compare it with its outputs after training. Raises NotReproducedError."""
         model = load_model(self.saved)
         difference = self.compare_with_live(compute_outputs(model, self.batch))
         check_difference("export: the reloaded run", difference, self.training_tolerance)

@@ -57,7 +57,7 @@ def test_over_makes_every_combination_and_changes_nothing_else():
 @pytest.mark.parametrize(
     ("arguments", "rates", "message"),
     [
-        (["method=full,full"], {}, "same name"),
+        (["method=full,full"], {}, "same folder name"),
         (["method=full"], {"lora": 1.0}, "method 'lora' is not compared"),
         (["method=nix"], {}, "unknown"),
         (["method"], {}, "FIELD=VALUE"),

@@ -27,10 +27,12 @@ def test_named_files_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_named_functions_exist(page):
+def test_named_functions_and_classes_exist(page):
     named = re.findall(r"`(\w+)` in `([\w./]+\.py)`", page.read_text(encoding="utf-8").replace("\n", " "))
     missing = [
-        (function, name) for function, name in named if f"def {function}(" not in _find(name)[0].read_text("utf-8")
+        (defined, name)
+        for defined, name in named
+        if not re.search(rf"^\s*(def {defined}\(|class {defined}\b)", _find(name)[0].read_text("utf-8"), re.MULTILINE)
     ]
     assert not missing
 

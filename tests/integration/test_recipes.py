@@ -48,8 +48,9 @@ def small_model(checkpoints):
 
 
 @pytest.mark.parametrize(("launcher", "name"), [("python", "lora_ner"), ("torchrun", "lora_seq2seq")])
-def test_a_recipe_runs(launcher, name, tmp_path):
-    report, done = launch(launcher, ROOT / "recipes" / f"{name}.py", [], tmp_path / "run")
+def test_a_recipe_runs(launcher, name, small_model, tmp_path):
+    options = small_model if name == "lora_ner" else []
+    report, done = launch(launcher, ROOT / "recipes" / f"{name}.py", options, tmp_path / "run")
     assert report.status == "complete"
     assert report.audit["verdict"] == "passed"
     assert report.environment["processes"] == (1 if launcher == "python" else 2)

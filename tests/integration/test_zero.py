@@ -59,7 +59,7 @@ def test_generation_under_zero3_is_what_one_process_generates(tmp_path):
     from peftkit.recipe.schema import DataConfig
     from peftkit.tasks import Seq2Seq
 
-    words = [*SAME, "--training.deepspeed", "ds_configs/zero3.json", "--training.per_device_eval_batch_size", "8"]
+    words = [*SAME, "--training.deepspeed", "ds_configs/zero3.json", "--training.per_device_eval_batch_size", "12"]
     words += ["--data.max_eval_samples", "24"]
     report, _ = launch("deepspeed", ROOT / "recipes" / "lora_seq2seq.py", words, tmp_path / "run")
     assert report.audit["verdict"] == "passed"
